@@ -1,0 +1,39 @@
+# make demo: set up and run the main job on real music.   make test: set up and run all tests.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint test-oldest benchmark clean
+
+setup: .venv/done
+
+.venv/done: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/python examples/demo.py
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The golden tests with the oldest supported libraries, in an environment of their own.
+test-oldest: .venv-oldest/done
+	.venv-oldest/bin/python -m pytest -m golden
+
+.venv-oldest/done: requirements-oldest.txt pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --requirement requirements-oldest.txt
+	.venv-oldest/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+benchmark: setup
+	$(BIN)/python benchmarks/extraction.py
+
+clean:
+	rm -rf .venv .venv-oldest demo

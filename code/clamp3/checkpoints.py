@@ -1,0 +1,213 @@
+"""Weights: find or download them, and load them strictly, memory-mapped."""
+
+import hashlib
+import os
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+
+from clamp3.errors import UserError
+from clamp3.models import CLaMP3Model, M3Model, ModelSizes
+
+STORED_BUFFERS = ("position_ids", "token_type_ids")  # old library versions stored these constants
+SHOWN_NAMES = 5
+# Losses may be stored as NumPy scalars; NumPy 1 and 2 name the function that reads them differently.
+_scalar = np.float64(0).__reduce__()[0]
+NUMPY_SCALARS = [
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    type(np.dtype(np.float32)),
+    type(np.dtype(np.float64)),
+]
+
+
+@dataclass(frozen=True)
+class Release:
+    """A released weights file on the Hugging Face hub."""
+
+    repository: str
+    file_name: str
+
+
+CLAMP3_FILE = (
+    "weights_clamp3_{}_h_size_768_t_model_FacebookAI_xlm-roberta-base_t_length_128"
+    "_a_size_768_a_layers_12_a_length_128_s_size_768_s_layers_12_p_size_64_p_length_512.pth"
+)
+RELEASES = {
+    "saas": Release("sander-wood/clamp3", CLAMP3_FILE.format("saas")),
+    "c2": Release("sander-wood/clamp3", CLAMP3_FILE.format("c2")),
+    "m3": Release(
+        "sander-wood/clamp2",
+        "weights_m3_p_size_64_p_length_512_t_layers_3_p_layers_12_h_size_768_lr_0.0001_batch_16_mask_0.45.pth",
+    ),
+}
+# What config.py calls the released M3 weights: the same facts in another order.
+M3_CONFIGURED_NAME = (
+    "weights_m3_h_size_768_t_layers_3_p_layers_12_p_size_64_p_length_512_lr_0.0001_batch_16_mask_0.45.pth"
+)
+
+
+def release_named(file_name: str) -> Release | None:
+    """The release whose file is called `file_name`, if there is one."""
+    by_name = {release.file_name: release for release in RELEASES.values()}
+    return by_name.get(file_name, RELEASES["m3"] if file_name == M3_CONFIGURED_NAME else None)
+
+
+def ensure_weights(path: Path) -> Path:
+    """`path` if it is there; else the released file of that name is downloaded to it, by one process per machine.
+
+    Raises UserError where there is no such release or the download fails.
+    """
+    if path.is_file():
+        return path
+    release = release_named(path.name)
+    if release is None:
+        raise UserError(
+            f"no weights at {path}, and no released file has that name: put the file there, or set the knobs in "
+            "config.py (or CLAMP3_CONFIG) to those it was trained with, from which its name follows"
+        )
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.is_file():  # else another process has just downloaded it
+            download(release, path)
+    return path
+
+
+def download(release: Release, path: Path) -> None:
+    """Download `release` to `path`: resumed where an earlier try stopped, verified, then moved into place."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    url = hf_hub_url(release.repository, release.file_name)
+    try:
+        if HF_HUB_OFFLINE:
+            raise ConnectionError("HF_HUB_OFFLINE is set")
+        metadata = get_hf_file_metadata(url)
+        partial = path.with_name(f"{path.name}.{metadata.etag[:16]}.incomplete")
+        print(f"downloading {release.file_name} to {path.parent}", flush=True)
+        with open(partial, "ab") as file:
+            http_get(
+                url,
+                file,
+                resume_size=file.tell(),
+                headers=build_hf_headers(),
+                expected_size=metadata.size,
+                displayed_filename=path.name[:40],
+            )
+        verify(partial, metadata.etag)
+    except Exception as error:  # the hub's client raises many kinds; none is the user's to read as a traceback
+        others = [name for name, other in RELEASES.items() if path.with_name(other.file_name).is_file()]
+        there = f"\n  note: the file of the variant {others[0]} is there: set config.py to it" if others else ""
+        raise UserError(
+            f"no weights at {path}, and the download failed ({type(error).__name__}: {error}).\n"
+            f"  get:  {url}\n  put:  {path}{there}"
+        ) from error
+    os.replace(partial, path)
+
+
+def verify(path: Path, etag: str) -> None:
+    """Raise OSError, and remove the file, where `etag` is a SHA-256 (as for all large files) and `path` has another."""
+    if len(etag) != 64:
+        return
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != etag:
+        path.unlink()
+        raise OSError("the downloaded file is damaged (its SHA-256 differs) and was removed; try again")
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The checkpoint dict at `path`, its tensors memory-mapped: what is never used is never read.
+
+    Raises UserError where the file is no PyTorch checkpoint, is cut short, or holds code.
+    """
+    try:
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
+            return torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{path} cannot be read as a PyTorch checkpoint (cut short, or not one): {reason}") from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The model's tensors by name, from a checkpoint (its "model" entry) or a bare state dict."""
+    checkpoint = read_checkpoint(path)
+    weights = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else None
+    if not weights or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise UserError(f"{path} holds no model weights")
+    return {name: tensor for name, tensor in weights.items() if not name.endswith(STORED_BUFFERS)}
+
+
+def build_model(model_class: type[nn.Module], sizes: ModelSizes, path: Path) -> nn.Module:
+    """`model_class` in evaluation mode with the weights at `path`: mapped from the file, with no initialisation."""
+    with init_empty_weights(include_buffers=False):
+        model = model_class(sizes)
+    weights = read_weights(path)
+    check_weights(model, weights, path)
+    model.load_state_dict(weights, assign=True)
+    if isinstance(model, M3Model):
+        model.decoder.base.tie_weights()
+    return model.eval()
+
+
+def check_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Raise UserError, with names, unless `weights` are exactly what `model` takes."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing = [name for name in expected if name not in weights]
+    unexpected = [name for name in weights if name not in expected]
+    misshapen = [
+        f"{name} is {tuple(weights[name].shape)}, expected {shape}"
+        for name, shape in expected.items()
+        if name in weights and tuple(weights[name].shape) != shape
+    ]
+    if not (missing or unexpected or misshapen):
+        return
+    problems = [f"{path} does not fit this model: {_diagnosis(model, weights, misshapen)}"]
+    for title, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)):
+        if names:
+            more = f" … and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+            problems.append(f"  {title}: {', '.join(names[:SHOWN_NAMES])}{more}")
+    raise UserError("\n".join(problems))
+
+
+def _diagnosis(model: nn.Module, weights: dict[str, Tensor], misshapen: list[str]) -> str:
+    """What the file at hand seems to be."""
+    towers = {name.split(".")[0] for name in weights}
+    wants_m3 = isinstance(model, M3Model)
+    if not wants_m3 and {"encoder", "decoder"} <= towers:
+        return "it is an M3 checkpoint, where CLaMP 3's (saas or c2) is needed"
+    if wants_m3 and "text_model" in towers:
+        return "it is a CLaMP checkpoint, where M3's is needed"
+    if not wants_m3 and "text_model" in towers and "audio_model" not in towers:
+        return "it is a CLaMP checkpoint without audio (CLaMP 2?), where CLaMP 3's is needed"
+    if misshapen:
+        return "it was made with other sizes; set the knobs in config.py (or CLAMP3_CONFIG) to those it was made with"
+    return "it holds other tensors (another number of layers?)"
+
+
+def load_clamp3(sizes: ModelSizes, path: Path) -> CLaMP3Model:
+    """CLaMP 3 with the weights at `path`; raises UserError where they do not fit."""
+    return build_model(CLaMP3Model, sizes, path)
+
+
+def load_m3(sizes: ModelSizes, path: Path) -> M3Model:
+    """M3 with the weights at `path`; raises UserError where they do not fit."""
+    return build_model(M3Model, sizes, path)
+
+
+def start_from_m3(model: CLaMP3Model, sizes: ModelSizes, path: Path) -> None:
+    """Copy M3's encoder at `path` into the symbolic tower, as training does before its first step."""
+    model.symbolic_model.load_state_dict(load_m3(sizes, path).encoder.state_dict())

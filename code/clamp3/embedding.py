@@ -1,0 +1,274 @@
+"""Sequences -> segments -> batches -> features. `Embedder` is the library's front door."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from clamp3.checkpoints import RELEASES, build_model, ensure_weights
+from clamp3.errors import UserError
+from clamp3.models import CLaMP3Model, M3Model, ModelSizes
+from clamp3.patchilizer import PAD_ID, M3Patchilizer, has_music
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Enough to keep the arithmetic units busy; more makes no CPU faster, since activations then leave its caches.
+BATCH_TOKENS = {"cpu": 2048, "other": 32768}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a sequence that fits its tower."""
+
+    owner: int  # which sequence
+    start: int
+    stop: int
+    covered: int  # how many of its positions, at its start, the segment before has covered
+
+    @property
+    def length(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def weight(self) -> int:
+        """Its share in the sequence's mean: the positions that it alone covers."""
+        return self.length - self.covered
+
+
+def cut(owner: int, length: int, max_length: int) -> list[Segment]:
+    """Segments of `max_length`, side by side; the last is the sequence's last `max_length` positions, so overlaps."""
+    segments = [
+        Segment(owner, start, start + max_length, 0) for start in range(0, length - max_length + 1, max_length)
+    ]
+    remainder = length % max_length
+    if remainder:
+        start = max(0, length - max_length)
+        segments.append(Segment(owner, start, length, length - start - remainder))
+    return segments
+
+
+def batches(segments: list[Segment], batch_tokens: int) -> Iterator[list[Segment]]:
+    """Longest first, so that neighbours are alike and padding is small; no padded batch exceeds `batch_tokens`."""
+    batch: list[Segment] = []
+    for segment in sorted(segments, key=lambda segment: -segment.length):
+        if batch and (len(batch) + 1) * batch[0].length > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(segment)
+    if batch:
+        yield batch
+
+
+def pad(sequences: list[np.ndarray], value: int) -> tuple[np.ndarray, np.ndarray]:
+    """Stack sequences of shape (length, …): -> (batch, longest, …) filled up with `value`, and masks (batch, longest)."""
+    lengths = np.array([len(sequence) for sequence in sequences])
+    longest = lengths.max()
+    stacked = np.full((len(sequences), longest, *sequences[0].shape[1:]), value, sequences[0].dtype)
+    for row, sequence in zip(stacked, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return stacked, (np.arange(longest) < lengths[:, None]).astype(np.int64)
+
+
+def default_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+class Embedder:
+    """Turns text, symbolic music and audio features into CLaMP 3 features.
+
+    Results are float32 and in input order. They do not depend on what else is in a call: items are batched by length
+    for speed, and padding is masked. A tower's weights are read when it is first used.
+    """
+
+    def __init__(
+        self,
+        model: CLaMP3Model | M3Model,
+        sizes: ModelSizes,
+        device: str | torch.device | None = None,
+        precision: str = "fp32",
+        batch_tokens: int | None = None,
+    ):
+        """`batch_tokens` bounds a padded batch (tokens, patches or frames); None takes what suits the device.
+
+        In bf16 and fp16 the layers compute in that precision; embeddings, means and projections stay in float32.
+        """
+        if precision not in PRECISIONS:
+            raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        self.sizes = sizes
+        self.device = default_device() if device is None else torch.device(device)
+        self.precision = precision
+        self.batch_tokens = batch_tokens or BATCH_TOKENS["cpu" if self.device.type == "cpu" else "other"]
+        self.patchilizer = M3Patchilizer(sizes.patch_size)
+        self.max_lengths = {
+            "text": sizes.max_text_length,
+            "symbolic": sizes.patch_length,
+            "audio": sizes.max_audio_length,
+        }
+        self._model = model
+        self._ready: set[str] = set()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        weights: str | Path = "saas",
+        device: str | torch.device | None = None,
+        precision: str = "fp32",
+        batch_tokens: int | None = None,
+        sizes: ModelSizes | None = None,
+    ) -> "Embedder":
+        """Load "saas" (best for audio), "c2" (best for symbolic music), "m3" (hidden states of symbolic music), or a file.
+
+        A released file is taken from the working directory if it is there, else from ~/.cache/clamp3, where it is
+        downloaded once. `sizes` tells those of a model of your own.
+        """
+        if weights in RELEASES:
+            name = RELEASES[weights].file_name
+            path = Path(name) if Path(name).is_file() else Path.home() / ".cache" / "clamp3" / name
+        else:
+            path = Path(weights)
+            if not path.is_file():
+                raise UserError(f"no weights at {path}: give {', '.join(RELEASES)}, or the path of a .pth file")
+        model_class = M3Model if weights == "m3" else CLaMP3Model
+        sizes = sizes or ModelSizes()
+        return cls(build_model(model_class, sizes, ensure_weights(path)), sizes, device, precision, batch_tokens)
+
+    @cached_property
+    def tokenizer(self):
+        """The text model's tokenizer, from its local folder, the hub's cache or the hub."""
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.sizes.text_model_name)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"no tokenizer for {self.sizes.text_model_name}: {str(error).strip().splitlines()[0]}\n"
+                "  with a network it is downloaded once; without one, put a copy into a folder and name the folder in "
+                "TEXT_MODEL_NAME"
+            ) from error
+
+    # ---------- inputs -> sequences; each raises ValueError for what has no feature ----------
+
+    def encode_text(self, text: str) -> np.ndarray:
+        """The distinct non-empty lines of `text`, joined by the separator token -> token ids (tokens,)."""
+        lines = [line for line in dict.fromkeys(text.split("\n")) if line]
+        if not any(line.strip() for line in lines):
+            raise ValueError("empty: no line of text")
+        joined = self.tokenizer.sep_token.join(lines)
+        return np.array(self.tokenizer(joined, verbose=False)["input_ids"], np.int64)
+
+    def encode_symbolic(self, text: str) -> np.ndarray:
+        """Interleaved ABC or MTF -> patches with special patches (patches, patch_size)."""
+        patches = self.patchilizer.split(text)
+        if not has_music(patches):
+            raise ValueError("no bars of ABC and no MIDI messages in it")
+        return self.patchilizer.encode(patches, add_special_patches=True)
+
+    def encode_audio_features(self, features: np.ndarray) -> np.ndarray:
+        """MERT features (…, frames, audio_hidden_size) -> float32 (frames + 2, audio_hidden_size), zeros at both ends."""
+        features = np.asarray(features)
+        width = self.sizes.audio_hidden_size
+        if not np.issubdtype(features.dtype, np.floating):
+            raise ValueError(f"audio features must be floating-point numbers, not {features.dtype}")
+        if features.ndim < 2 or features.shape[-1] != width:
+            raise ValueError(f"audio features must have the shape (…, frames, {width}), not {features.shape}")
+        if not features.size:
+            raise ValueError("empty: no frames of audio")
+        frames = np.zeros((features.size // width + 2, width), np.float32)
+        frames[1:-1] = features.reshape(-1, width)
+        if not np.isfinite(frames).all():
+            raise ValueError("audio features hold NaN or infinite values")
+        return frames
+
+    # ---------- sequences -> features ----------
+
+    def embed_text(self, texts: Sequence[str], normalize: bool = False, pooled: bool = True):
+        """Features (n, clamp3_hidden_size) of n texts in any of 100 languages; each line of a text counts once.
+
+        With `pooled=False`, a list of the hidden states (tokens, hidden) instead; likewise below.
+        """
+        return self._collect("text", [self.encode_text(text) for text in texts], normalize, pooled)
+
+    def embed_symbolic(self, texts: Sequence[str], normalize: bool = False, pooled: bool = True):
+        """Features (n, clamp3_hidden_size) of n pieces, each interleaved ABC or MTF."""
+        return self._collect("symbolic", [self.encode_symbolic(text) for text in texts], normalize, pooled)
+
+    def embed_audio_features(self, arrays: Sequence[np.ndarray], normalize: bool = False, pooled: bool = True):
+        """Features (n, clamp3_hidden_size) of n recordings, each MERT features (…, frames, audio_hidden_size)."""
+        return self._collect("audio", [self.encode_audio_features(array) for array in arrays], normalize, pooled)
+
+    def _collect(self, modality: str, sequences: list[np.ndarray], normalize: bool, pooled: bool):
+        features = dict(self.embed(modality, sequences, pooled))
+        ordered = [features[index] for index in range(len(sequences))]
+        if normalize:
+            ordered = [feature / np.linalg.norm(feature, axis=-1, keepdims=True) for feature in ordered]
+        if not pooled:
+            return ordered
+        return np.stack(ordered) if ordered else np.zeros((0, self.sizes.clamp3_hidden_size), np.float32)
+
+    def embed(
+        self, modality: str, sequences: Sequence[np.ndarray], pooled: bool = True
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (index, feature) for each of `sequences` (what `encode_…` returns) as soon as it is whole.
+
+        Pooled: (clamp3_hidden_size,), the mean of the segments' global features, each weighted by the positions that
+        it alone covers. Else the hidden states (length, hidden).
+        """
+        segments = {
+            index: cut(index, len(sequence), self.max_lengths[modality]) for index, sequence in enumerate(sequences)
+        }
+        parts: dict[int, dict[int, np.ndarray]] = {index: {} for index in segments}
+        everything = [segment for owned in segments.values() for segment in owned]
+        for batch in batches(everything, self.batch_tokens):
+            inputs = [sequences[segment.owner][segment.start : segment.stop] for segment in batch]
+            for segment, feature in zip(batch, self._forward(modality, inputs, pooled), strict=True):
+                done, owned = parts[segment.owner], segments[segment.owner]
+                done[segment.start] = feature if pooled else feature[segment.covered : segment.length]
+                if len(done) == len(owned):
+                    ordered = [done[segment.start] for segment in owned]
+                    yield segment.owner, self._join(ordered, owned) if pooled else np.concatenate(ordered)
+                    del parts[segment.owner]
+
+    @staticmethod
+    def _join(features: list[np.ndarray], segments: list[Segment]) -> np.ndarray:
+        weights = [segment.weight for segment in segments]
+        return np.average(features, axis=0, weights=weights).astype(np.float32)
+
+    @torch.inference_mode()
+    def _forward(self, modality: str, sequences: list[np.ndarray], pooled: bool) -> np.ndarray:
+        """One padded batch through its tower -> (batch, clamp3_hidden_size), or (batch, longest, hidden)."""
+        self._prepare(modality)
+        value = self.tokenizer.pad_token_id if modality == "text" else PAD_ID
+        inputs, masks = (torch.from_numpy(array).to(self.device) for array in pad(sequences, value))
+        get_features = getattr(self._model, f"get_{modality}_features")
+        return get_features(inputs, masks, get_global=pooled).float().cpu().numpy()
+
+    def _prepare(self, modality: str) -> None:
+        """Bring a tower to the device and into the precision, once; leave out what features do not need."""
+        if modality in self._ready:
+            return
+        if isinstance(self._model, M3Model):
+            tower = self._model.encoder
+        else:
+            tower = getattr(self._model, f"{modality}_model")
+            getattr(self._model, f"{modality}_proj").to(self.device)
+        bert = tower
+        if modality == "symbolic":
+            tower.patch_embedding.store_by_character()
+            bert = tower.base
+        bert.pooler = None  # its output is not used
+        tower.to(self.device)
+        if self.precision != "fp32":
+            lower_precision(bert, PRECISIONS[self.precision])
+        self._ready.add(modality)
+
+
+def lower_precision(bert: nn.Module, dtype: torch.dtype) -> None:
+    """Let the layers of `bert` compute in `dtype`, and its embeddings go on in float32."""
+    bert.encoder.to(dtype)
+    bert.embeddings.register_forward_hook(lambda _module, _inputs, output: output.to(dtype))

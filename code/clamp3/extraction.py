@@ -1,0 +1,123 @@
+"""Folders of inputs -> mirrored folders of features: the work of extract_clamp3.py and extract_m3.py."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+from tqdm import tqdm
+
+from clamp3.distributed import from_main, gather
+from clamp3.embedding import Embedder
+from clamp3.errors import UserError
+from clamp3.files import Failure, Job, Plan, load_array, plan, read_text, reason, report, save_array, share
+
+MODALITY = {".txt": "text", ".abc": "symbolic", ".mtf": "symbolic", ".npy": "audio"}
+# Batches sorted together: the more, the less padding; a bound on what waits in memory.
+CHUNK_BATCHES = 16
+
+
+@dataclass
+class Chunk:
+    """Inputs of one modality, read and ready for the tower."""
+
+    modality: str
+    jobs: list[Job]
+    sequences: list[np.ndarray]
+    failures: list[Failure]
+
+
+def extract(
+    load_embedder: Callable[[], Embedder],
+    input_dir: Path,
+    output_dir: Path,
+    extensions: tuple[str, ...],
+    pooled: bool,
+    state: PartialState,
+) -> int:
+    """Write a .npy for each input under `input_dir`: (1, clamp3_hidden_size) pooled, else (1, length, hidden).
+
+    Processes share the work. Returns the exit code: 1 if an input failed. Raises UserError as `plan` does.
+    """
+    start = time.perf_counter()
+    todo = from_main(state, _plan(input_dir, output_dir, extensions) if state.is_main_process else None)
+    if isinstance(todo, UserError):
+        raise todo
+    written, failures = 0, []
+    jobs = share(todo.jobs, state.num_processes, state.process_index)
+    if todo.jobs:
+        embedder = load_embedder()
+        with tqdm(total=len(jobs), unit="file", delay=1, disable=not state.is_main_process) as progress:
+            for outcome in _outcomes(embedder, jobs, pooled):
+                if isinstance(outcome, Failure):
+                    failures.append(outcome)
+                else:
+                    save_array(outcome[0], outcome[1][None])
+                    written += 1
+                progress.update()
+
+    written = sum(gather(state, [written]))
+    failures = todo.failures + gather(state, failures)
+    if state.is_main_process:
+        report(output_dir, written, todo, failures, time.perf_counter() - start)
+    state.wait_for_everyone()  # a launcher stops all processes when the first ends with an error
+    return 1 if failures else 0
+
+
+def _plan(input_dir: Path, output_dir: Path, extensions: tuple[str, ...]) -> Plan | UserError:
+    """The plan, or the error that all processes are to raise."""
+    try:
+        return plan(input_dir, output_dir, extensions, ".npy")
+    except UserError as error:
+        return error
+
+
+def _outcomes(embedder: Embedder, jobs: list[Job], pooled: bool) -> Iterator[Failure | tuple[Path, np.ndarray]]:
+    """For each job, in any order: a failure, or the output's path and feature."""
+    chunks = _chunks(embedder, jobs)
+    with ThreadPoolExecutor(max_workers=1) as reader:  # reads the next chunk while this one is computed
+        upcoming = reader.submit(next, chunks, None)
+        while (chunk := upcoming.result()) is not None:
+            upcoming = reader.submit(next, chunks, None)
+            yield from chunk.failures
+            for index, feature in embedder.embed(chunk.modality, chunk.sequences, pooled):
+                job = chunk.jobs[index]
+                if np.isfinite(feature).all():
+                    yield job.target, feature
+                else:
+                    yield Failure(str(job.source), f"the feature is not finite in {embedder.precision}")
+
+
+def _chunks(embedder: Embedder, jobs: list[Job]) -> Iterator[Chunk]:
+    """Read and encode `jobs`, one modality after the other."""
+    for modality in dict.fromkeys(MODALITY.values()):
+        chunk = Chunk(modality, [], [], [])
+        tokens = 0
+        for job in jobs:
+            if MODALITY[job.source.suffix.lower()] != modality:
+                continue
+            try:
+                sequence = read(embedder, modality, job.source)
+            except UserError:
+                raise
+            except (ValueError, OSError) as error:
+                chunk.failures.append(Failure(str(job.source), reason(error)))
+                continue
+            chunk.jobs.append(job)
+            chunk.sequences.append(sequence)
+            tokens += len(sequence)
+            if tokens >= CHUNK_BATCHES * embedder.batch_tokens:
+                yield chunk
+                chunk, tokens = Chunk(modality, [], [], []), 0
+        yield chunk
+
+
+def read(embedder: Embedder, modality: str, path: Path) -> np.ndarray:
+    """The file as its tower's input sequence. Raises ValueError or OSError for one that has no feature."""
+    if modality == "audio":
+        return embedder.encode_audio_features(load_array(path))
+    encode = {"text": embedder.encode_text, "symbolic": embedder.encode_symbolic}[modality]
+    return encode(read_text(path))

@@ -1,0 +1,33 @@
+"""The contrastive loss, in one process or over the global batch of several."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+
+
+class ClipLoss(nn.Module):
+    """Symmetric cross-entropy of `logit_scale * text @ music.T` over a batch of pairs (CLaMP 3 paper, section 3).
+
+    With several processes the features of all are gathered with gradients, and each process scores its own pairs
+    against the whole global batch: rows, not the full square, so that memory grows with the local batch. The mean of
+    the returned losses over the processes is the loss of the global batch, and averaging gradients (as
+    DistributedDataParallel does) yields its gradient. All processes must hold equally many pairs.
+    """
+
+    def __init__(self, logit_scale: float = 1.0):
+        super().__init__()
+        self.logit_scale = logit_scale
+
+    def forward(self, text_features: Tensor, music_features: Tensor) -> Tensor:
+        """(batch, hidden) twice, row i of one belonging to row i of the other -> scalar."""
+        all_text, all_music, first = text_features, music_features, 0
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            all_text = torch.cat(all_gather(text_features))  # (processes * batch, hidden)
+            all_music = torch.cat(all_gather(music_features))
+            first = dist.get_rank() * len(text_features)
+        labels = torch.arange(first, first + len(text_features), device=text_features.device)
+        text_logits = self.logit_scale * text_features @ all_music.T  # (batch, processes * batch)
+        music_logits = self.logit_scale * music_features @ all_text.T
+        return (F.cross_entropy(text_logits, labels) + F.cross_entropy(music_logits, labels)) / 2

@@ -1,0 +1,226 @@
+"""The networks: M3 (symbolic encoder and its character decoder) and CLaMP 3 (text, symbolic and audio towers).
+
+Parameter names are those of the released checkpoints.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, XLMRobertaConfig
+
+from clamp3.losses import ClipLoss
+from clamp3.patchilizer import PAD_ID, VOCAB_SIZE
+
+HEAD_SIZE = 64
+XLM_R_BASE = "FacebookAI/xlm-roberta-base"
+IGNORED_LABEL = -100
+MODALITIES = ("text", "symbolic", "audio")
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What a checkpoint's tensors depend on; the defaults are the released models'. Each is a knob of config.py."""
+
+    patch_size: int = 64
+    patch_length: int = 512
+    patch_num_layers: int = 12
+    token_num_layers: int = 3
+    m3_hidden_size: int = 768
+    text_model_name: str = XLM_R_BASE
+    max_text_length: int = 128
+    audio_hidden_size: int = 768
+    audio_num_layers: int = 12
+    max_audio_length: int = 128
+    clamp3_hidden_size: int = 768
+    logit_scale: float = 1.0
+
+    @classmethod
+    def from_knobs(cls, knobs: dict[str, object]) -> "ModelSizes":
+        """The sizes that `knobs` (such as `vars(config)`) holds under upper-case names."""
+        return cls(**{field.name: knobs[field.name.upper()] for field in fields(cls)})
+
+
+def text_config(name: str):
+    """The configuration of the text model `name`. XLM-R base's is known here, so that it needs no network."""
+    if name == XLM_R_BASE:
+        return XLMRobertaConfig(vocab_size=250002, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
+    return AutoConfig.from_pretrained(name)
+
+
+def bert_config(hidden_size: int, num_layers: int, max_length: int) -> BertConfig:
+    """A BERT that reads embeddings, so that its own vocabulary is a dummy of one word."""
+    return BertConfig(
+        vocab_size=1,
+        hidden_size=hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=hidden_size // HEAD_SIZE,
+        intermediate_size=hidden_size * 4,
+        max_position_embeddings=max_length,
+    )
+
+
+def masked_mean(hidden_states: Tensor, masks: Tensor) -> Tensor:
+    """Mean over the unmasked positions: (batch, length, hidden), (batch, length) -> (batch, hidden), in float32."""
+    weights = masks.unsqueeze(-1).float()  # (batch, length, 1)
+    return (hidden_states.float() * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+class PatchEmbedding(nn.Linear):
+    """`Linear` over the concatenated one-hot codes of a patch, computed as the sum of the rows that the ones select."""
+
+    def __init__(self, patch_size: int, hidden_size: int):
+        super().__init__(patch_size * VOCAB_SIZE, hidden_size)
+        self.patch_size = patch_size
+        self.store_by_character()
+
+    def store_by_character(self) -> None:
+        """Lay the weight out in memory with one row per character, so that `forward` needs no transposed copy.
+
+        Shape, values and names stay. Call it again after a load that replaces the parameter.
+        """
+        self.weight.data = self.weight.data.t().contiguous().t()
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(…, patch_size) ids -> (…, hidden)."""
+        rows = patches.reshape(-1, self.patch_size).long()
+        rows = rows + torch.arange(0, self.in_features, VOCAB_SIZE, device=rows.device)
+        embeddings = F.embedding_bag(rows, self.weight.t().contiguous(), mode="sum") + self.bias
+        return embeddings.view(*patches.shape[:-1], -1)
+
+
+class M3PatchEncoder(nn.Module):
+    """Patches -> hidden states (CLaMP 2 paper, M3's encoder)."""
+
+    def __init__(self, sizes: ModelSizes):
+        super().__init__()
+        self.patch_size = sizes.patch_size
+        self.patch_embedding = PatchEmbedding(sizes.patch_size, sizes.m3_hidden_size)
+        self.base = BertModel(bert_config(sizes.m3_hidden_size, sizes.patch_num_layers, sizes.patch_length))
+
+    def forward(self, input_patches: Tensor, input_masks: Tensor):
+        """(batch, length, patch_size) or (batch, length * patch_size) ids and (batch, length) masks -> BERT's output."""
+        patches = input_patches.reshape(len(input_patches), -1, self.patch_size)
+        return self.base(inputs_embeds=self.patch_embedding(patches), attention_mask=input_masks.long())
+
+
+class M3TokenDecoder(nn.Module):
+    """Spells a patch, character by character, from its hidden state (CLaMP 2 paper, M3's decoder)."""
+
+    def __init__(self, sizes: ModelSizes):
+        super().__init__()
+        self.base = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=VOCAB_SIZE,
+                n_positions=sizes.patch_size,
+                n_embd=sizes.m3_hidden_size,
+                n_layer=sizes.token_num_layers,
+                n_head=sizes.m3_hidden_size // HEAD_SIZE,
+                bos_token_id=None,
+                eos_token_id=None,
+            )
+        )
+
+    def forward(self, patch_features: Tensor, target_patches: Tensor) -> Tensor:
+        """Mean cross-entropy of `target_patches` (patches, patch_size) given `patch_features` (patches, hidden)."""
+        targets = target_patches.long()
+        is_character = targets != PAD_ID
+        embeddings = self.base.transformer.wte(targets)  # (patches, patch_size, hidden)
+        embeddings = torch.cat([patch_features.unsqueeze(1), embeddings[:, 1:]], dim=1)
+        logits = self.base(inputs_embeds=embeddings, attention_mask=is_character.long()).logits
+        labels = targets.masked_fill(~is_character, IGNORED_LABEL)
+        return F.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED_LABEL
+        )
+
+
+class M3Model(nn.Module):
+    """The symbolic encoder with the decoder that trains it: patches are reconstructed from their hidden states."""
+
+    def __init__(self, sizes: ModelSizes):
+        super().__init__()
+        self.encoder = M3PatchEncoder(sizes)
+        self.decoder = M3TokenDecoder(sizes)
+
+    def forward(
+        self, input_patches: Tensor, input_masks: Tensor, selected_indices: Tensor, target_patches: Tensor
+    ) -> Tensor:
+        """The loss over the patches whose `selected_indices` (batch, length) is 1. `target_patches` is the clean input."""
+        hidden_states = self.encoder(input_patches, input_masks).last_hidden_state
+        selected = selected_indices.bool()
+        targets = target_patches.reshape(*selected.shape, -1)  # (batch, length, patch_size)
+        return self.decoder(hidden_states[selected], targets[selected])
+
+    def get_symbolic_features(self, inputs: Tensor, masks: Tensor, get_global: bool = False) -> Tensor:
+        """Hidden states (batch, length, hidden) of patches (batch, length, patch_size); M3 has no global feature."""
+        if get_global:
+            raise ValueError("M3 has hidden states alone (pooled=False); CLaMP 3 has global features")
+        return self.encoder(inputs, masks).last_hidden_state
+
+
+class CLaMP3Model(nn.Module):
+    """Three towers, each with a projection into the shared space (CLaMP 3 paper, section 3).
+
+    Made anew it holds random weights; `clamp3.checkpoints` fills it.
+    """
+
+    def __init__(self, sizes: ModelSizes):
+        super().__init__()
+        self.text_model = AutoModel.from_config(text_config(sizes.text_model_name))
+        self.text_proj = nn.Linear(self.text_model.config.hidden_size, sizes.clamp3_hidden_size)
+        self.symbolic_model = M3PatchEncoder(sizes)
+        self.symbolic_proj = nn.Linear(sizes.m3_hidden_size, sizes.clamp3_hidden_size)
+        self.audio_model = BertModel(
+            bert_config(sizes.audio_hidden_size, sizes.audio_num_layers, sizes.max_audio_length)
+        )
+        self.audio_proj = nn.Linear(sizes.audio_hidden_size, sizes.clamp3_hidden_size)
+        self.loss = ClipLoss(sizes.logit_scale)
+        self.frozen: frozenset[str] = frozenset()
+
+    def get_text_features(self, inputs: Tensor, masks: Tensor, get_global: bool = False) -> Tensor:
+        """Token ids (batch, length) -> (batch, length, hidden); global: (batch, clamp3_hidden_size)."""
+        output = self.text_model(inputs, attention_mask=masks.long())
+        return self._features(output, masks, self.text_proj, get_global)
+
+    def get_symbolic_features(self, inputs: Tensor, masks: Tensor, get_global: bool = False) -> Tensor:
+        """Patches (batch, length, patch_size) -> (batch, length, hidden); global: (batch, clamp3_hidden_size)."""
+        output = self.symbolic_model(inputs, masks)
+        return self._features(output, masks, self.symbolic_proj, get_global)
+
+    def get_audio_features(self, inputs: Tensor, masks: Tensor, get_global: bool = False) -> Tensor:
+        """Frames (batch, length, hidden) -> (batch, length, hidden); global: (batch, clamp3_hidden_size)."""
+        output = self.audio_model(inputs_embeds=inputs, attention_mask=masks.long())
+        return self._features(output, masks, self.audio_proj, get_global)
+
+    @staticmethod
+    def _features(output, masks: Tensor, projection: nn.Linear, get_global: bool) -> Tensor:
+        hidden_states = output.last_hidden_state
+        return projection(masked_mean(hidden_states, masks)) if get_global else hidden_states
+
+    def forward(
+        self, text_inputs: Tensor, text_masks: Tensor, music_inputs: Tensor, music_masks: Tensor, music_modality: str
+    ) -> Tensor:
+        """The contrastive loss of a batch of pairs; `music_modality` is "symbolic" or "audio"."""
+        get_music_features = {"symbolic": self.get_symbolic_features, "audio": self.get_audio_features}[music_modality]
+        text_features = self.get_text_features(text_inputs, text_masks, get_global=True)
+        music_features = get_music_features(music_inputs, music_masks, get_global=True)
+        return self.loss(text_features, music_features)
+
+    def set_trainable(self, freeze_list: list[str]) -> None:
+        """Freeze the named parts ("text_model", "text_proj", …): no gradients, no dropout. All others train."""
+        parts = dict(self.named_children())
+        unknown = set(freeze_list) - set(parts)
+        if unknown:
+            raise ValueError(f"no such part of CLaMP3Model to freeze: {sorted(unknown)}; there are {sorted(parts)}")
+        self.frozen = frozenset(freeze_list)
+        for name, part in parts.items():
+            part.requires_grad_(name not in self.frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "CLaMP3Model":
+        """As any module's, but frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen:
+            getattr(self, name).eval()
+        return self

@@ -1,0 +1,45 @@
+"""Setting knobs without editing config.py: checked for name and type."""
+
+import difflib
+import json
+from pathlib import Path
+
+from clamp3.errors import UserError
+
+
+def override(knobs: dict[str, object], source: str) -> None:
+    """Replace values in `knobs` (upper-case names) by those of `source`: a JSON object, or the path of one; '' is none.
+
+    Raises UserError where a name is unknown or a value is not of the type of the value it replaces. An integer may
+    stand for a float; lists hold strings.
+    """
+    if not source.strip():
+        return
+    if source.lstrip().startswith("{"):
+        origin, text = "CLAMP3_CONFIG", source
+    else:
+        origin = f"CLAMP3_CONFIG ({source})"
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{origin} is neither a JSON object nor a file that can be read: {error}") from None
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{origin} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f'{origin} must be a JSON object of knobs, such as {{"PATCH_LENGTH": 256}}')
+
+    for name, value in values.items():
+        if not name.isupper() or name not in knobs:
+            close = difflib.get_close_matches(name, [knob for knob in knobs if knob.isupper()], n=1)
+            hint = f"; did you mean {close[0]}?" if close else "; see code/config.py for all names"
+            raise UserError(f"{origin}: there is no knob {name}{hint}")
+        kind = type(knobs[name])
+        if kind is float and type(value) is int:
+            value = float(value)
+        is_string_list = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        if type(value) is not kind or (kind is list and not is_string_list):
+            wanted = "list of strings" if kind is list else kind.__name__
+            raise UserError(f"{origin}: {name} must be a {wanted}, not {value!r}")
+        knobs[name] = value

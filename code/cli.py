@@ -1,0 +1,57 @@
+"""What the extraction commands share: their options, and how they start and end."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from clamp3.errors import UserError
+
+LAUNCH_PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # by what `accelerate launch` calls them
+
+
+def extraction_parser(description: str) -> argparse.ArgumentParser:
+    """A parser of the options that both extraction commands take; `description` is the script's docstring."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("input_dir", type=Path, help="folder of inputs, searched recursively")
+    parser.add_argument("output_dir", type=Path, help="folder for the .npy files, which mirrors INPUT_DIR")
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "bf16", "fp16"],
+        default=LAUNCH_PRECISIONS.get(os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "fp32"),
+        help="of the layers' arithmetic; default fp32, or what `accelerate launch --mixed_precision` says",
+    )
+    parser.add_argument(
+        "--batch_tokens", type=positive, help="tokens, patches or frames in a batch; lower it if memory runs out"
+    )
+    parser.add_argument("--device", help='such as "cpu" or "cuda:1"; default: an accelerator if there is one')
+    parser.add_argument("--threads", type=positive, help="CPU threads of each process; default: the cores, shared")
+    return parser
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number from 1."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+def run(main: Callable[[], int]) -> None:
+    """Run a script's `main` and exit with its code; 2 for the user's errors, 130 for Ctrl-C, 143 for SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name must never stop a run
+    try:
+        code = main()
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        code = 130
+    sys.exit(code)

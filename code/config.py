@@ -1,0 +1,72 @@
+"""Every knob of CLaMP 3, flat: edit the values, and all scripts follow.
+
+The shipped variant is SAAS (best for audio). To switch to C2 (best for symbolic music), change saas to c2 on line 66.
+For a one-off run, leave this file alone and set CLAMP3_CONFIG to a JSON object, or to the path of a file that holds
+one; names and types are checked, and derived names follow:
+    CLAMP3_CONFIG='{"CLAMP3_WEIGHTS_PATH": "my_weights.pth"}' python extract_clamp3.py in/ out/
+"""
+
+import os
+
+from clamp3.settings import override
+
+EVAL_SPLIT = 0.01  # share of the training set held out where no evaluation set is given
+WANDB_KEY = "<YOUR_WANDB_KEY>"  # as it stands, or empty: use the ambient login
+
+# -------------------- M3: the symbolic music encoder --------------------
+M3_TRAIN_FOLDERS = ["<YOUR_TRAINING_DATA_FOLDER>"]  # searched recursively for .abc and .mtf
+M3_EVAL_FOLDERS = []  # empty: EVAL_SPLIT of the training files is held out
+
+PATCH_SIZE = 64  # characters in a patch
+PATCH_LENGTH = 512  # patches in a sequence
+PATCH_NUM_LAYERS = 12  # layers of the patch encoder
+TOKEN_NUM_LAYERS = 3  # layers of the character decoder
+M3_HIDDEN_SIZE = 768
+
+M3_NUM_EPOCH = 100
+M3_LEARNING_RATE = 1e-4
+M3_BATCH_SIZE = 16  # per GPU
+M3_MASK_RATIO = 0.45  # share of a piece's patches whose characters are to be reconstructed
+M3_DETERMINISTIC = True
+M3_WANDB_LOG = True
+M3_LOAD_CKPT = True  # resume from M3_WEIGHTS_PATH if it is there
+
+# -------------------- CLaMP 3: text, symbolic music and audio in one space --------------------
+CLAMP3_TRAIN_JSONL = "<YOUR_TRAINING_JSONL_FILE>"
+CLAMP3_EVAL_JSONL = ""  # empty: EVAL_SPLIT of the training items is held out
+
+CLAMP3_HIDDEN_SIZE = 768  # of the shared space
+TEXT_MODEL_NAME = "FacebookAI/xlm-roberta-base"  # a name on the Hugging Face hub, or a local folder
+MAX_TEXT_LENGTH = 128  # tokens
+AUDIO_HIDDEN_SIZE = 768
+AUDIO_NUM_LAYERS = 12
+MAX_AUDIO_LENGTH = 128  # frames of 5 s each: 640 s
+
+CLAMP3_NUM_EPOCH = 100
+CLAMP3_LEARNING_RATE = 1e-5
+CLAMP3_BATCH_SIZE = 256  # per GPU
+LOGIT_SCALE = 1.0
+FREEZE_TEXT = False
+TEXT_DROPOUT = True
+CLAMP3_DETERMINISTIC = True
+CLAMP3_LOAD_M3 = True  # start the symbolic tower from M3_WEIGHTS_PATH if it is there
+CLAMP3_WANDB_LOG = True
+CLAMP3_LOAD_CKPT = True  # resume from CLAMP3_WEIGHTS_PATH if it is there
+SAVE_EVERY = 5  # epochs
+
+# CLAMP3_CONFIG may set any of the above, and the file names below too, which else follow from the knobs.
+CLAMP3_WEIGHTS_PATH = CLAMP3_LOGS_PATH = M3_WEIGHTS_PATH = M3_LOGS_PATH = ""
+override(globals(), os.environ.get("CLAMP3_CONFIG", ""))
+M3_WEIGHTS_PATH = M3_WEIGHTS_PATH or (
+    f"weights_m3_h_size_{M3_HIDDEN_SIZE}_t_layers_{TOKEN_NUM_LAYERS}_p_layers_{PATCH_NUM_LAYERS}"
+    f"_p_size_{PATCH_SIZE}_p_length_{PATCH_LENGTH}"
+    f"_lr_{M3_LEARNING_RATE}_batch_{M3_BATCH_SIZE}_mask_{M3_MASK_RATIO}.pth"
+)
+CLAMP3_WEIGHTS_PATH = CLAMP3_WEIGHTS_PATH or (
+    "weights_clamp3_saas"
+    f"_h_size_{CLAMP3_HIDDEN_SIZE}_t_model_{TEXT_MODEL_NAME.replace('/', '_')}_t_length_{MAX_TEXT_LENGTH}"
+    f"_a_size_{AUDIO_HIDDEN_SIZE}_a_layers_{AUDIO_NUM_LAYERS}_a_length_{MAX_AUDIO_LENGTH}"
+    f"_s_size_{M3_HIDDEN_SIZE}_s_layers_{PATCH_NUM_LAYERS}_p_size_{PATCH_SIZE}_p_length_{PATCH_LENGTH}.pth"
+)
+M3_LOGS_PATH = M3_LOGS_PATH or M3_WEIGHTS_PATH.removesuffix(".pth").replace("weights_", "logs_") + ".txt"
+CLAMP3_LOGS_PATH = CLAMP3_LOGS_PATH or CLAMP3_WEIGHTS_PATH.removesuffix(".pth").replace("weights_", "logs_") + ".txt"

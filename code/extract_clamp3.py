@@ -1,0 +1,45 @@
+"""Extract CLaMP 3 features from text (.txt), sheet music (interleaved .abc), MIDI (.mtf) and audio features (.npy).
+
+Global features, one (1, 768) vector a file, for retrieval and classification:
+    accelerate launch extract_clamp3.py INPUT_DIR OUTPUT_DIR --get_global
+Hidden states (1, length, 768) instead:
+    accelerate launch extract_clamp3.py INPUT_DIR OUTPUT_DIR
+With the weights of one training epoch:
+    accelerate launch extract_clamp3.py --epoch 10 INPUT_DIR OUTPUT_DIR --get_global
+On four GPUs, in bf16; on two machines, run the second form on each:
+    accelerate launch --multi_gpu --num_processes 4 --mixed_precision bf16 extract_clamp3.py INPUT_DIR OUTPUT_DIR
+    torchrun --nnodes 2 --nproc_per_node 4 --rdzv_endpoint HOST:PORT extract_clamp3.py INPUT_DIR OUTPUT_DIR
+Plain `python` works too. Each input becomes OUTPUT_DIR/same/path.npy; outputs that are there already are skipped, so
+an interrupted run is taken up by the same command. Inputs that have no feature are listed with the reason, also in
+OUTPUT_DIR/failures.jsonl, and the exit code is 1. Weights and sizes are set in config.py; weights that are missing
+are downloaded.
+"""
+
+from cli import extraction_parser, run
+
+
+def main() -> int:
+    parser = extraction_parser(__doc__)
+    parser.add_argument("--epoch", type=int, help="use the weights of this epoch, ..._EPOCH.pth")
+    parser.add_argument("--get_global", action="store_true", help="one vector a file: what retrieval needs")
+    args = parser.parse_args()
+
+    # Only now, so that --help and mistyped options answer at once.
+    import utils
+    from clamp3.distributed import start
+    from clamp3.extraction import MODALITY, extract
+
+    state = start(args.device, args.threads)
+    options = {"device": state.device, "precision": args.precision, "batch_tokens": args.batch_tokens}
+    return extract(
+        lambda: utils.build_embedder(utils.CLaMP3Model, args.epoch, **options),
+        args.input_dir,
+        args.output_dir,
+        extensions=tuple(MODALITY),
+        pooled=args.get_global,
+        state=state,
+    )
+
+
+if __name__ == "__main__":
+    run(main)
