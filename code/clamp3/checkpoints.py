@@ -117,7 +117,7 @@ def download(release: Release, path: Path) -> None:
 
 
 def verify(path: Path, etag: str) -> None:
-    """Raise OSError, and remove the file, where `etag` is a SHA-256 (as for all large files) and `path` has another."""
+    """Where `etag` is a SHA-256, as for all large files, and `path` has another: remove it and raise OSError."""
     if len(etag) != 64:
         return
     digest = hashlib.sha256()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from clamp3.checkpoints import RELEASES, build_model, ensure_weights
+from clamp3.distributed import usable_device
 from clamp3.errors import UserError
 from clamp3.models import CLaMP3Model, M3Model, ModelSizes
 from clamp3.patchilizer import PAD_ID, M3Patchilizer, has_music
@@ -63,20 +64,13 @@ def batches(segments: list[Segment], batch_tokens: int) -> Iterator[list[Segment
 
 
 def pad(sequences: list[np.ndarray], value: int) -> tuple[np.ndarray, np.ndarray]:
-    """Stack sequences of shape (length, …): -> (batch, longest, …) filled up with `value`, and masks (batch, longest)."""
+    """Sequences (length, …) -> (batch, longest, …), filled up with `value`, and masks (batch, longest)."""
     lengths = np.array([len(sequence) for sequence in sequences])
     longest = lengths.max()
     stacked = np.full((len(sequences), longest, *sequences[0].shape[1:]), value, sequences[0].dtype)
     for row, sequence in zip(stacked, sequences, strict=True):
         row[: len(sequence)] = sequence
     return stacked, (np.arange(longest) < lengths[:, None]).astype(np.int64)
-
-
-def default_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 class Embedder:
@@ -101,7 +95,7 @@ class Embedder:
         if precision not in PRECISIONS:
             raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         self.sizes = sizes
-        self.device = default_device() if device is None else torch.device(device)
+        self.device = usable_device(device)
         self.precision = precision
         self.batch_tokens = batch_tokens or BATCH_TOKENS["cpu" if self.device.type == "cpu" else "other"]
         self.patchilizer = M3Patchilizer(sizes.patch_size)
@@ -122,7 +116,7 @@ class Embedder:
         batch_tokens: int | None = None,
         sizes: ModelSizes | None = None,
     ) -> "Embedder":
-        """Load "saas" (best for audio), "c2" (best for symbolic music), "m3" (hidden states of symbolic music), or a file.
+        """Load "saas" (best for audio), "c2" (best for symbolic music), "m3" (its hidden states), or a file.
 
         A released file is taken from the working directory if it is there, else from ~/.cache/clamp3, where it is
         downloaded once. `sizes` tells those of a model of your own.
@@ -170,7 +164,7 @@ class Embedder:
         return self.patchilizer.encode(patches, add_special_patches=True)
 
     def encode_audio_features(self, features: np.ndarray) -> np.ndarray:
-        """MERT features (…, frames, audio_hidden_size) -> float32 (frames + 2, audio_hidden_size), zeros at both ends."""
+        """MERT features (…, frames, hidden) -> float32 (frames + 2, hidden): a zero vector before and after."""
         features = np.asarray(features)
         width = self.sizes.audio_hidden_size
         if not np.issubdtype(features.dtype, np.floating):

@@ -113,7 +113,7 @@ def _size(path: Path) -> int:
 
 
 def share(jobs: list[Job], processes: int, rank: int) -> list[Job]:
-    """The part of `jobs` that process `rank` does: each kind by size, dealt out to and fro, so that shares are even."""
+    """The `jobs` that process `rank` does: each kind by size, dealt out to and fro, so that shares are even."""
     ordered = sorted(jobs, key=lambda job: (job.source.suffix.lower(), -job.size, job.target))
     to_and_fro = [*range(processes), *reversed(range(processes))]
     return [job for index, job in enumerate(ordered) if to_and_fro[index % len(to_and_fro)] == rank]
@@ -176,7 +176,7 @@ def load_array(path: Path) -> np.ndarray:
 
 
 def read_text(path: Path) -> str:
-    """The text in a UTF-8 file, lines ending in newlines alone. Raises ValueError where it is not UTF-8 or is empty."""
+    """The text of a UTF-8 file, all line ends as newlines. ValueError where it is not UTF-8 or is empty."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -195,8 +195,8 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def report(output_dir: Path, written: int, todo: Plan, failures: list[Failure], seconds: float) -> int:
-    """Print what a run did, write OUTPUT_DIR/failures.jsonl (or remove it where nothing failed), return the exit code."""
+def report(output_dir: Path, written: int, todo: Plan, failures: list[Failure], seconds: float) -> None:
+    """Print what a run did, and write OUTPUT_DIR/failures.jsonl, or remove it where nothing failed."""
     failures = sorted(failures, key=lambda failure: failure.file)
     rate = f" in {seconds:.1f} s ({written / seconds:.1f} files/s)" if written else ""
     print(f"{written} written{rate}, {todo.already_done} already there, {len(failures)} failed -> {output_dir}")
@@ -206,7 +206,7 @@ def report(output_dir: Path, written: int, todo: Plan, failures: list[Failure], 
     path = output_dir / FAILURES_FILE
     if not failures:
         path.unlink(missing_ok=True)
-        return 0
+        return
     with atomic_write(path) as file:
         file.writelines(json.dumps(asdict(failure)).encode() + b"\n" for failure in failures)
     width = max(len(failure.file) for failure in failures[:SHOWN_FAILURES])
@@ -215,7 +215,6 @@ def report(output_dir: Path, written: int, todo: Plan, failures: list[Failure], 
         print(f"  {printable(failure.file):{width}}  {failure.reason}")
     if len(failures) > SHOWN_FAILURES:
         print(f"  … and {len(failures) - SHOWN_FAILURES} more")
-    return 1
 
 
 def printable(name: str) -> str:

@@ -68,7 +68,7 @@ def masked_mean(hidden_states: Tensor, masks: Tensor) -> Tensor:
 
 
 class PatchEmbedding(nn.Linear):
-    """`Linear` over the concatenated one-hot codes of a patch, computed as the sum of the rows that the ones select."""
+    """`Linear` over the concatenated one-hot codes of a patch, as the sum of the rows that the ones select."""
 
     def __init__(self, patch_size: int, hidden_size: int):
         super().__init__(patch_size * VOCAB_SIZE, hidden_size)
@@ -100,7 +100,7 @@ class M3PatchEncoder(nn.Module):
         self.base = BertModel(bert_config(sizes.m3_hidden_size, sizes.patch_num_layers, sizes.patch_length))
 
     def forward(self, input_patches: Tensor, input_masks: Tensor):
-        """(batch, length, patch_size) or (batch, length * patch_size) ids and (batch, length) masks -> BERT's output."""
+        """Ids (batch, length, patch_size) or (batch, length * patch_size), masks (batch, length) -> BERT's output."""
         patches = input_patches.reshape(len(input_patches), -1, self.patch_size)
         return self.base(inputs_embeds=self.patch_embedding(patches), attention_mask=input_masks.long())
 
@@ -146,7 +146,7 @@ class M3Model(nn.Module):
     def forward(
         self, input_patches: Tensor, input_masks: Tensor, selected_indices: Tensor, target_patches: Tensor
     ) -> Tensor:
-        """The loss over the patches whose `selected_indices` (batch, length) is 1. `target_patches` is the clean input."""
+        """The loss over the patches that `selected_indices` (batch, length) marks; `target_patches` is clean."""
         hidden_states = self.encoder(input_patches, input_masks).last_hidden_state
         selected = selected_indices.bool()
         targets = target_patches.reshape(*selected.shape, -1)  # (batch, length, patch_size)

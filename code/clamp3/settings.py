@@ -8,7 +8,7 @@ from clamp3.errors import UserError
 
 
 def override(knobs: dict[str, object], source: str) -> None:
-    """Replace values in `knobs` (upper-case names) by those of `source`: a JSON object, or the path of one; '' is none.
+    """Replace `knobs` (upper-case names) by those in `source`: a JSON object, or the path of one; '' is none.
 
     Raises UserError where a name is unknown or a value is not of the type of the value it replaces. An integer may
     stand for a float; lists hold strings.

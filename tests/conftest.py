@@ -1,0 +1,92 @@
+"""A small CLaMP 3 on disk, as a user would have it: weights, text model folder, and the settings that name them."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from clamp3.models import ModelSizes
+from golden_model import golden_json, golden_sizes, save_checkpoint
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+ROOT = Path(__file__).parent.parent
+CODE = ROOT / "code"
+BIN = Path(sys.executable).parent
+SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]  # XLM-R's, with its ids
+
+
+def save_tokenizer(folder: Path, vocab_size: int) -> None:
+    """A byte-level tokenizer in `folder` that knows any language, with XLM-R's special tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(["a lively reel from Ireland in D major", "the slow air of the sea"], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        cls_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        sep_token="</s>",
+        unk_token="<unk>",
+    ).save_pretrained(folder)
+
+
+@dataclass
+class SmallModel:
+    """A folder with the golden model, and the ways to it."""
+
+    folder: Path
+    sizes: ModelSizes
+    clamp3: Path
+    m3: Path
+
+    def knobs(self, **changes) -> dict[str, object]:
+        """What CLAMP3_CONFIG has to say for the scripts to use this model."""
+        dims = golden_json("model.json")["dims"]
+        return {
+            **{name: value for name, value in dims.items() if name.isupper()},
+            "TEXT_MODEL_NAME": str(self.folder),
+            "CLAMP3_WEIGHTS_PATH": str(self.clamp3),
+            "M3_WEIGHTS_PATH": str(self.m3),
+            **changes,
+        }
+
+    def environment(self, **changes) -> dict[str, str]:
+        offline = {"HF_HUB_OFFLINE": "1", "CLAMP3_CONFIG": json.dumps(self.knobs(**changes))}
+        return {**os.environ, **offline, "PYTHONPATH": ""}
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory) -> SmallModel:
+    folder = tmp_path_factory.mktemp("model")
+    golden = golden_json("model.json")
+    save_tokenizer(folder, golden["dims"]["text"]["vocab_size"])
+    sizes = golden_sizes(folder)
+    model = SmallModel(folder, sizes, folder / "weights_clamp3_small.pth", folder / "weights_m3_small.pth")
+    save_checkpoint(model.clamp3, golden["state_dict_shapes"], modality="symbolic")
+    save_checkpoint(model.m3, golden["m3_state_dict_shapes"])
+    return model
+
+
+@pytest.fixture(scope="session")
+def texts() -> dict[str, str]:
+    """The symbolic texts of the golden values, by name."""
+    return {entry["name"]: entry["text"] for entry in golden_json("patchilizer.json")}
+
+
+def run(*command, env=None, cwd=CODE, check: int | None = 0) -> subprocess.CompletedProcess:
+    """Run a command as a user would; fail, with its output, if its exit code is not `check`."""
+    words = [str(word) for word in command]
+    done = subprocess.run(words, env=env, cwd=cwd, capture_output=True, text=True, timeout=300)
+    if check is not None and done.returncode != check:
+        pytest.fail(f"{' '.join(words)}\nexit code {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done

@@ -1,0 +1,137 @@
+"""The networks and losses, against what the original computes and against the plain formulas."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from clamp3.losses import ClipLoss
+from clamp3.models import CLaMP3Model, M3Model, ModelSizes, PatchEmbedding, masked_mean, text_config
+from conftest import BIN, ROOT, run
+from golden_model import GOLDEN, golden_json, golden_model
+
+RECORDED = golden_json("model.json")
+BATCHES = np.load(GOLDEN / "model.npz")
+
+
+def recorded_batch(prefix: str, *names: str) -> list[torch.Tensor]:
+    return [torch.from_numpy(BATCHES[f"{prefix}.{name}"]) for name in names]
+
+
+def assert_gradient_norms(model: torch.nn.Module, recorded: dict[str, float]) -> None:
+    norms = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
+    assert norms.keys() == recorded.keys()
+    for name, norm in recorded.items():
+        assert norms[name] == pytest.approx(norm, rel=1e-3, abs=1e-6), name
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("modality", ["symbolic", "audio"])
+def test_clamp3_loss_and_gradients_are_the_originals(small_model, modality):
+    model = golden_model(CLaMP3Model, small_model.sizes)
+    key = f"clamp3_{modality}"
+    batch = recorded_batch(key, "text_inputs", "text_masks", "music_inputs", "music_masks")
+    loss = model(*batch, modality)
+    loss.backward()
+    assert loss.item() == pytest.approx(RECORDED[f"{key}_loss"], rel=1e-4, abs=2e-5)
+    assert_gradient_norms(model, RECORDED[f"{key}_grad_norms"])
+
+
+@pytest.mark.golden
+def test_m3_loss_and_gradients_are_the_originals(small_model):
+    model = golden_model(M3Model, small_model.sizes)
+    loss = model(*recorded_batch("m3", "input_patches", "input_masks", "selected_indices", "target_patches"))
+    loss.backward()
+    assert loss.item() == pytest.approx(RECORDED["m3_loss"], rel=1e-4, abs=2e-5)
+    assert_gradient_norms(model, RECORDED["m3_grad_norms"])
+
+
+@pytest.mark.golden
+def test_released_checkpoints_have_exactly_these_tensors():
+    with torch.device("meta"):
+        for model_class, name in ((CLaMP3Model, "clamp3"), (M3Model, "m3")):
+            shapes = {key: list(tensor.shape) for key, tensor in model_class(ModelSizes()).state_dict().items()}
+            assert shapes == golden_json(f"released_{name}_state_dict.json")
+
+
+@pytest.mark.golden
+def test_xlm_roberta_base_is_known_without_a_network():
+    config = text_config("FacebookAI/xlm-roberta-base")
+    facts = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
+    assert facts == (768, 12, 12, 3072)
+    assert (config.bos_token_id, config.pad_token_id, config.eos_token_id) == (0, 1, 2)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("reloaded", [False, True])
+def test_patch_embedding_is_the_linear_layer_over_one_hots(reloaded):
+    torch.manual_seed(0)
+    embedding = PatchEmbedding(64, 32)
+    linear = torch.nn.Linear(64 * 128, 32)
+    linear.load_state_dict(copy.deepcopy(embedding.state_dict()))
+    if reloaded:  # a load that replaces the parameter leaves it in the file's memory layout
+        embedding.load_state_dict({name: p.clone() for name, p in linear.state_dict().items()}, assign=True)
+    patches = torch.randint(0, 128, (3, 5, 64), dtype=torch.uint8)
+    one_hot = F.one_hot(patches.long(), 128).float().flatten(-2)  # (3, 5, 8192)
+    target = torch.randn(3, 5, 32)
+    for output in (embedding(patches), linear(one_hot)):
+        F.mse_loss(output, target).backward()
+    torch.testing.assert_close(embedding(patches), linear(one_hot))
+    torch.testing.assert_close(embedding.weight.grad, linear.weight.grad)
+    torch.testing.assert_close(embedding.bias.grad, linear.bias.grad)
+
+
+def test_patch_embedding_trains():
+    torch.manual_seed(0)
+    embedding = PatchEmbedding(64, 16)
+    optimizer = torch.optim.AdamW(embedding.parameters(), lr=1e-2)
+    patches, target = torch.randint(0, 128, (8, 64)), torch.randn(8, 16)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        losses.append(F.mse_loss(embedding(patches), target))
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.01 * losses[0]
+
+
+def test_mean_leaves_masked_positions_out():
+    states = torch.tensor([[[1.0], [3.0], [100.0]], [[5.0], [100.0], [100.0]]])
+    masks = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    assert masked_mean(states, masks).tolist() == [[2.0], [5.0]]
+
+
+def test_frozen_parts_have_no_gradients_and_no_dropout_even_in_training(small_model):
+    model = golden_model(CLaMP3Model, small_model.sizes)
+    model.set_trainable(["text_model", "text_proj"])
+    model.train()
+    assert not model.text_model.training and model.symbolic_model.training
+    assert {name.split("_")[0] for name, p in model.named_parameters() if p.requires_grad} == {"symbolic", "audio"}
+    batch = recorded_batch("clamp3_symbolic", "text_inputs", "text_masks")
+    assert torch.equal(model.get_text_features(*batch), model.get_text_features(*batch))
+    model.set_trainable([])
+    assert model.text_model.training and all(p.requires_grad for p in model.parameters())
+    with pytest.raises(ValueError, match="no such part.*txt_model"):
+        model.set_trainable(["txt_model"])
+
+
+def test_m3_has_no_global_feature(small_model):
+    with pytest.raises(ValueError, match="hidden states alone"):
+        golden_model(M3Model, small_model.sizes).get_symbolic_features(None, None, get_global=True)
+
+
+def test_clip_loss_is_the_symmetric_cross_entropy():
+    rng = np.random.default_rng(0)
+    text, music = rng.normal(size=(2, 7, 12))
+    logits = 3 * text @ music.T
+    rows = -np.diag(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))).mean()
+    columns = -np.diag(logits - np.log(np.exp(logits).sum(axis=0, keepdims=True))).mean()
+    loss = ClipLoss(logit_scale=3)(torch.from_numpy(text), torch.from_numpy(music))
+    assert loss.item() == pytest.approx((rows + columns) / 2)
+
+
+def test_clip_loss_of_two_processes_is_that_of_the_global_batch():
+    """A step of DistributedDataParallel on two halves of a batch against one process on all of it."""
+    done = run(BIN / "torchrun", "--nproc_per_node", "2", ROOT / "tests" / "two_processes_loss.py", cwd=ROOT)
+    assert done.stdout.count("equal") == 2
