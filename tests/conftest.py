@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from clamp3.models import ModelSizes
-from golden_model import golden_json, golden_sizes, save_checkpoint
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+from clamp3.models import ModelSizes
+from golden_model import golden_json, golden_sizes, save_checkpoint
 
 ROOT = Path(__file__).parent.parent
 CODE = ROOT / "code"

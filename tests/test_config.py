@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+
 from clamp3.errors import UserError
 from clamp3.settings import override
 from conftest import BIN, CODE, run

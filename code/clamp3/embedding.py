@@ -137,14 +137,20 @@ class Embedder:
         """The text model's tokenizer, from its local folder, the hub's cache or the hub."""
         from transformers import AutoTokenizer
 
+        name = self.sizes.text_model_name
         try:
-            return AutoTokenizer.from_pretrained(self.sizes.text_model_name)
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            # Where the files are missing, some library versions make one that knows no words.
+            words = tokenizer("music", add_special_tokens=False)["input_ids"]
+            if not set(words) - {tokenizer.unk_token_id}:
+                raise ValueError("its vocabulary is missing")
         except (OSError, ValueError) as error:
             raise UserError(
-                f"no tokenizer for {self.sizes.text_model_name}: {str(error).strip().splitlines()[0]}\n"
+                f"no tokenizer for {name}: {str(error).strip().splitlines()[0]}\n"
                 "  with a network it is downloaded once; without one, put a copy into a folder and name the folder in "
                 "TEXT_MODEL_NAME"
             ) from error
+        return tokenizer
 
     # ---------- inputs -> sequences; each raises ValueError for what has no feature ----------
 

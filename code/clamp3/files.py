@@ -167,11 +167,11 @@ def load_array(path: Path) -> np.ndarray:
         raise ValueError("not a .npy file (its first bytes are others)")
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header makes NumPy raise errors of many kinds
         if "Python objects" in str(error) or "Object arrays" in str(error):
             raise ValueError("holds pickled Python objects, which are refused, for they could run code") from None
-        raise ValueError(f"not a whole .npy file: {error}") from None
-    except (EOFError, OverflowError, SyntaxError) as error:
         raise ValueError(f"not a whole .npy file: {error}") from None
 
 

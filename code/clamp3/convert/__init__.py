@@ -1,0 +1,1 @@
+"""Raw files -> what the models take."""

@@ -1,0 +1,62 @@
+"""The demo, as its user runs it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo.py"
+TUNES, SCORES = 12, 3
+
+
+def run_demo(folder: Path, *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(DEMO), "--output", str(folder), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The finished process and its folder."""
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    return run_demo(folder, "--tunes", str(TUNES), "--scores", str(SCORES)), folder
+
+
+def test_it_runs_through_and_says_what_it_does(demo):
+    process, folder = demo
+    assert process.returncode == 0, process.stderr
+    assert "RANDOM" in process.stdout
+    for command in (
+        f"accelerate launch {DEMO.parents[1]}/code/extract_clamp3.py {folder}/inputs {folder}/features --get_global",
+        f"accelerate launch {DEMO.parents[1]}/code/extract_m3.py {folder}/inputs/mtf {folder}/m3",
+    ):
+        assert command.replace(f"{Path.cwd()}/", "") in process.stdout
+
+
+def test_every_input_has_its_global_feature(demo):
+    _, folder = demo
+    for kind, count in (("abc", TUNES), ("txt", TUNES), ("mtf", SCORES)):
+        inputs = {path.stem for path in folder.joinpath("inputs", kind).iterdir()}
+        features = {path.stem: np.load(path) for path in folder.joinpath("features", kind).glob("*.npy")}
+        assert features.keys() == inputs and len(inputs) == count
+        assert all(feature.shape == (1, 128) and feature.dtype == np.float32 for feature in features.values())
+        assert all(np.isfinite(feature).all() for feature in features.values())
+        assert len({feature.tobytes() for feature in features.values()}) == count
+
+
+def test_hidden_states_are_those_of_m3_whose_encoder_clamp3_starts_from(demo):
+    _, folder = demo
+    paths = sorted(folder.joinpath("hidden").glob("*.npy"))
+    assert len(paths) == SCORES
+    for path in paths:
+        hidden_states = np.load(path)
+        assert hidden_states.ndim == 3 and hidden_states.shape[::2] == (1, 128)
+        np.testing.assert_allclose(np.load(folder / "m3" / path.name), hidden_states, atol=1e-5)
+
+
+def test_a_folder_of_others_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("do not lose me")
+    process = run_demo(tmp_path)
+    assert process.returncode != 0 and "not made by the demo" in process.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

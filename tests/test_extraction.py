@@ -1,0 +1,260 @@
+"""The extraction commands as users run them: documented command lines, on real files, failing and interrupted too."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from clamp3.checkpoints import load_clamp3, load_m3
+from clamp3.embedding import Embedder
+from clamp3.extraction import read
+from conftest import BIN, CODE, ROOT, run
+from golden_model import formula_weights, golden_json
+
+LAUNCH = (BIN / "accelerate", "launch")
+TORCHRUN = (BIN / "torchrun", "--nproc_per_node", "2")
+MODALITY = {".txt": "text", ".abc": "symbolic", ".mtf": "symbolic", ".npy": "audio"}
+
+
+@pytest.fixture
+def inputs(tmp_path, texts):
+    """A folder tree of each kind of input, with capitals, other kinds and several levels in it."""
+    folder = tmp_path / "in"
+    for name, text in texts.items():
+        kind = "mtf" if name.startswith("mi") else "abc"
+        if name.startswith(("score", "tune", "midi", "repeats")):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            (folder / kind / f"{name}.{kind}").write_text(text, encoding="utf-8")
+    for name, text in {"a": "A lively reel\nfrom Ireland", "愛 & $x 'q'": "爱的曲子\n" * 3, "b": "word " * 90}.items():
+        (folder / "texts" / "deep").mkdir(parents=True, exist_ok=True)
+        (folder / "texts" / "deep" / f"{name}.TXT").write_text(text, encoding="utf-8")
+    (folder / "audio").mkdir()
+    rng = np.random.default_rng(0)
+    for frames in (1, 14, 40):
+        np.save(folder / "audio" / f"{frames}.npy", rng.normal(size=(1, frames, 128)).astype(np.float32))
+    (folder / "audio" / "raw.wav").write_bytes(b"RIFF")
+    return folder
+
+
+def outputs(folder):
+    return {str(path.relative_to(folder)): np.load(path) for path in sorted(folder.rglob("*.npy"))}
+
+
+def expected(model, sizes, inputs, pooled, kinds=MODALITY):
+    """Each input alone, through the library."""
+    embedder, features = Embedder(model, sizes), {}
+    for path in inputs.rglob("*"):
+        if modality := kinds.get(path.suffix.lower()):
+            sequence = read(embedder, modality, path)
+            features[str(path.relative_to(inputs).with_suffix(".npy"))] = next(
+                feature[None] for _, feature in embedder.embed(modality, [sequence], pooled)
+            )
+    return features
+
+
+def assert_same(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, feature in wanted.items():
+        assert found[name].dtype == np.float32
+        np.testing.assert_allclose(found[name], feature, atol=2e-5, rtol=1e-4)
+
+
+def test_global_features_by_the_documented_command_from_inside_code(small_model, inputs, tmp_path):
+    done = run(
+        *LAUNCH, "extract_clamp3.py", inputs, tmp_path / "out", "--get_global", env=small_model.environment(), cwd=CODE
+    )
+    found = outputs(tmp_path / "out")
+    assert {feature.shape for feature in found.values()} == {(1, 96)}
+    assert_same(found, expected(load_clamp3(small_model.sizes, small_model.clamp3), small_model.sizes, inputs, True))
+    assert f"{len(found)} written" in done.stdout and "1 .wav" in done.stdout
+    assert not (tmp_path / "out" / "failures.jsonl").exists()
+
+
+def test_hidden_states_of_an_epoch_from_the_root(small_model, inputs, tmp_path):
+    """Options before the folders, as documented; the weights of epoch 7 are found beside the configured ones."""
+    epoch = small_model.clamp3.with_name("weights_clamp3_small_7.pth")
+    epoch.write_bytes(small_model.clamp3.read_bytes())
+    command = [*LAUNCH, "code/extract_clamp3.py", "--epoch", "7", inputs, tmp_path / "out"]
+    run(*command, env=small_model.environment(), cwd=ROOT)
+    found = outputs(tmp_path / "out")
+    assert_same(found, expected(load_clamp3(small_model.sizes, epoch), small_model.sizes, inputs, False))
+    assert found["abc/score_2.npy"].shape == (1, 149, 128) and found["audio/40.npy"].shape == (1, 42, 128)
+    command[command.index("7")], command[-1] = "8", tmp_path / "other"
+    assert "no weights of epoch 8" in run(*command, env=small_model.environment(), cwd=ROOT, check=None).stderr
+
+
+def test_m3_features_by_the_documented_command(small_model, inputs, tmp_path):
+    run(*LAUNCH, "extract_m3.py", inputs, tmp_path / "out", env=small_model.environment(), cwd=CODE)
+    kinds = {".abc": "symbolic", ".mtf": "symbolic"}
+    model = load_m3(small_model.sizes, small_model.m3)
+    assert_same(outputs(tmp_path / "out"), expected(model, small_model.sizes, inputs, False, kinds))
+
+
+@pytest.mark.parametrize(
+    "launcher", [TORCHRUN, (*LAUNCH, "--multi_gpu", "--num_processes", "2")], ids=["torchrun", "accelerate"]
+)
+def test_two_processes_do_each_file_once(small_model, inputs, tmp_path, launcher):
+    log = tmp_path / "written.log"
+    spy = tmp_path / "spy"  # a sitecustomize that notes each feature as it is put in place, and by which process
+    spy.mkdir()
+    (spy / "sitecustomize.py").write_text(
+        "import os\nreplace = os.replace\n"
+        "def noting(source, target):\n"
+        "    if str(target).endswith('.npy'):\n"
+        f"        with open({str(log)!r}, 'a') as file: file.write(f'{{os.getpid()}} {{target}}\\n')\n"
+        "    replace(source, target)\n"
+        "os.replace = noting\n"
+    )
+    env = {**small_model.environment(), "PYTHONPATH": str(spy)}
+    (inputs / "abc" / "bad.abc").write_bytes(b"\xff")
+    (inputs / "texts" / "empty.txt").write_bytes(b"")
+    done = run(*launcher, "extract_clamp3.py", inputs, tmp_path / "out", "--get_global", env=env, check=1)
+    assert done.stdout.count("written in") == 1 and "2 failed" in done.stdout
+    lines = [line.split(" ", 1) for line in log.read_text().splitlines()]
+    targets = [target for _, target in lines]
+    assert len(targets) == len(set(targets)) == len(outputs(tmp_path / "out"))
+    processes = [process for process, _ in lines]
+    counts = [processes.count(process) for process in set(processes)]
+    assert len(counts) == 2 and max(counts) - min(counts) <= 2
+    for path in (inputs / "abc" / "bad.abc", inputs / "texts" / "empty.txt"):
+        path.unlink()
+    model = load_clamp3(small_model.sizes, small_model.clamp3)
+    assert_same(outputs(tmp_path / "out"), expected(model, small_model.sizes, inputs, True))
+
+
+def test_bad_inputs_are_named_and_the_rest_is_done(small_model, inputs, tmp_path):
+    bad = {
+        "abc/latin.abc": (b"K:C\nC4|\n% caf\xe9\n", "not UTF-8"),
+        "abc/empty.abc": (b"", "empty file"),
+        "abc/header.abc": (b"M:4/4\nK:C\n", "no bars"),
+        "mtf/header.mtf": (b"ticks_per_beat 480\n", "no MIDI messages"),
+        "texts/blank.txt": (b"\n  \n", "no line of text"),
+        "audio/other.npy": (b"not an array", "not a .npy file"),
+    }
+    for name, (content, _) in bad.items():
+        (inputs / name).write_bytes(content)
+    arrays = {
+        "audio/width.npy": (np.zeros((1, 5, 100), np.float32), "shape"),
+        "audio/int.npy": (np.zeros((1, 5, 128), np.int64), "floating-point"),
+        "audio/nan.npy": (np.full((1, 5, 128), np.nan, np.float32), "NaN"),
+        "audio/none.npy": (np.zeros((1, 0, 128), np.float32), ""),
+        "audio/pickle.npy": (np.array([None]), "pickled"),
+    }
+    for name, (array, _) in arrays.items():
+        np.save(inputs / name, array, allow_pickle=True)
+    (inputs / "abc" / "gone.abc").symlink_to("nowhere.abc")
+    reasons = {**{name: why for name, (_, why) in (bad | arrays).items()}, "abc/gone.abc": "No such file"}
+
+    command = [BIN / "python", "extract_clamp3.py", inputs, tmp_path / "out", "--get_global"]
+    done = run(*command, env=small_model.environment(), check=1)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "failures.jsonl").read_text().splitlines()]
+    found = {line["file"].removeprefix(f"{inputs}/"): line["reason"] for line in lines}
+    assert found.keys() == reasons.keys()
+    for name, why in reasons.items():
+        assert why in found[name] and f"{inputs}/{name}" in done.stdout, name
+    written = outputs(tmp_path / "out").keys()
+    assert len(written) == 15 and not {name.rsplit(".")[0] + ".npy" for name in reasons} & written
+
+    for name in reasons:
+        (inputs / name).unlink()
+    done = run(*command, env=small_model.environment())
+    assert "0 written, 15 already there, 0 failed" in done.stdout
+    assert not (tmp_path / "out" / "failures.jsonl").exists()
+
+
+def test_clashing_inputs_are_refused_before_anything_is_written(small_model, inputs, tmp_path):
+    (inputs / "abc" / "tune_0.mtf").write_text("ticks_per_beat 480\nnote_on 0 0 60 64\n")
+    done = run(*TORCHRUN, "extract_clamp3.py", inputs, tmp_path / "out", env=small_model.environment(), check=1)
+    assert done.stderr.count("error: two inputs would have one output") == 1
+    assert "tune_0.abc" in done.stderr and "tune_0.mtf" in done.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
+def test_an_interrupted_run_leaves_whole_files_and_is_taken_up(small_model, texts, tmp_path, how):
+    (tmp_path / "in").mkdir()
+    for index in range(1500):
+        (tmp_path / "in" / f"{index}.abc").write_text(texts["tune_0"].replace("G", "ABCDEFG"[index % 7]))
+    env = small_model.environment()
+    command = [BIN / "python", "extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--batch_tokens", "256"]
+    process = subprocess.Popen([str(word) for word in command], env=env, cwd=CODE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "out").exists() or len(os.listdir(tmp_path / "out")) < 40:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[how], errors
+    if how is signal.SIGINT:
+        assert "the same command goes on where it stopped" in errors
+    done = {name: feature for name, feature in outputs(tmp_path / "out").items()}
+    assert 40 <= len(done) + 1 and len(done) < 1500 and all(f.shape == (1, 22, 128) for f in done.values())
+
+    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.npy")}
+    printed = run(*command, env=env).stdout
+    assert f"{1500 - len(done)} written" in printed and f"{len(done)} already there" in printed
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(f"{index}.npy" for index in range(1500))
+    assert all((tmp_path / "out" / name).stat().st_mtime_ns == stamp for name, stamp in times.items())
+
+
+def test_only_the_towers_in_use_are_touched(small_model, texts, tmp_path):
+    """A folder of ABC needs no tokenizer, and no text or audio weights: those of this file would give NaN."""
+    import torch
+
+    weights = formula_weights(golden_json("model.json")["state_dict_shapes"])
+    for name, tensor in weights.items():
+        if not name.startswith("symbolic"):
+            tensor.fill_(np.nan)
+    torch.save({"model": weights}, tmp_path / "symbolic.pth")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "config.json").write_bytes((small_model.folder / "config.json").read_bytes())
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.abc").write_text(texts["tune_0"])
+    changes = {"CLAMP3_WEIGHTS_PATH": str(tmp_path / "symbolic.pth"), "TEXT_MODEL_NAME": str(tmp_path / "text")}
+    command = [BIN / "python", "extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--get_global"]
+    run(*command, env=small_model.environment(**changes))
+    assert np.isfinite(np.load(tmp_path / "out" / "a.npy")).all()
+    (tmp_path / "in" / "b.txt").write_text("a reel")
+    assert "no tokenizer for" in run(*command, env=small_model.environment(**changes), check=2).stderr
+
+
+def test_precision_is_that_of_the_option_or_of_the_launcher(small_model, inputs, tmp_path):
+    script = ("extract_clamp3.py", inputs)
+    flags = ("--get_global",)
+    env = small_model.environment()
+    run(*LAUNCH, "--mixed_precision", "bf16", *script, tmp_path / "launcher", *flags, env=env)
+    run(BIN / "python", *script, tmp_path / "option", *flags, "--precision", "bf16", env=env)
+    run(BIN / "python", *script, tmp_path / "full", *flags, env=env)
+    by = {name: outputs(tmp_path / name) for name in ("launcher", "option", "full")}
+    for name, feature in by["full"].items():
+        assert np.array_equal(by["launcher"][name], by["option"][name])
+        assert not np.array_equal(by["option"][name], feature)
+        np.testing.assert_allclose(by["option"][name], feature, atol=0.1)
+
+
+@pytest.mark.parametrize("script", ["extract_clamp3.py", "extract_m3.py"])
+def test_help_teaches_and_needs_no_libraries(script):
+    blocked = (
+        "import runpy, sys; sys.modules['torch'] = None; sys.argv[1:] = ['--help']; "
+        f"runpy.run_path({script!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, cwd=CODE)
+    assert done.returncode == 0, done.stderr
+    assert f"accelerate launch {script} INPUT_DIR OUTPUT_DIR" in done.stdout and "--precision" in done.stdout
+
+
+def test_wrong_options_end_with_a_line_not_a_traceback(small_model, inputs, tmp_path):
+    env = small_model.environment()
+    for words, complaint in (
+        ((inputs,), "required: output_dir"),
+        ((inputs, tmp_path / "out", "--batch_tokens", "0"), "invalid positive value: '0'"),
+        ((inputs, tmp_path / "out", "--device", "cuda:9"), "error: cannot compute on device cuda:9"),
+        ((tmp_path / "none", tmp_path / "out"), "error: there is no folder"),
+    ):
+        done = run(BIN / "python", "extract_clamp3.py", *words, env=env, check=2)
+        assert complaint in done.stderr and "Traceback" not in done.stderr
+    env["CLAMP3_CONFIG"] = '{"PATCH_SIZ": 3}'
+    assert "did you mean PATCH_SIZE?" in run(BIN / "python", "extract_m3.py", inputs, "o", env=env, check=2).stderr

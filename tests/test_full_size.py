@@ -1,0 +1,77 @@
+"""The released models' real size: 458 M parameters, loaded strictly, against the plain way to run them."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clamp3.checkpoints import RELEASES, load_clamp3
+from clamp3.models import ModelSizes
+from clamp3.patchilizer import M3Patchilizer
+from conftest import BIN, run
+from golden_model import golden_json, save_checkpoint
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """A file of the released SAAS model's name, tensors and layout, with weights by formula."""
+    path = tmp_path_factory.mktemp("released") / RELEASES["saas"].file_name
+    save_checkpoint(path, golden_json("released_clamp3_state_dict.json"), modality="symbolic")
+    yield path
+    path.unlink()  # 1.8 GB
+
+
+def naive_symbolic_feature(model, text: str) -> np.ndarray:
+    """One item, padded to the maximum, through one-hot vectors: what the original does."""
+    patches = torch.from_numpy(M3Patchilizer().encode(text, add_special_patches=True).astype(np.int64))
+    assert len(patches) <= 512
+    masks = torch.zeros(1, 512)
+    masks[0, : len(patches)] = 1
+    patches = F.pad(patches, (0, 0, 0, 512 - len(patches)))
+    one_hot = F.one_hot(patches, 128).float().reshape(1, 512, 8192)
+    embedding = model.symbolic_model.patch_embedding
+    embedded = F.linear(one_hot, embedding.weight, embedding.bias)
+    with torch.no_grad():
+        states = model.symbolic_model.base(inputs_embeds=embedded, attention_mask=masks).last_hidden_state
+        return model.symbolic_proj((states * masks[..., None]).sum(dim=1) / masks.sum()).numpy()
+
+
+def naive_audio_feature(model, frames: np.ndarray) -> np.ndarray:
+    zeros = np.zeros((1, 768), np.float32)
+    frames = np.concatenate([zeros, frames.reshape(-1, 768), zeros])
+    masks = torch.zeros(1, 128)
+    masks[0, : len(frames)] = 1
+    padded = F.pad(torch.from_numpy(frames), (0, 0, 0, 128 - len(frames)))[None]
+    with torch.no_grad():
+        states = model.audio_model(inputs_embeds=padded, attention_mask=masks).last_hidden_state
+        return model.audio_proj((states * masks[..., None]).sum(dim=1) / masks.sum()).numpy()
+
+
+def test_features_at_full_size_are_those_of_a_naive_run(released, texts, tmp_path):
+    """The documented command with the released file's name, sizes and defaults, several items in a batch."""
+    inputs = tmp_path / "in"
+    (inputs / "audio").mkdir(parents=True)
+    names = ("tune_0", "tune_1", "score_1")
+    for name in names:
+        (inputs / f"{name}.abc").write_text(texts[name])
+    frames = np.random.default_rng(0).normal(size=(2, 30, 768)).astype(np.float32)
+    np.save(inputs / "audio" / "a.npy", frames[:1])
+    np.save(inputs / "audio" / "b.npy", frames[1:, :9])
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "CLAMP3_CONFIG": json.dumps({"CLAMP3_WEIGHTS_PATH": str(released)})}
+    run(BIN / "accelerate", "launch", "extract_clamp3.py", inputs, tmp_path / "out", "--get_global", env=env)
+
+    model = load_clamp3(ModelSizes(), released)
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(458e6, rel=0.001)
+    expected = {f"{name}.npy": naive_symbolic_feature(model, texts[name]) for name in names}
+    expected["audio/a.npy"] = naive_audio_feature(model, frames[0])
+    expected["audio/b.npy"] = naive_audio_feature(model, frames[1, :9])
+    for name, feature in expected.items():
+        found = np.load(tmp_path / "out" / name)
+        assert found.shape == (1, 768)
+        np.testing.assert_allclose(found, feature, atol=1e-4, rtol=1e-3)
+        assert np.sum(found * feature) / np.linalg.norm(found) / np.linalg.norm(feature) > 0.999999
