@@ -47,13 +47,13 @@ def test_descriptions_say_what_the_source_says(tunes):
 
 
 def test_bars_of_any_spelling():
-    music = '|: A2 "|x|" B|1 c :|\n|2 [CE]|[K:G] d |] [M:3/4] | e :|\n|: f ||: g :: a'
+    music = '|: A2 "|x|" B|1 c :|\n|2 [CE]|[K:G] d |] [M:3/4] !segno! | e :|\n|: f ||: g :: a'
     assert list(corpus.bars(music.replace("\n", " "))) == [
         '[V:1]|:A2 "|x|" B|',
         "[V:1][1 c:|",
         "[V:1][2 [CE]|",
         "[V:1][K:G] d|]",
-        "[V:1][M:3/4] e::",
+        "[V:1][M:3/4] !segno! e::",
         "[V:1]f|:",
         "[V:1]g::",
         "[V:1]a|",

@@ -49,7 +49,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.golden
-@pytest.mark.etrize("name", GLOBAL)
+@pytest.mark.parametrize("name", GLOBAL)
 def test_global_features_are_the_originals(embedder, texts, name):
     modality, sequence = golden_sequence(embedder, texts, name)
     [feature] = features_of(embedder, modality, [sequence], pooled=True)
@@ -57,7 +57,7 @@ def test_global_features_are_the_originals(embedder, texts, name):
 
 
 @pytest.mark.golden
-@pytest.mark.etrize("name", TEMPORAL)
+@pytest.mark.parametrize("name", TEMPORAL)
 def test_hidden_states_are_the_originals(embedder, texts, name):
     modality, sequence = golden_sequence(embedder, texts, name)
     [states] = features_of(embedder, modality, [sequence], pooled=False)
@@ -65,15 +65,15 @@ def test_hidden_states_are_the_originals(embedder, texts, name):
 
 
 @pytest.mark.golden
-@pytest.mark.etrize("name", M3)
+@pytest.mark.parametrize("name", M3)
 def test_m3_hidden_states_are_the_originals(m3_embedder, texts, name):
     [states] = m3_embedder.embed_symbolic([texts[name]], pooled=False)
     np.testing.assert_allclose(states, RECORDED[f"{name}.m3"], atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.golden
-@pytest.mark.etrize("batch_tokens", [40, 100_000])
-@pytest.mark.etrize("modality", ["text", "symbolic", "audio"])
+@pytest.mark.parametrize("batch_tokens", [40, 100_000])
+@pytest.mark.parametrize("modality", ["text", "symbolic", "audio"])
 def test_results_do_not_depend_on_company(small_model, texts, modality, batch_tokens):
     embedder = Embedder(golden_model(CLaMP3Model, small_model.sizes), small_model.sizes, batch_tokens=batch_tokens)
     prefixes = {"text": "text_", "audio": "audio_", "symbolic": ("score_", "midi_", "tune_")}
@@ -86,7 +86,7 @@ def test_results_do_not_depend_on_company(small_model, texts, modality, batch_to
             assert feature.shape == alone.shape and cosine(feature, alone) >= 0.999999
 
 
-@pytest.mark.etrize("length", [1, 7, 8, 9, 15, 16, 17, 40])
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 15, 16, 17, 40])
 def test_segments_cover_a_sequence_once(length):
     segments = cut(3, length, max_length=8)
     positions = [p for s in segments for p in range(s.start + s.covered, s.stop)]
@@ -170,7 +170,7 @@ def test_text_features_do_not_depend_on_the_hash_seed(small_model):
     assert len(outputs) == 1
 
 
-@pytest.mark.etrize(
+@pytest.mark.parametrize(
     ("call", "argument", "complaint"),
     [
         ("embed_text", " \n\n", "no line of text"),
@@ -189,7 +189,7 @@ def test_inputs_without_a_feature_are_refused(embedder, call, argument, complain
         getattr(embedder, call)([argument])
 
 
-@pytest.mark.etrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precision_stays_close(small_model, texts, precision):
     model = golden_model(CLaMP3Model, small_model.sizes)
     lower = Embedder(golden_model(CLaMP3Model, small_model.sizes), small_model.sizes, precision=precision)
@@ -208,7 +208,7 @@ def test_lower_precision_stays_close(small_model, texts, precision):
 def test_only_the_tower_in_use_is_prepared(small_model, texts):
     embedder = Embedder(golden_model(CLaMP3Model, small_model.sizes), small_model.sizes, precision="bf16")
     embedder.embed_symbolic([texts["tune_0"]])
-    dtypes = {name.split(".")[0] for name, p in embedder._model.named_eters() if p.dtype == torch.bfloat16}
+    dtypes = {name.split(".")[0] for name, p in embedder._model.named_parameters() if p.dtype == torch.bfloat16}
     assert dtypes == {"symbolic_model"} and embedder.batch_tokens == BATCH_TOKENS["cpu"]
 
 
