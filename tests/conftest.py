@@ -84,10 +84,10 @@ def texts() -> dict[str, str]:
     return {entry["name"]: entry["text"] for entry in golden_json("patchilizer.json")}
 
 
-def run(*command, env=None, cwd=CODE, check: int | None = 0) -> subprocess.CompletedProcess:
+def run(*command, env=None, cwd=CODE, check: int | None = 0, stderr=subprocess.PIPE) -> subprocess.CompletedProcess:
     """Run a command as a user would; fail, with its output, if its exit code is not `check`."""
     words = [str(word) for word in command]
-    done = subprocess.run(words, env=env, cwd=cwd, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(words, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=300)
     if check is not None and done.returncode != check:
         pytest.fail(f"{' '.join(words)}\nexit code {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done

@@ -1,10 +1,15 @@
 """Weights: strict loading, memory mapping, and downloads from a server on this machine that speaks the hub's HTTP."""
 
+import fcntl
 import hashlib
 import http.server
+import os
 import pickle
+import pty
 import re
+import struct
 import subprocess
+import termios
 import threading
 from pathlib import Path
 
@@ -193,20 +198,24 @@ def download(small_model, tmp_path, texts):
     path = tmp_path / RELEASES["saas"].file_name
     command = [BIN / "python", "extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--get_global"]
 
-    def start(endpoint: str, offline: str = "0", launcher=(), check=0):
+    def start(endpoint: str, offline: str = "0", launcher=(), check=0, **options):
         env = small_model.environment(CLAMP3_WEIGHTS_PATH=str(path))
         env.update(HF_ENDPOINT=endpoint, HF_HUB_OFFLINE=offline, HF_HOME=str(tmp_path / "hf"))
-        env.update(TQDM_POSITION="-1")  # shows the hub's progress bar although this is no terminal
-        return run(*launcher, *command[bool(launcher) :], env=env, check=check)
+        return run(*launcher, *command[bool(launcher) :], env=env, check=check, **options)
 
     start.path = path
     return start
 
 
 def test_missing_weights_are_downloaded_with_a_progress_bar(hub, download, small_model):
-    done = download(hub)
+    screen, terminal = pty.openpty()  # the hub's client shows its bar on a terminal alone
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    done = download(hub, stderr=terminal)
+    shown = os.read(screen, 100_000).decode()
+    os.close(screen)
+    os.close(terminal)
     assert download.path.read_bytes() == small_model.clamp3.read_bytes()
-    assert "downloading weights_clamp3_saas" in done.stdout and "100%" in done.stderr
+    assert "downloading weights_clamp3_saas" in done.stdout and "100%" in shown
     paths = {path for _, path, _ in Hub.requests}
     assert paths == {f"/sander-wood/clamp3/resolve/main/{RELEASES['saas'].file_name}"}
     assert not list(download.path.parent.glob("*.incomplete"))

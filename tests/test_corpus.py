@@ -1,17 +1,12 @@
 """The real music that the demo and the benchmarks take."""
 
-import importlib
 import itertools
-import sys
-from pathlib import Path
 
 import pytest
 
+import corpus
 from clamp3.convert.midi import midi_to_mtf
 from clamp3.patchilizer import M3Patchilizer, has_music
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
-corpus = importlib.import_module("corpus")
 
 
 @pytest.fixture(scope="module")
