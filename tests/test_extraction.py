@@ -181,7 +181,14 @@ def test_an_interrupted_run_leaves_whole_files_and_is_taken_up(small_model, text
         (tmp_path / "in" / f"{index}.abc").write_text(texts["tune_0"].replace("G", "ABCDEFG"[index % 7]))
     env = small_model.environment()
     command = [BIN / "python", "extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--batch_tokens", "256"]
-    process = subprocess.Popen([str(word) for word in command], env=env, cwd=CODE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        env=env,
+        cwd=CODE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
+    )
     while not (tmp_path / "out").exists() or len(os.listdir(tmp_path / "out")) < 40:
         assert process.poll() is None
         time.sleep(0.005)
