@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -17,6 +18,9 @@ from golden_model import golden_json, golden_sizes, save_checkpoint
 ROOT = Path(__file__).parent.parent
 CODE = ROOT / "code"
 BIN = Path(sys.executable).parent
+# Models this small gain nothing from threads, and on busy cores threads that spin while they wait lose a lot.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+torch.set_num_threads(1)
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]  # XLM-R's, with its ids
 
 
