@@ -9,8 +9,6 @@ from pathlib import Path
 
 from clamp3.errors import UserError
 
-LAUNCH_PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # by what `accelerate launch` calls them
-
 
 def extraction_parser(description: str) -> argparse.ArgumentParser:
     """A parser of the options that both extraction commands take; `description` is the script's docstring."""
@@ -22,7 +20,7 @@ def extraction_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--precision",
         choices=["fp32", "bf16", "fp16"],
-        default=LAUNCH_PRECISIONS.get(os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "fp32"),
+        default=launchers_precision(),
         help="of the layers' arithmetic; default fp32, or what `accelerate launch --mixed_precision` says",
     )
     parser.add_argument(
@@ -31,6 +29,12 @@ def extraction_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--device", help='such as "cpu" or "cuda:1"; default: an accelerator if there is one')
     parser.add_argument("--threads", type=positive, help="CPU threads of each process; default: the cores, shared")
     return parser
+
+
+def launchers_precision() -> str:
+    """What `accelerate launch --mixed_precision` says, which calls fp32 "no"."""
+    said = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return "fp32" if said == "no" else said
 
 
 def positive(text: str) -> int:
@@ -48,7 +52,7 @@ def run(main: Callable[[], int]) -> None:
     try:
         code = main()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("RANK", "0") == "0":  # all processes raise it
             print(f"error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ one; names and types are checked, and derived names follow:
 
 import os
 
-from clamp3.settings import override
+from clamp3.settings import logs_path, override
 
 EVAL_SPLIT = 0.01  # share of the training set held out where no evaluation set is given
 WANDB_KEY = "<YOUR_WANDB_KEY>"  # as it stands, or empty: use the ambient login
@@ -68,5 +68,5 @@ CLAMP3_WEIGHTS_PATH = CLAMP3_WEIGHTS_PATH or (
     f"_a_size_{AUDIO_HIDDEN_SIZE}_a_layers_{AUDIO_NUM_LAYERS}_a_length_{MAX_AUDIO_LENGTH}"
     f"_s_size_{M3_HIDDEN_SIZE}_s_layers_{PATCH_NUM_LAYERS}_p_size_{PATCH_SIZE}_p_length_{PATCH_LENGTH}.pth"
 )
-M3_LOGS_PATH = M3_LOGS_PATH or M3_WEIGHTS_PATH.removesuffix(".pth").replace("weights_", "logs_") + ".txt"
-CLAMP3_LOGS_PATH = CLAMP3_LOGS_PATH or CLAMP3_WEIGHTS_PATH.removesuffix(".pth").replace("weights_", "logs_") + ".txt"
+M3_LOGS_PATH = M3_LOGS_PATH or logs_path(M3_WEIGHTS_PATH)
+CLAMP3_LOGS_PATH = CLAMP3_LOGS_PATH or logs_path(CLAMP3_WEIGHTS_PATH)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import config
-from clamp3.checkpoints import build_model, ensure_weights
+from clamp3.checkpoints import build_model, ensure_weights, find_weights
 from clamp3.embedding import Embedder
 from clamp3.errors import UserError
 from clamp3.losses import ClipLoss
@@ -30,8 +30,8 @@ def configured_sizes() -> ModelSizes:
 
 
 def configured_path(path: str) -> Path:
-    """A path of config.py: in the working directory if it is there, else beside config.py."""
-    return Path(path) if Path(path).exists() else Path(config.__file__).parent / path
+    """A weights path of config.py: in the working directory if it is there, else beside config.py."""
+    return Path(path) if find_weights(Path(path)) else Path(config.__file__).parent / path
 
 
 def build_embedder(model_class: type[CLaMP3Model] | type[M3Model], epoch: int | None = None, **options) -> Embedder:

@@ -11,16 +11,17 @@ import struct
 import subprocess
 import termios
 import threading
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from clamp3.checkpoints import RELEASES, check_weights, load_clamp3, load_m3, read_checkpoint, start_from_m3
+from clamp3.checkpoints import M3_CONFIGURED_NAME, RELEASES, build_model, check_weights, read_checkpoint, start_from_m3
 from clamp3.embedding import Embedder
 from clamp3.errors import UserError
-from clamp3.models import CLaMP3Model
+from clamp3.models import CLaMP3Model, M3Model
 from conftest import BIN, CODE, run
 from golden_model import formula_weights, golden_json, golden_model, save_checkpoint
 
@@ -41,11 +42,11 @@ def edited(tmp_path, small_model):
 
 
 def test_weights_arrive_unchanged_and_mapped(small_model):
-    model = load_clamp3(small_model.sizes, small_model.clamp3)
+    model = build_model(CLaMP3Model, small_model.sizes, small_model.clamp3)
     expected = golden_model(CLaMP3Model, small_model.sizes).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
     assert not any(buffer.is_meta for buffer in model.buffers()) and not model.training
-    m3 = load_m3(small_model.sizes, small_model.m3).decoder.base
+    m3 = build_model(M3Model, small_model.sizes, small_model.m3).decoder.base
     assert m3.lm_head.weight is m3.transformer.wte.weight
 
 
@@ -55,7 +56,7 @@ def test_buffers_that_old_versions_stored_are_ignored(small_model, edited):
         weights["text_model.embeddings.position_ids"] = torch.arange(64)[None]
         weights["audio_model.embeddings.token_type_ids"] = torch.zeros(1, 16, dtype=torch.long)
 
-    load_clamp3(small_model.sizes, edited(add))
+    build_model(CLaMP3Model, small_model.sizes, edited(add))
 
 
 @pytest.mark.parametrize(
@@ -73,18 +74,18 @@ def test_buffers_that_old_versions_stored_are_ignored(small_model, edited):
 def test_loading_is_strict_and_names_the_tensor(small_model, edited, edit, complaint):
     path = edited(edit)
     with pytest.raises(UserError, match=complaint) as raised:
-        load_clamp3(small_model.sizes, path)
+        build_model(CLaMP3Model, small_model.sizes, path)
     assert str(path) in str(raised.value)
 
 
 def test_a_checkpoint_of_another_model_is_named_as_such(small_model, edited):
     with pytest.raises(UserError, match="it is an M3 checkpoint, where CLaMP 3's"):
-        load_clamp3(small_model.sizes, small_model.m3)
+        build_model(CLaMP3Model, small_model.sizes, small_model.m3)
     with pytest.raises(UserError, match="it is a CLaMP checkpoint, where M3's"):
-        load_m3(small_model.sizes, small_model.clamp3)
+        build_model(M3Model, small_model.sizes, small_model.clamp3)
     without_audio = edited(lambda w: [w.pop(name) for name in list(w) if name.startswith("audio")])
     with pytest.raises(UserError, match="without audio"):
-        load_clamp3(small_model.sizes, without_audio)
+        build_model(CLaMP3Model, small_model.sizes, without_audio)
     deeper = {**formula_weights(SHAPES), "audio_model.encoder.layer.2.output.dense.bias": torch.zeros(128)}
     with pytest.raises(UserError, match="another number of layers"):
         check_weights(golden_model(CLaMP3Model, small_model.sizes), deeper, Path("deeper.pth"))
@@ -107,7 +108,7 @@ def test_files_that_are_no_whole_checkpoints_are_refused(small_model, tmp_path, 
             read_checkpoint(tmp_path / f"{name}.pth")
     torch.save({"epoch": 3}, tmp_path / "none.pth")
     with pytest.raises(UserError, match="holds no model weights"):
-        load_clamp3(small_model.sizes, tmp_path / "none.pth")
+        build_model(CLaMP3Model, small_model.sizes, tmp_path / "none.pth")
     assert "must not run" not in capsys.readouterr().out
 
 
@@ -120,14 +121,14 @@ def test_checkpoints_may_hold_optimizer_state_and_numpy_losses(tmp_path, small_m
     path = tmp_path / "full.pth"
     save_checkpoint(path, SHAPES, optimizer=optimizer.state_dict(), lr_sched={"last_epoch": 3}, loss=np.float64(0.25))
     assert read_checkpoint(path)["loss"] == 0.25
-    load_clamp3(small_model.sizes, path)
+    build_model(CLaMP3Model, small_model.sizes, path)
     torch.save({"model": formula_weights(SHAPES)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    load_clamp3(small_model.sizes, tmp_path / "old.pth")
+    build_model(CLaMP3Model, small_model.sizes, tmp_path / "old.pth")
 
 
 def test_training_starts_the_symbolic_tower_from_m3(small_model):
     model = golden_model(CLaMP3Model, small_model.sizes)
-    start_from_m3(model, small_model.sizes, small_model.m3)
+    start_from_m3(model, small_model.m3)
     expected = formula_weights(golden_json("model.json")["m3_state_dict_shapes"])
     for name, tensor in model.symbolic_model.state_dict().items():
         assert torch.equal(tensor, expected[f"encoder.{name}"])
@@ -144,7 +145,7 @@ def test_from_pretrained_takes_a_file_or_names_what_there_is(small_model):
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub as a download needs: HEAD and ranged GET of one file. May break off, once."""
+    """As much of the hub as a download needs: HEAD and ranged GET of one file; an answer may break off."""
 
     content = b""
     break_after: int | None = None
@@ -272,9 +273,7 @@ def test_weights_of_other_sizes_are_not_looked_for_on_the_hub(small_model, tmp_p
     assert "no weights at" in done.stderr and "no released file has that name" in done.stderr
 
 
-def test_m3_is_downloaded_under_its_other_name(hub, small_model, tmp_path):
-    from clamp3.checkpoints import M3_CONFIGURED_NAME
-
+def test_m3_is_downloaded_for_its_configured_name_or_found_under_its_own(hub, small_model, tmp_path):
     Hub.content = small_model.m3.read_bytes()
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.abc").write_text("K:C\nC4|\n")
@@ -284,6 +283,26 @@ def test_m3_is_downloaded_under_its_other_name(hub, small_model, tmp_path):
     assert {path for _, path, _ in Hub.requests} == {f"/sander-wood/clamp2/resolve/main/{RELEASES['m3'].file_name}"}
     assert np.load(tmp_path / "out" / "a.npy").shape == (1, 4, 128)
 
+    Hub.requests.clear()
+    (tmp_path / M3_CONFIGURED_NAME).rename(tmp_path / RELEASES["m3"].file_name)
+    run(BIN / "python", "extract_m3.py", tmp_path / "in", tmp_path / "again", env=env)
+    assert Hub.requests == [] and (tmp_path / "again" / "a.npy").exists()
+
+
+def test_building_a_model_initialises_nothing(small_model, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("weights were initialised in vain")
+
+    monkeypatch.setattr(torch.Tensor, "normal_", lambda self, *a, **k: self if self.is_meta else refuse())
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, *a, **k: self if self.is_meta else refuse())
+    build_model(CLaMP3Model, small_model.sizes, small_model.clamp3)
+
+
+def test_weights_in_half_precision_are_taken(small_model, tmp_path):
+    torch.save({"model": {k: v.half() for k, v in formula_weights(SHAPES).items()}}, tmp_path / "half.pth")
+    model = build_model(CLaMP3Model, small_model.sizes, tmp_path / "half.pth")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
 
 def test_memory_mapping_reads_only_what_is_used(small_model, tmp_path):
     """A checkpoint with 200 MB of optimizer state must not need the memory for it."""
@@ -291,12 +310,17 @@ def test_memory_mapping_reads_only_what_is_used(small_model, tmp_path):
     save_checkpoint(path, SHAPES, optimizer={"state": {0: {"exp_avg": torch.ones(50_000_000)}}, "param_groups": []})
     script = (
         "import resource, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path\nfrom clamp3.checkpoints import read_weights\n"
+        "from pathlib import Path\nfrom clamp3.embedding import Embedder\nfrom clamp3.models import ModelSizes\n"
+        "sizes = ModelSizes(**eval(sys.argv[3]))\n"
+        "Embedder.from_pretrained(Path(sys.argv[4]), sizes=sizes).embed_symbolic(['K:C\\nC4|\\n'])\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "read_weights(Path(sys.argv[2]))\n"
+        "Embedder.from_pretrained(Path(sys.argv[2]), sizes=sizes).embed_symbolic(['K:C\\nC4|\\n'])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
     grown = subprocess.run(
-        [BIN / "python", "-c", script, CODE, path], capture_output=True, text=True, check=True
+        [BIN / "python", "-c", script, CODE, path, repr(asdict(small_model.sizes)), small_model.clamp3],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert int(grown) < 50_000  # KiB

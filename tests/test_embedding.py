@@ -153,9 +153,9 @@ def test_repeated_and_empty_lines_of_a_text_count_once(embedder):
 def test_text_features_do_not_depend_on_the_hash_seed(small_model):
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from clamp3.embedding import Embedder\nfrom clamp3.models import ModelSizes\n"
+        "import torch\nfrom clamp3.embedding import Embedder\nfrom clamp3.models import ModelSizes\n"
         "sizes = ModelSizes(text_model_name=sys.argv[2])\n"
-        "print(Embedder(None, sizes).encode_text('b\\na\\nd\\nc\\ne\\na\\nf').tolist())"
+        "print(Embedder(torch.nn.Module(), sizes).encode_text('b\\na\\nd\\nc\\ne\\na\\nf').tolist())"
     )
     outputs = {
         subprocess.run(
@@ -213,10 +213,31 @@ def test_only_the_tower_in_use_is_prepared(small_model, texts):
 
 
 def test_wrong_options_are_named(small_model):
+    model = torch.nn.Module()
     with pytest.raises(UserError, match="precision must be one of fp32, bf16, fp16, not 'int8'"):
-        Embedder(None, small_model.sizes, precision="int8")
+        Embedder(model, small_model.sizes, precision="int8")
     with pytest.raises(UserError, match="cannot compute on device cuda:77"):
-        Embedder(None, small_model.sizes, device="cuda:77")
+        Embedder(model, small_model.sizes, device="cuda:77")
     missing = type(small_model.sizes)(text_model_name=str(small_model.folder / "none"))
     with pytest.raises(UserError, match="no tokenizer for"):
-        Embedder(None, missing).encode_text("a reel")
+        Embedder(model, missing).encode_text("a reel")
+
+
+def test_one_string_is_not_taken_for_a_list_of_characters(embedder):
+    with pytest.raises(ValueError, match="give a list"):
+        embedder.embed_text("a reel")
+
+
+def test_m3_names_what_it_cannot_read(small_model):
+    m3 = Embedder.from_pretrained(small_model.m3, sizes=small_model.sizes)  # told from the file
+    with pytest.raises(ValueError, match="M3 reads symbolic music alone, not audio"):
+        m3.embed_audio_features([np.zeros((3, 128), np.float32)], pooled=False)
+
+
+def test_small_items_share_a_forward_pass(small_model, texts, monkeypatch):
+    embedder = Embedder(golden_model(CLaMP3Model, small_model.sizes), small_model.sizes, batch_tokens=2048)
+    batches_seen = []
+    forward = embedder._forward
+    monkeypatch.setattr(embedder, "_forward", lambda *args: batches_seen.append(args) or forward(*args))
+    embedder.embed_symbolic([texts["tune_0"]] * 80)
+    assert len(batches_seen) == 1

@@ -10,15 +10,15 @@ import time
 import numpy as np
 import pytest
 
-from clamp3.checkpoints import load_clamp3, load_m3
+from clamp3.checkpoints import build_model
 from clamp3.embedding import Embedder
-from clamp3.extraction import read
+from clamp3.extraction import MODALITY, read
+from clamp3.models import CLaMP3Model, M3Model
 from conftest import BIN, CODE, ROOT, run
 from golden_model import formula_weights, golden_json
 
 LAUNCH = (BIN / "accelerate", "launch")
 TORCHRUN = (BIN / "torchrun", "--nproc_per_node", "2")
-MODALITY = {".txt": "text", ".abc": "symbolic", ".mtf": "symbolic", ".npy": "audio"}
 
 
 @pytest.fixture
@@ -70,7 +70,10 @@ def test_global_features_by_the_documented_command_from_inside_code(small_model,
     )
     found = outputs(tmp_path / "out")
     assert {feature.shape for feature in found.values()} == {(1, 96)}
-    assert_same(found, expected(load_clamp3(small_model.sizes, small_model.clamp3), small_model.sizes, inputs, True))
+    assert_same(
+        found,
+        expected(build_model(CLaMP3Model, small_model.sizes, small_model.clamp3), small_model.sizes, inputs, True),
+    )
     assert f"{len(found)} written" in done.stdout and "1 .wav" in done.stdout
     assert not (tmp_path / "out" / "failures.jsonl").exists()
 
@@ -82,7 +85,7 @@ def test_hidden_states_of_an_epoch_from_the_root(small_model, inputs, tmp_path):
     command = [*LAUNCH, "code/extract_clamp3.py", "--epoch", "7", inputs, tmp_path / "out"]
     run(*command, env=small_model.environment(), cwd=ROOT)
     found = outputs(tmp_path / "out")
-    assert_same(found, expected(load_clamp3(small_model.sizes, epoch), small_model.sizes, inputs, False))
+    assert_same(found, expected(build_model(CLaMP3Model, small_model.sizes, epoch), small_model.sizes, inputs, False))
     assert found["abc/score_2.npy"].shape == (1, 149, 128) and found["audio/40.npy"].shape == (1, 42, 128)
     command[command.index("7")], command[-1] = "8", tmp_path / "other"
     assert "no weights of epoch 8" in run(*command, env=small_model.environment(), cwd=ROOT, check=None).stderr
@@ -91,7 +94,7 @@ def test_hidden_states_of_an_epoch_from_the_root(small_model, inputs, tmp_path):
 def test_m3_features_by_the_documented_command(small_model, inputs, tmp_path):
     run(*LAUNCH, "extract_m3.py", inputs, tmp_path / "out", env=small_model.environment(), cwd=CODE)
     kinds = {".abc": "symbolic", ".mtf": "symbolic"}
-    model = load_m3(small_model.sizes, small_model.m3)
+    model = build_model(M3Model, small_model.sizes, small_model.m3)
     assert_same(outputs(tmp_path / "out"), expected(model, small_model.sizes, inputs, False, kinds))
 
 
@@ -123,7 +126,7 @@ def test_two_processes_do_each_file_once(small_model, inputs, tmp_path, launcher
     assert len(counts) == 2 and max(counts) - min(counts) <= 2
     for path in (inputs / "abc" / "bad.abc", inputs / "texts" / "empty.txt"):
         path.unlink()
-    model = load_clamp3(small_model.sizes, small_model.clamp3)
+    model = build_model(CLaMP3Model, small_model.sizes, small_model.clamp3)
     assert_same(outputs(tmp_path / "out"), expected(model, small_model.sizes, inputs, True))
 
 
@@ -142,7 +145,7 @@ def test_bad_inputs_are_named_and_the_rest_is_done(small_model, inputs, tmp_path
         "audio/width.npy": (np.zeros((1, 5, 100), np.float32), "shape"),
         "audio/int.npy": (np.zeros((1, 5, 128), np.int64), "floating-point"),
         "audio/nan.npy": (np.full((1, 5, 128), np.nan, np.float32), "NaN"),
-        "audio/none.npy": (np.zeros((1, 0, 128), np.float32), ""),
+        "audio/none.npy": (np.zeros((1, 0, 128), np.float32), "no frames"),
         "audio/pickle.npy": (np.array([None]), "pickled"),
     }
     for name, (array, _) in arrays.items():

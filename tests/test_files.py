@@ -135,8 +135,8 @@ def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(folders)
     dead = subprocess.Popen(["true"])
     dead.wait()
     host = socket.gethostname()
-    gone = target / f".a.npy.{host}.{dead.pid}.partial"
-    kept = [target / f".a.npy.{host}.{os.getppid()}.partial", target / f".a.npy.elsewhere.{dead.pid}.partial"]
+    gone = target / f".{host}.{dead.pid}.partial"
+    kept = [target / f".{host}.{os.getppid()}.partial", target / f".elsewhere.{dead.pid}.partial"]
     touch(source / "a.abc", gone, *kept)
     assert len(plan(source, target, EXTENSIONS, ".npy").jobs) == 1
     assert not gone.exists() and all(path.exists() for path in kept)

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clamp3.checkpoints import RELEASES, load_clamp3
-from clamp3.models import ModelSizes
+from clamp3.checkpoints import RELEASES, build_model
+from clamp3.models import CLaMP3Model, ModelSizes
 from clamp3.patchilizer import M3Patchilizer
 from conftest import BIN, run
 from golden_model import golden_json, save_checkpoint
@@ -65,7 +65,7 @@ def test_features_at_full_size_are_those_of_a_naive_run(released, texts, tmp_pat
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "CLAMP3_CONFIG": json.dumps({"CLAMP3_WEIGHTS_PATH": str(released)})}
     run(BIN / "accelerate", "launch", "extract_clamp3.py", inputs, tmp_path / "out", "--get_global", env=env)
 
-    model = load_clamp3(ModelSizes(), released)
+    model = build_model(CLaMP3Model, ModelSizes(), released)
     assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(458e6, rel=0.001)
     expected = {f"{name}.npy": naive_symbolic_feature(model, texts[name]) for name in names}
     expected["audio/a.npy"] = naive_audio_feature(model, frames[0])

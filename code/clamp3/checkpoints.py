@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from clamp3.errors import UserError
@@ -60,13 +59,21 @@ def release_named(file_name: str) -> Release | None:
     return by_name.get(file_name, RELEASES["m3"] if file_name == M3_CONFIGURED_NAME else None)
 
 
-def ensure_weights(path: Path) -> Path:
-    """`path` if it is there; else the released file of that name is downloaded to it, by one process per machine.
+def find_weights(path: Path) -> Path | None:
+    """`path`, or the released file that it stands for under its own name, or None where neither is there."""
+    release = release_named(path.name)
+    candidates = [path, path.with_name(release.file_name)] if release else [path]
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
-    Raises UserError where there is no such release or the download fails.
+
+def ensure_weights(path: Path) -> Path:
+    """What `find_weights` finds; else `path`, downloaded.
+
+    One process of a machine downloads. Raises UserError where there is no such release or the download fails.
     """
-    if path.is_file():
-        return path
+    found = find_weights(path)
+    if found is not None:
+        return found
     release = release_named(path.name)
     if release is None:
         raise UserError(
@@ -75,10 +82,13 @@ def ensure_weights(path: Path) -> Path:
         )
     from filelock import FileLock
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if not path.is_file():  # else another process has just downloaded it
-            download(release, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.is_file():  # else another process has just downloaded it
+                download(release, path)
+    except OSError as error:
+        raise UserError(f"no weights at {path}, and nothing can be written there: {error}") from error
     return path
 
 
@@ -107,7 +117,7 @@ def download(release: Release, path: Path) -> None:
             )
         verify(partial, metadata.etag)
     except Exception as error:  # the hub's client raises many kinds; none is the user's to read as a traceback
-        others = [name for name, other in RELEASES.items() if path.with_name(other.file_name).is_file()]
+        others = [name for name in ("saas", "c2") if path.with_name(RELEASES[name].file_name).is_file()]
         there = f"\n  note: the file of the variant {others[0]} is there: set config.py to it" if others else ""
         raise UserError(
             f"no weights at {path}, and the download failed ({type(error).__name__}: {error}).\n"
@@ -143,19 +153,28 @@ def read_checkpoint(path: Path) -> dict:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The model's tensors by name, from a checkpoint (its "model" entry) or a bare state dict."""
+    """The model's tensors by name, as float32, from a checkpoint (its "model" entry) or a bare state dict."""
     checkpoint = read_checkpoint(path)
     weights = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else None
     if not weights or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise UserError(f"{path} holds no model weights")
-    return {name: tensor for name, tensor in weights.items() if not name.endswith(STORED_BUFFERS)}
+    return {name: tensor.float() for name, tensor in weights.items() if not name.endswith(STORED_BUFFERS)}
 
 
-def build_model(model_class: type[nn.Module], sizes: ModelSizes, path: Path) -> nn.Module:
-    """`model_class` in evaluation mode with the weights at `path`: mapped from the file, with no initialisation."""
+def build_model(
+    model_class: type[CLaMP3Model] | type[M3Model] | None, sizes: ModelSizes, path: Path
+) -> CLaMP3Model | M3Model:
+    """The model in evaluation mode with the weights at `path`: mapped from the file, with no initialisation.
+
+    Without `model_class`, it is what the file holds. Raises UserError where the weights do not fit.
+    """
+    from accelerate import init_empty_weights
+
+    weights = read_weights(path)
+    if model_class is None:
+        model_class = M3Model if _is_m3(weights) else CLaMP3Model
     with init_empty_weights(include_buffers=False):
         model = model_class(sizes)
-    weights = read_weights(path)
     check_weights(model, weights, path)
     model.load_state_dict(weights, assign=True)
     if isinstance(model, M3Model):
@@ -187,7 +206,7 @@ def _diagnosis(model: nn.Module, weights: dict[str, Tensor], misshapen: list[str
     """What the file at hand seems to be."""
     towers = {name.split(".")[0] for name in weights}
     wants_m3 = isinstance(model, M3Model)
-    if not wants_m3 and {"encoder", "decoder"} <= towers:
+    if not wants_m3 and _is_m3(weights):
         return "it is an M3 checkpoint, where CLaMP 3's (saas or c2) is needed"
     if wants_m3 and "text_model" in towers:
         return "it is a CLaMP checkpoint, where M3's is needed"
@@ -198,16 +217,13 @@ def _diagnosis(model: nn.Module, weights: dict[str, Tensor], misshapen: list[str
     return "it holds other tensors (another number of layers?)"
 
 
-def load_clamp3(sizes: ModelSizes, path: Path) -> CLaMP3Model:
-    """CLaMP 3 with the weights at `path`; raises UserError where they do not fit."""
-    return build_model(CLaMP3Model, sizes, path)
+def _is_m3(weights: dict[str, Tensor]) -> bool:
+    return {"encoder", "decoder"} <= {name.split(".")[0] for name in weights}
 
 
-def load_m3(sizes: ModelSizes, path: Path) -> M3Model:
-    """M3 with the weights at `path`; raises UserError where they do not fit."""
-    return build_model(M3Model, sizes, path)
-
-
-def start_from_m3(model: CLaMP3Model, sizes: ModelSizes, path: Path) -> None:
-    """Copy M3's encoder at `path` into the symbolic tower, as training does before its first step."""
-    model.symbolic_model.load_state_dict(load_m3(sizes, path).encoder.state_dict())
+def start_from_m3(model: CLaMP3Model, path: Path) -> None:
+    """Copy the encoder of the M3 weights at `path` into the symbolic tower, as training does before its first step."""
+    prefix = "encoder."
+    encoder = {name.removeprefix(prefix): w for name, w in read_weights(path).items() if name.startswith(prefix)}
+    check_weights(model.symbolic_model, encoder, path)
+    model.symbolic_model.load_state_dict(encoder)

@@ -1,14 +1,18 @@
 """Rank, device and threads, for one process or several (accelerate launch, torchrun)."""
 
 import os
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
 
 from clamp3.errors import UserError
 
-LAUNCHERS_DEFAULT_THREADS = "1"
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+# One process may wait for another as long as the work takes; launchers stop all when one of them dies.
+PATIENCE = timedelta(days=30)
 
 
 def default_device() -> torch.device:
@@ -28,20 +32,21 @@ def usable_device(name: str | torch.device | None) -> torch.device:
         raise UserError(f"cannot compute on device {name!s}: {str(error).splitlines()[0]}") from None
 
 
-def start(device: str | None = None, threads: int | None = None) -> PartialState:
+def start(device: str | None = None, threads: int | None = None) -> "PartialState":
     """Join the other processes, if there are any, and return rank, number of processes and device.
 
     `device` overrides the process's own; several processes may be told "cpu" alone. `threads` bounds the CPU threads
-    of each process; by default a machine's processes share its cores. Launchers set OMP_NUM_THREADS to 1 where the
-    user has said nothing, so that only another value of it counts as the user's wish.
+    of each process; by default a machine's processes share its cores.
     """
+    from accelerate import PartialState
+
     # Without an accelerator the processes find each other only where CPU is asked for.
-    state = PartialState(cpu=usable_device(device).type == "cpu")
+    state = PartialState(cpu=usable_device(device).type == "cpu", timeout=PATIENCE)
     if device not in (None, "cpu"):
         if state.num_processes > 1:
             raise UserError(f"--device {device} with several processes: each takes a device of its own; leave it out")
         state.device = usable_device(device)
-    if threads is None and os.environ.get("OMP_NUM_THREADS", LAUNCHERS_DEFAULT_THREADS) == LAUNCHERS_DEFAULT_THREADS:
+    if threads is None and _threads_are_the_launchers():
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         threads = max(1, cores // local_processes)
@@ -50,15 +55,34 @@ def start(device: str | None = None, threads: int | None = None) -> PartialState
     return state
 
 
-def from_main(state: PartialState, value):
+def _threads_are_the_launchers() -> bool:
+    """Whether OMP_NUM_THREADS is the 1 that launchers set where the user has said nothing."""
+    launched = "LOCAL_WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+    return launched and os.environ.get("OMP_NUM_THREADS") == "1"
+
+
+def from_main(state: "PartialState", value):
     """The main process's `value`, in every process."""
     if state.num_processes == 1:
         return value
+    from accelerate.utils import broadcast_object_list
+
     values = [value]
     broadcast_object_list(values)
     return values[0]
 
 
-def gather(state: PartialState, values: list) -> list:
+def gather(state: "PartialState", values: list) -> list:
     """The lists of all processes, joined in the order of ranks."""
-    return values if state.num_processes == 1 else gather_object(values)
+    if state.num_processes == 1:
+        return values
+    from accelerate.utils import gather_object
+
+    return gather_object(values)
+
+
+def finish(state: "PartialState") -> None:
+    """Wait for the other processes and part from them: launchers stop all when the first ends with an error."""
+    state.wait_for_everyone()
+    if state.num_processes > 1:
+        state.destroy_process_group()

@@ -1,6 +1,6 @@
 """Sequences -> segments -> batches -> features. `Embedder` is the library's front door."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,8 +88,9 @@ class Embedder:
         precision: str = "fp32",
         batch_tokens: int | None = None,
     ):
-        """`batch_tokens` bounds a padded batch (tokens, patches or frames); None takes what suits the device.
+        """The model is taken over: it goes to the device and into evaluation mode, and loses its unused poolers.
 
+        `batch_tokens` bounds a padded batch (tokens, patches or frames); None takes what suits the device.
         In bf16 and fp16 the layers compute in that precision; embeddings, means and projections stay in float32.
         """
         if precision not in PRECISIONS:
@@ -104,7 +105,7 @@ class Embedder:
             "symbolic": sizes.patch_length,
             "audio": sizes.max_audio_length,
         }
-        self._model = model
+        self._model = model.eval()
         self._ready: set[str] = set()
 
     @classmethod
@@ -128,9 +129,8 @@ class Embedder:
             path = Path(weights)
             if not path.is_file():
                 raise UserError(f"no weights at {path}: give {', '.join(RELEASES)}, or the path of a .pth file")
-        model_class = M3Model if weights == "m3" else CLaMP3Model
         sizes = sizes or ModelSizes()
-        return cls(build_model(model_class, sizes, ensure_weights(path)), sizes, device, precision, batch_tokens)
+        return cls(build_model(None, sizes, ensure_weights(path)), sizes, device, precision, batch_tokens)
 
     @cached_property
     def tokenizer(self):
@@ -147,8 +147,8 @@ class Embedder:
         except (OSError, ValueError) as error:
             raise UserError(
                 f"no tokenizer for {name}: {str(error).strip().splitlines()[0]}\n"
-                "  with a network it is downloaded once; without one, put a copy into a folder and name the folder in "
-                "TEXT_MODEL_NAME"
+                "  with a network it is downloaded once; without one, copy the Hugging Face cache (the folder that "
+                "HF_HOME names) from a machine that has it"
             ) from error
         return tokenizer
 
@@ -192,17 +192,20 @@ class Embedder:
 
         With `pooled=False`, a list of the hidden states (tokens, hidden) instead; likewise below.
         """
-        return self._collect("text", [self.encode_text(text) for text in texts], normalize, pooled)
+        return self._collect("text", self.encode_text, texts, normalize, pooled)
 
     def embed_symbolic(self, texts: Sequence[str], normalize: bool = False, pooled: bool = True):
         """Features (n, clamp3_hidden_size) of n pieces, each interleaved ABC or MTF."""
-        return self._collect("symbolic", [self.encode_symbolic(text) for text in texts], normalize, pooled)
+        return self._collect("symbolic", self.encode_symbolic, texts, normalize, pooled)
 
     def embed_audio_features(self, arrays: Sequence[np.ndarray], normalize: bool = False, pooled: bool = True):
         """Features (n, clamp3_hidden_size) of n recordings, each MERT features (…, frames, audio_hidden_size)."""
-        return self._collect("audio", [self.encode_audio_features(array) for array in arrays], normalize, pooled)
+        return self._collect("audio", self.encode_audio_features, arrays, normalize, pooled)
 
-    def _collect(self, modality: str, sequences: list[np.ndarray], normalize: bool, pooled: bool):
+    def _collect(self, modality: str, encode: Callable, items: Sequence, normalize: bool, pooled: bool):
+        if isinstance(items, str | np.ndarray):
+            raise ValueError(f"give a list of items, not one {type(items).__name__}")
+        sequences = [encode(item) for item in items]
         features = dict(self.embed(modality, sequences, pooled))
         ordered = [features[index] for index in range(len(sequences))]
         if normalize:
@@ -243,7 +246,7 @@ class Embedder:
     def _forward(self, modality: str, sequences: list[np.ndarray], pooled: bool) -> np.ndarray:
         """One padded batch through its tower -> (batch, clamp3_hidden_size), or (batch, longest, hidden)."""
         self._prepare(modality)
-        value = self.tokenizer.pad_token_id if modality == "text" else PAD_ID
+        value = self._model.text_model.config.pad_token_id if modality == "text" else PAD_ID
         inputs, masks = (torch.from_numpy(array).to(self.device) for array in pad(sequences, value))
         get_features = getattr(self._model, f"get_{modality}_features")
         return get_features(inputs, masks, get_global=pooled).float().cpu().numpy()
@@ -253,6 +256,8 @@ class Embedder:
         if modality in self._ready:
             return
         if isinstance(self._model, M3Model):
+            if modality != "symbolic":
+                raise ValueError(f"M3 reads symbolic music alone, not {modality}; load CLaMP 3 for that")
             tower = self._model.encoder
         else:
             tower = getattr(self._model, f"{modality}_model")

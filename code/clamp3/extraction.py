@@ -5,15 +5,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from accelerate import PartialState
 from tqdm import tqdm
 
-from clamp3.distributed import from_main, gather
+from clamp3.distributed import finish, from_main, gather
 from clamp3.embedding import Embedder
 from clamp3.errors import UserError
 from clamp3.files import Failure, Job, Plan, load_array, plan, read_text, reason, report, save_array, share
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 MODALITY = {".txt": "text", ".abc": "symbolic", ".mtf": "symbolic", ".npy": "audio"}
 # Batches sorted together: the more, the less padding; a bound on what waits in memory.
@@ -36,7 +39,7 @@ def extract(
     output_dir: Path,
     extensions: tuple[str, ...],
     pooled: bool,
-    state: PartialState,
+    state: "PartialState",
 ) -> int:
     """Write a .npy for each input under `input_dir`: (1, clamp3_hidden_size) pooled, else (1, length, hidden).
 
@@ -49,13 +52,13 @@ def extract(
     written, failures = 0, []
     jobs = share(todo.jobs, state.num_processes, state.process_index)
     if todo.jobs:
-        embedder = load_embedder()
+        embedder = _agreed(load_embedder, todo.jobs, state)
         with tqdm(total=len(jobs), unit="file", delay=1, disable=not state.is_main_process) as progress:
             for outcome in _outcomes(embedder, jobs, pooled):
-                if isinstance(outcome, Failure):
-                    failures.append(outcome)
+                failure = outcome if isinstance(outcome, Failure) else _save(*outcome)
+                if failure:
+                    failures.append(failure)
                 else:
-                    save_array(outcome[0], outcome[1][None])
                     written += 1
                 progress.update()
 
@@ -63,7 +66,7 @@ def extract(
     failures = todo.failures + gather(state, failures)
     if state.is_main_process:
         report(output_dir, written, todo, failures, time.perf_counter() - start)
-    state.wait_for_everyone()  # a launcher stops all processes when the first ends with an error
+    finish(state)
     return 1 if failures else 0
 
 
@@ -75,8 +78,32 @@ def _plan(input_dir: Path, output_dir: Path, extensions: tuple[str, ...]) -> Pla
         return error
 
 
-def _outcomes(embedder: Embedder, jobs: list[Job], pooled: bool) -> Iterator[Failure | tuple[Path, np.ndarray]]:
-    """For each job, in any order: a failure, or the output's path and feature."""
+def _agreed(load_embedder: Callable[[], Embedder], jobs: list[Job], state: "PartialState") -> Embedder:
+    """The embedder, with its tokenizer if any of `jobs` needs one; where one process fails, all raise its error."""
+    errors = []
+    try:
+        embedder = load_embedder()
+        if any(MODALITY[job.source.suffix.lower()] == "text" for job in jobs):
+            _ = embedder.tokenizer  # loaded by being asked for
+    except UserError as error:
+        errors = [str(error)]
+    errors = gather(state, errors)
+    if errors:
+        raise UserError(errors[0])
+    return embedder
+
+
+def _save(source: Path, target: Path, feature: np.ndarray) -> Failure | None:
+    """Write `feature` to `target`; where that cannot be done, a failure that names `source`."""
+    try:
+        save_array(target, feature[None])
+    except OSError as error:
+        return Failure(str(source), f"{target} cannot be written: {error.strerror}")
+    return None
+
+
+def _outcomes(embedder: Embedder, jobs: list[Job], pooled: bool) -> Iterator[Failure | tuple[Path, Path, np.ndarray]]:
+    """For each job, in any order: a failure, or the paths of input and output and the feature."""
     chunks = _chunks(embedder, jobs)
     with ThreadPoolExecutor(max_workers=1) as reader:  # reads the next chunk while this one is computed
         upcoming = reader.submit(next, chunks, None)
@@ -86,7 +113,7 @@ def _outcomes(embedder: Embedder, jobs: list[Job], pooled: bool) -> Iterator[Fai
             for index, feature in embedder.embed(chunk.modality, chunk.sequences, pooled):
                 job = chunk.jobs[index]
                 if np.isfinite(feature).all():
-                    yield job.target, feature
+                    yield job.source, job.target, feature
                 else:
                     yield Failure(str(job.source), f"the feature is not finite in {embedder.precision}")
 

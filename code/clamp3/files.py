@@ -54,12 +54,14 @@ def plan(input_dir: Path, output_dir: Path, extensions: Collection[str], target_
     """
     if not input_dir.is_dir():
         raise UserError(f"there is no folder {input_dir}")
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"{output_dir} is a file; outputs need a folder")
     if input_dir.resolve() == output_dir.resolve():
         raise UserError(f"input and output folder are the same ({input_dir}): give the outputs a folder of their own")
     result = Plan()
     sources: dict[Path, Path] = {}  # by target
     clashes = []
-    for source in _walk(input_dir, output_dir, result.failures):
+    for source in _walk(input_dir, output_dir, result):
         if source.suffix.lower() not in extensions:
             result.ignored[source.suffix.lower() or "without extension"] += 1
             continue
@@ -78,15 +80,18 @@ def plan(input_dir: Path, output_dir: Path, extensions: Collection[str], target_
     return result
 
 
-def _walk(folder: Path, excluded: Path, failures: list[Failure]) -> Iterator[Path]:
-    """All files under `folder`, in a fixed order, but those under `excluded`."""
+def _walk(folder: Path, excluded: Path, result: Plan) -> Iterator[Path]:
+    """All files under `folder`, in a fixed order, but those under `excluded`; `result` notes what is passed over."""
 
     def note(error: OSError) -> None:
-        failures.append(Failure(str(error.filename), f"the folder cannot be listed: {error.strerror}"))
+        result.failures.append(Failure(str(error.filename), f"the folder cannot be listed: {error.strerror}"))
 
     excluded = excluded.resolve()
     for parent, folders, names in os.walk(folder, onerror=note):
         folders[:] = sorted(name for name in folders if Path(parent, name).resolve() != excluded)
+        linked = sum(Path(parent, name).is_symlink() for name in folders)  # which os.walk does not enter
+        if linked:
+            result.ignored["links to folders"] += linked
         yield from (Path(parent, name) for name in sorted(names))
 
 
@@ -119,14 +124,15 @@ def share(jobs: list[Job], processes: int, rank: int) -> list[Job]:
     return [job for index, job in enumerate(ordered) if to_and_fro[index % len(to_and_fro)] == rank]
 
 
-def _partial_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL_EXTENSION}")
+def _partial_name(process: int) -> str:
+    """What `process` of this machine calls the file that it writes: not after its target, whose name may be long."""
+    return f".{socket.gethostname()[:64]}.{process}{PARTIAL_EXTENSION}"
 
 
 def _is_orphan(partial: Path) -> bool:
     """Whether the process of this machine that was writing `partial` is gone."""
-    host, _, process = partial.stem.rpartition(".")
-    if not host.endswith(f".{socket.gethostname()}") or not process.isdigit():
+    process = partial.stem.rpartition(".")[2]
+    if not process.isdigit() or partial.name != _partial_name(int(process)):
         return False
     try:
         os.kill(int(process), 0)
@@ -139,9 +145,12 @@ def _is_orphan(partial: Path) -> bool:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes its place at `path` when it is whole, and is gone if anything goes wrong before."""
+    """A file that takes its place at `path` when it is whole, and is gone if anything goes wrong before.
+
+    A process writes one file of a folder at a time.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial_path(path)
+    partial = path.with_name(_partial_name(os.getpid()))
     try:
         with open(partial, "wb") as file:
             yield file
@@ -158,7 +167,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 
 def load_array(path: Path) -> np.ndarray:
-    """The array in a .npy file, mapped from it. Raises ValueError for anything else, pickles above all."""
+    """The array in a .npy file. Raises ValueError for anything else, pickles above all."""
     with open(path, "rb") as file:
         start = file.read(6)
     if not start:
@@ -166,7 +175,7 @@ def load_array(path: Path) -> np.ndarray:
     if start != b"\x93NUMPY":
         raise ValueError("not a .npy file (its first bytes are others)")
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.load(path, allow_pickle=False)
     except OSError:
         raise
     except Exception as error:  # a damaged header makes NumPy raise errors of many kinds
@@ -196,7 +205,7 @@ def reason(error: Exception) -> str:
 
 
 def report(output_dir: Path, written: int, todo: Plan, failures: list[Failure], seconds: float) -> None:
-    """Print what a run did, and write OUTPUT_DIR/failures.jsonl, or remove it where nothing failed."""
+    """Print what a run did, and write its failures to OUTPUT_DIR/failures.jsonl, in place of those of the last run."""
     failures = sorted(failures, key=lambda failure: failure.file)
     rate = f" in {seconds:.1f} s ({written / seconds:.1f} files/s)" if written else ""
     print(f"{written} written{rate}, {todo.already_done} already there, {len(failures)} failed -> {output_dir}")
@@ -209,10 +218,11 @@ def report(output_dir: Path, written: int, todo: Plan, failures: list[Failure], 
         return
     with atomic_write(path) as file:
         file.writelines(json.dumps(asdict(failure)).encode() + b"\n" for failure in failures)
-    width = max(len(failure.file) for failure in failures[:SHOWN_FAILURES])
     print(f"failed (all of them in {path}):")
-    for failure in failures[:SHOWN_FAILURES]:
-        print(f"  {printable(failure.file):{width}}  {failure.reason}")
+    shown = [(printable(failure.file), failure.reason) for failure in failures[:SHOWN_FAILURES]]
+    width = max(len(file) for file, _ in shown)
+    for file, why in shown:
+        print(f"  {file:{width}}  {why}")
     if len(failures) > SHOWN_FAILURES:
         print(f"  … and {len(failures) - SHOWN_FAILURES} more")
 

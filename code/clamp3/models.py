@@ -10,20 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, XLMRobertaConfig
 
+from clamp3.errors import UserError
 from clamp3.losses import ClipLoss
-from clamp3.patchilizer import PAD_ID, VOCAB_SIZE
+from clamp3.patchilizer import PAD_ID, PATCH_SIZE, VOCAB_SIZE
 
 HEAD_SIZE = 64
 XLM_R_BASE = "FacebookAI/xlm-roberta-base"
 IGNORED_LABEL = -100
-MODALITIES = ("text", "symbolic", "audio")
 
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What a checkpoint's tensors depend on; the defaults are the released models'. Each is a knob of config.py."""
+    """What makes a model; the defaults are the released ones'. Each is a knob of config.py, there in capitals."""
 
-    patch_size: int = 64
+    patch_size: int = PATCH_SIZE
     patch_length: int = 512
     patch_num_layers: int = 12
     token_num_layers: int = 3
@@ -43,10 +43,16 @@ class ModelSizes:
 
 
 def text_config(name: str):
-    """The configuration of the text model `name`. XLM-R base's is known here, so that it needs no network."""
+    """The configuration of the text model `name`. XLM-R base's is known here, so that it needs no network.
+
+    Raises UserError where there is none.
+    """
     if name == XLM_R_BASE:
         return XLMRobertaConfig(vocab_size=250002, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
-    return AutoConfig.from_pretrained(name)
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no configuration of the text model {name}: {str(error).strip().splitlines()[0]}") from error
 
 
 def bert_config(hidden_size: int, num_layers: int, max_length: int) -> BertConfig:

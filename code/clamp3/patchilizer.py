@@ -39,9 +39,9 @@ class M3Patchilizer:
 
         Raises ValueError where `text` is empty.
         """
+        text = unidecode(text.replace("L:1/8\n", ""))
         if not text:
             raise ValueError("empty: there is no text to cut into patches")
-        text = unidecode(text.replace("L:1/8\n", ""))
         lines = re.findall(r"[^\n]*\n|[^\n]+", text)
         return self._merge_messages(lines) if is_mtf(text) else self._split_bars(lines)
 

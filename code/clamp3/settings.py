@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 from pathlib import Path
 
 from clamp3.errors import UserError
@@ -21,7 +22,7 @@ def override(knobs: dict[str, object], source: str) -> None:
         origin = f"CLAMP3_CONFIG ({source})"
         try:
             text = Path(source).read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{origin} is neither a JSON object nor a file that can be read: {error}") from None
     try:
         values = json.loads(text)
@@ -41,5 +42,11 @@ def override(knobs: dict[str, object], source: str) -> None:
         is_string_list = isinstance(value, list) and all(isinstance(item, str) for item in value)
         if type(value) is not kind or (kind is list and not is_string_list):
             wanted = "list of strings" if kind is list else kind.__name__
-            raise UserError(f"{origin}: {name} must be a {wanted}, not {value!r}")
+            raise UserError(f"{origin}: {name} must be of type {wanted}, not {value!r}")
         knobs[name] = value
+
+
+def logs_path(weights_path: str) -> str:
+    """Where the log goes that belongs to `weights_path`: beside it, `logs` for `weights` and .txt for .pth."""
+    folder, name = os.path.split(weights_path)
+    return os.path.join(folder, name.removesuffix(".pth").replace("weights_", "logs_") + ".txt")
