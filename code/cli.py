@@ -1,4 +1,4 @@
-"""What the extraction commands share: their options, and how they start and end."""
+"""What the commands share: their options, and how they start and end."""
 
 import argparse
 import os
@@ -10,13 +10,33 @@ from pathlib import Path
 from clamp3.errors import UserError
 
 
-def extraction_parser(description: str) -> argparse.ArgumentParser:
-    """A parser of the options that both extraction commands take; `description` is the script's docstring."""
+def folders_parser(description: str) -> argparse.ArgumentParser:
+    """A parser of an input and an output folder; `description` is the script's docstring."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("input_dir", type=Path, help="folder of inputs, searched recursively")
-    parser.add_argument("output_dir", type=Path, help="folder for the .npy files, which mirrors INPUT_DIR")
+    parser.add_argument("output_dir", type=Path, help="folder for the outputs, which mirrors INPUT_DIR")
+    return parser
+
+
+def conversion_parser(description: str) -> argparse.ArgumentParser:
+    """A parser of the options that all conversion commands take; `description` is the script's docstring."""
+    parser = folders_parser(description)
+    parser.add_argument("--workers", type=positive, help="processes; default: one for each core")
+    parser.add_argument(
+        "--time_limit",
+        type=positive,
+        metavar="SECONDS",
+        default=300,
+        help="for one input, after which it counts as failed; default: %(default)s",
+    )
+    return parser
+
+
+def extraction_parser(description: str) -> argparse.ArgumentParser:
+    """A parser of the options that both extraction commands take; `description` is the script's docstring."""
+    parser = folders_parser(description)
     parser.add_argument(
         "--precision",
         choices=["fp32", "bf16", "fp16"],

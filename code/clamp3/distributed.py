@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from clamp3.batch import cores
 from clamp3.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ def start(device: str | None = None, threads: int | None = None) -> "PartialStat
         state.device = usable_device(device)
     if threads is None and _threads_are_the_launchers():
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        threads = max(1, cores // local_processes)
+        threads = max(1, cores() // local_processes)
     if threads is not None:
         torch.set_num_threads(threads)
     return state

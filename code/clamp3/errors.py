@@ -1,5 +1,9 @@
-"""The one error that is the user's to mend."""
+"""What the library tells its users: the error that is theirs to mend, and the warning that it has mended something."""
 
 
 class UserError(ValueError):
     """Wrong settings, weights or folders: scripts print its message without a traceback and exit with 2."""
+
+
+class RepairWarning(UserWarning):
+    """An input is damaged or out of the ordinary, and was read all the same: the message says what was done."""

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
+from clamp3.batch import Job, Outcome, Plan, Tally, plan, reason, report, share, tally
 from clamp3.distributed import finish, from_main, gather
 from clamp3.embedding import Embedder
 from clamp3.errors import UserError
-from clamp3.files import Failure, Job, Plan, load_array, plan, read_text, reason, report, save_array, share
+from clamp3.files import load_array, read_text, save_array
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -30,7 +30,7 @@ class Chunk:
     modality: str
     jobs: list[Job]
     sequences: list[np.ndarray]
-    failures: list[Failure]
+    failures: list[Outcome]
 
 
 def extract(
@@ -49,25 +49,17 @@ def extract(
     todo = from_main(state, _plan(input_dir, output_dir, extensions) if state.is_main_process else None)
     if isinstance(todo, UserError):
         raise todo
-    written, failures = 0, []
     jobs = share(todo.jobs, state.num_processes, state.process_index)
+    done = Tally()
     if todo.jobs:
         embedder = _agreed(load_embedder, todo.jobs, state)
-        with tqdm(total=len(jobs), unit="file", delay=1, disable=not state.is_main_process) as progress:
-            for outcome in _outcomes(embedder, jobs, pooled):
-                failure = outcome if isinstance(outcome, Failure) else _save(*outcome)
-                if failure:
-                    failures.append(failure)
-                else:
-                    written += 1
-                progress.update()
+        done = tally(_outcomes(embedder, jobs, pooled), len(jobs), show=state.is_main_process)
 
-    written = sum(gather(state, [written]))
-    failures = todo.failures + gather(state, failures)
+    done = Tally(sum(gather(state, [done.written])), gather(state, done.failures), gather(state, done.warnings))
     if state.is_main_process:
-        report(output_dir, written, todo, failures, time.perf_counter() - start)
+        report(output_dir, todo, done, time.perf_counter() - start)
     finish(state)
-    return 1 if failures else 0
+    return 1 if todo.failures or done.failures else 0
 
 
 def _plan(input_dir: Path, output_dir: Path, extensions: tuple[str, ...]) -> Plan | UserError:
@@ -93,17 +85,8 @@ def _agreed(load_embedder: Callable[[], Embedder], jobs: list[Job], state: "Part
     return embedder
 
 
-def _save(source: Path, target: Path, feature: np.ndarray) -> Failure | None:
-    """Write `feature` to `target`; where that cannot be done, a failure that names `source`."""
-    try:
-        save_array(target, feature[None])
-    except OSError as error:
-        return Failure(str(source), f"{target} cannot be written: {error.strerror}")
-    return None
-
-
-def _outcomes(embedder: Embedder, jobs: list[Job], pooled: bool) -> Iterator[Failure | tuple[Path, Path, np.ndarray]]:
-    """For each job, in any order: a failure, or the paths of input and output and the feature."""
+def _outcomes(embedder: Embedder, jobs: list[Job], pooled: bool) -> Iterator[Outcome]:
+    """Do `jobs`, in any order."""
     chunks = _chunks(embedder, jobs)
     with ThreadPoolExecutor(max_workers=1) as reader:  # reads the next chunk while this one is computed
         upcoming = reader.submit(next, chunks, None)
@@ -111,11 +94,18 @@ def _outcomes(embedder: Embedder, jobs: list[Job], pooled: bool) -> Iterator[Fai
             upcoming = reader.submit(next, chunks, None)
             yield from chunk.failures
             for index, feature in embedder.embed(chunk.modality, chunk.sequences, pooled):
-                job = chunk.jobs[index]
-                if np.isfinite(feature).all():
-                    yield job.source, job.target, feature
-                else:
-                    yield Failure(str(job.source), f"the feature is not finite in {embedder.precision}")
+                yield _save(chunk.jobs[index], feature, embedder.precision)
+
+
+def _save(job: Job, feature: np.ndarray, precision: str) -> Outcome:
+    """Write `feature`, if it is a number throughout and can be written."""
+    if not np.isfinite(feature).all():
+        return Outcome(job, f"the feature is not finite in {precision}")
+    try:
+        save_array(job.target, feature[None])
+    except OSError as error:
+        return Outcome(job, f"{job.target} cannot be written: {error.strerror}")
+    return Outcome(job)
 
 
 def _chunks(embedder: Embedder, jobs: list[Job]) -> Iterator[Chunk]:
@@ -131,7 +121,7 @@ def _chunks(embedder: Embedder, jobs: list[Job]) -> Iterator[Chunk]:
             except UserError:
                 raise
             except (ValueError, OSError) as error:
-                chunk.failures.append(Failure(str(job.source), reason(error)))
+                chunk.failures.append(Outcome(job, reason(error)))
                 continue
             chunk.jobs.append(job)
             chunk.sequences.append(sequence)

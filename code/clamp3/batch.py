@@ -1,0 +1,349 @@
+"""Work on folders: find the inputs, mirror them, share them out, report what was done and what failed."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, wait
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from clamp3.errors import RepairWarning, UserError
+from clamp3.files import PARTIAL_EXTENSION, atomic_write, is_orphan
+
+FAILURES_FILE = "failures.jsonl"
+WARNINGS_FILE = "warnings.jsonl"
+SHOWN_REMARKS = 20
+TIME_LIMIT = 300  # seconds for one input
+QUEUED = 4  # inputs that wait for each process, so that none ever waits for an input
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input file and its outputs: one, but for a file that holds several pieces."""
+
+    source: Path
+    targets: tuple[Path, ...]
+    size: int  # bytes of the source: a measure of the work
+
+    @property
+    def target(self) -> Path:
+        """The only output."""
+        (target,) = self.targets
+        return target
+
+
+@dataclass(frozen=True)
+class Remark:
+    """An input, and why it has no output or what had to be mended to read it."""
+
+    file: str
+    reason: str
+
+
+@dataclass
+class Plan:
+    """What a run over a folder has to do."""
+
+    jobs: list[Job] = field(default_factory=list)
+    already_done: int = 0
+    ignored: Counter = field(default_factory=Counter)  # files of other kinds, by extension
+    failures: list[Remark] = field(default_factory=list)  # folders that cannot be listed
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: with its outputs written, or with the reason why not."""
+
+    job: Job
+    failure: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class Tally:
+    """What a run has done."""
+
+    written: int = 0  # inputs
+    failures: list[Remark] = field(default_factory=list)
+    warnings: list[Remark] = field(default_factory=list)
+
+
+def one_piece(_source: Path) -> int:
+    return 1
+
+
+def plan(
+    input_dir: Path,
+    output_dir: Path,
+    extensions: Collection[str],
+    target_extension: str,
+    count_pieces: Callable[[Path], int] = one_piece,
+) -> Plan:
+    """Find the files under `input_dir` whose extension, in any letter case, is one of `extensions`.
+
+    A file of several pieces, as `count_pieces` says, has as many outputs, numbered (name_01, name_02, …). Inputs whose
+    outputs are there are left out; what killed runs left behind is removed. Raises UserError where there is no such
+    folder or file, and, before anything is written, where two inputs would have one output.
+    """
+    if not input_dir.is_dir():
+        raise UserError(f"there is no folder {input_dir}")
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"{output_dir} is a file; outputs need a folder")
+    if input_dir.resolve() == output_dir.resolve():
+        raise UserError(f"input and output folder are the same ({input_dir}): give the outputs a folder of their own")
+    result = Plan()
+    owners: dict[Path, Path] = {}  # of the targets
+    jobs, clashes = [], []
+    for source in _walk(input_dir, output_dir, result):
+        if source.suffix.lower() not in extensions:
+            if source.name not in (FAILURES_FILE, WARNINGS_FILE):
+                result.ignored[source.suffix.lower() or "without extension"] += 1
+            continue
+        mirrored = output_dir / source.relative_to(input_dir)
+        job = Job(source, tuple(_targets(mirrored, count_pieces(source), target_extension)), _size(source))
+        clashes += [f"  {owners[target]} and {source} -> {target}" for target in job.targets if target in owners]
+        owners |= dict.fromkeys(job.targets, source)
+        jobs.append(job)
+    if clashes:
+        raise UserError("two inputs would have one output; rename one of each pair:\n" + "\n".join(clashes))
+    if not jobs and not result.failures:
+        raise UserError(f"there is no {' '.join(sorted(extensions))} file under {input_dir}")
+
+    done = _outputs(output_dir)
+    result.jobs = [job for job in jobs if not done.issuperset(job.targets)]
+    result.already_done = len(jobs) - len(result.jobs)
+    return result
+
+
+def _targets(mirrored: Path, pieces: int, extension: str) -> Iterator[Path]:
+    """The outputs of an input of so many pieces."""
+    if pieces == 1:
+        yield mirrored.with_suffix(extension)
+        return
+    digits = len(str(pieces))
+    for number in range(1, pieces + 1):
+        yield mirrored.with_name(f"{mirrored.stem}_{number:0{digits}}{extension}")
+
+
+def _walk(folder: Path, excluded: Path, result: Plan) -> Iterator[Path]:
+    """All files under `folder`, in a fixed order, but those under `excluded`; `result` notes what is passed over."""
+
+    def note(error: OSError) -> None:
+        result.failures.append(Remark(str(error.filename), f"the folder cannot be listed: {error.strerror}"))
+
+    excluded = excluded.resolve()
+    for parent, folders, names in os.walk(folder, onerror=note):
+        folders[:] = sorted(name for name in folders if Path(parent, name).resolve() != excluded)
+        linked = sum(Path(parent, name).is_symlink() for name in folders)  # which os.walk does not enter
+        if linked:
+            result.ignored["links to folders"] += linked
+        yield from (Path(parent, name) for name in sorted(names))
+
+
+def _outputs(output_dir: Path) -> set[Path]:
+    """All files under `output_dir`, once the partial ones that killed processes of this machine left are removed."""
+    outputs = set()
+    for parent, _, names in os.walk(output_dir):
+        for name in names:
+            path = Path(parent, name)
+            if path.suffix == PARTIAL_EXTENSION:
+                if is_orphan(path):
+                    path.unlink(missing_ok=True)
+            else:
+                outputs.add(path)
+    return outputs
+
+
+def _size(path: Path) -> int:
+    """Bytes of `path`; 0 where it cannot be read, which will be named when it is tried."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def share(jobs: list[Job], processes: int, rank: int) -> list[Job]:
+    """The `jobs` that process `rank` does: each kind by size, dealt out to and fro, so that shares are even."""
+    ordered = sorted(jobs, key=lambda job: (job.source.suffix.lower(), -job.size, job.targets))
+    to_and_fro = [*range(processes), *reversed(range(processes))]
+    return [job for index, job in enumerate(ordered) if to_and_fro[index % len(to_and_fro)] == rank]
+
+
+def tally(outcomes: Iterable[Outcome], total: int, show: bool = True) -> Tally:
+    """Count `outcomes` as they come in, with a progress bar."""
+    result = Tally()
+    with tqdm(total=total, unit="file", delay=1, disable=not show) as progress:
+        for outcome in outcomes:
+            if outcome.failure is None:
+                result.written += 1
+            else:
+                result.failures.append(Remark(str(outcome.job.source), outcome.failure))
+            result.warnings += [Remark(str(outcome.job.source), warning) for warning in outcome.warnings]
+            progress.update()
+    return result
+
+
+# ---------- conversion: a file at a time, in worker processes ----------
+
+
+def convert_folder(
+    convert: Callable[[Path], str | bytes | list[str]],
+    input_dir: Path,
+    output_dir: Path,
+    extensions: Collection[str],
+    target_extension: str,
+    count_pieces: Callable[[Path], int] = one_piece,
+    workers: int | None = None,
+    time_limit: float = TIME_LIMIT,
+    strict: bool = False,
+) -> int:
+    """Write what `convert` makes of each input under `input_dir`, as `plan` mirrors it. Returns the exit code.
+
+    `convert` runs in `workers` processes (by default one for each core), so it must be a module's function (or a
+    partial of one). It returns the output, or a list of one for each piece. It raises ValueError or OSError for an
+    input that has no output; one on which it takes more than `time_limit` seconds, or that ends its process, counts as
+    failed too. RepairWarnings go into the report; with `strict` they are failures.
+    """
+    start = time.perf_counter()
+    todo = plan(input_dir, output_dir, extensions, target_extension, count_pieces)
+    jobs = sorted(todo.jobs, key=lambda job: -job.size)  # so that no long one is left for the end
+    with contextlib.closing(_in_processes(partial(_convert, convert, strict), jobs, workers, time_limit)) as outcomes:
+        done = tally(outcomes, len(jobs))
+    report(output_dir, todo, done, time.perf_counter() - start)
+    return 1 if todo.failures or done.failures else 0
+
+
+def _convert(convert: Callable, strict: bool, job: Job) -> Outcome:
+    """Do `job` in this process."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("error" if strict else "always", RepairWarning)
+        try:
+            made = convert(job.source)
+            pieces = made if isinstance(made, list) else [made]
+            for target, piece in zip(job.targets, pieces, strict=True):
+                with atomic_write(target) as file:
+                    file.write(piece if isinstance(piece, bytes) else piece.encode("utf-8"))
+            failure = None
+        except Exception as error:  # whatever a damaged file makes a converter raise, the others go on
+            failure = reason(error)
+    repairs = [str(warning.message) for warning in caught if issubclass(warning.category, RepairWarning)]
+    return Outcome(job, failure, tuple(dict.fromkeys(repairs)))
+
+
+def _in_processes(
+    task: Callable[[Job], Outcome], jobs: list[Job], workers: int | None, time_limit: float
+) -> Iterator[Outcome]:
+    """The outcomes of all `jobs`, in the order in which they end; what ends or holds up a process is a failure."""
+    from pebble import ProcessExpired, ProcessPool
+
+    if not jobs:
+        return
+    workers = min(workers or cores(), len(jobs))
+    # A new interpreter for each process: a copy of this one might hold locks that nobody will ever release.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPool(workers, context=context, initializer=_leave_interrupts_to_the_parent) as pool:
+        waiting, running = iter(jobs), {}
+        try:
+            while True:
+                for job in islice(waiting, workers * (1 + QUEUED) - len(running)):
+                    running[pool.schedule(task, args=(job,), timeout=time_limit)] = job
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    job = running.pop(future)
+                    try:
+                        yield future.result()
+                    except TimeoutError:
+                        yield Outcome(job, f"takes longer than {time_limit:g} s (--time_limit)")
+                    except ProcessExpired as error:
+                        yield Outcome(job, f"ended the converter's process, with exit code {error.exitcode}")
+        except BaseException:
+            pool.stop()
+            raise
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# ---------- the report ----------
+
+
+def reason(error: Exception) -> str:
+    """What `error` says, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read or written: {error.strerror}"
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError | RepairWarning) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def report(output_dir: Path, todo: Plan, done: Tally, seconds: float) -> None:
+    """Print what a run did, and write its failures and warnings into OUTPUT_DIR.
+
+    failures.jsonl holds those of this run alone, since a failed input is tried again by each run; warnings.jsonl also
+    holds those of earlier runs on inputs that this one left as they were.
+    """
+    failures = sorted(todo.failures + done.failures, key=lambda failure: failure.file)
+    rate = f" in {seconds:.1f} s ({done.written / seconds:.1f} files/s)" if done.written else ""
+    print(f"{done.written} written{rate}, {todo.already_done} already there, {len(failures)} failed -> {output_dir}")
+    if todo.ignored:
+        kinds = ", ".join(f"{count} {extension}" for extension, count in todo.ignored.most_common())
+        print(f"left aside, for this command does not take them: {kinds}")
+    tried = {str(job.source) for job in todo.jobs}
+    earlier = [remark for remark in _load_remarks(output_dir / WARNINGS_FILE) if remark.file not in tried]
+    _save_remarks(output_dir / WARNINGS_FILE, earlier + done.warnings)
+    _save_remarks(output_dir / FAILURES_FILE, failures)
+    _show("damaged, but read", done.warnings, output_dir / WARNINGS_FILE)
+    _show("failed", failures, output_dir / FAILURES_FILE)
+
+
+def _load_remarks(path: Path) -> list[Remark]:
+    """Those of an earlier run, if there was one."""
+    try:
+        return [Remark(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def _save_remarks(path: Path, remarks: list[Remark]) -> None:
+    """Write `remarks` in place of those of the last run."""
+    if not remarks:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_write(path) as file:
+        file.writelines(json.dumps(asdict(remark)).encode() + b"\n" for remark in remarks)
+
+
+def _show(title: str, remarks: list[Remark], path: Path) -> None:
+    """Print the first of `remarks` as a table."""
+    if not remarks:
+        return
+    print(f"{title} (all of them in {path}):")
+    shown = [(printable(remark.file), remark.reason) for remark in remarks[:SHOWN_REMARKS]]
+    width = max(len(file) for file, _ in shown)
+    for file, why in shown:
+        print(f"  {file:{width}}  {why}")
+    if len(remarks) > SHOWN_REMARKS:
+        print(f"  … and {len(remarks) - SHOWN_REMARKS} more")
+
+
+def printable(name: str) -> str:
+    """A file name that any terminal can take: bytes that are not text become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
