@@ -64,6 +64,15 @@ def test_folders_that_make_no_sense_are_named(folders):
     touch(source / "a.abc")
     with pytest.raises(UserError, match="are the same"):
         plan(source, source / "sub" / "..", EXTENSIONS, ".npy")
+    with pytest.raises(UserError, match="is a file; outputs need a folder"):
+        plan(source, source / "a.abc", EXTENSIONS, ".npy")
+
+
+def test_links_to_folders_are_counted_as_left_aside(folders):
+    source, target = folders
+    touch(source / "a.abc")
+    (source / "link").symlink_to(source / "sub")
+    assert plan(source, target, EXTENSIONS, ".npy").ignored == {"links to folders": 1}
 
 
 def test_an_output_folder_inside_the_input_folder_is_no_input(folders):

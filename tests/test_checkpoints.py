@@ -222,6 +222,7 @@ def test_missing_weights_are_downloaded_with_a_progress_bar(hub, download, small
     assert not list(download.path.parent.glob("*.incomplete"))
 
 
+@pytest.mark.golden
 def test_a_download_goes_on_where_it_was_killed(hub, download, small_model):
     half = len(Hub.content) // 2
     digest = hashlib.sha256(Hub.content).hexdigest()

@@ -189,6 +189,7 @@ def test_inputs_without_a_feature_are_refused(embedder, call, argument, complain
         getattr(embedder, call)([argument])
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precision_stays_close(small_model, texts, precision):
     model = golden_model(CLaMP3Model, small_model.sizes)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,10 +93,13 @@ def test_hidden_states_of_an_epoch_from_the_root(small_model, inputs, tmp_path):
 
 
 def test_m3_features_by_the_documented_command(small_model, inputs, tmp_path):
+    """From inside code/ and from the root."""
     run(*LAUNCH, "extract_m3.py", inputs, tmp_path / "out", env=small_model.environment(), cwd=CODE)
     kinds = {".abc": "symbolic", ".mtf": "symbolic"}
     model = build_model(M3Model, small_model.sizes, small_model.m3)
     assert_same(outputs(tmp_path / "out"), expected(model, small_model.sizes, inputs, False, kinds))
+    run(BIN / "python", "code/extract_m3.py", inputs, tmp_path / "root", env=small_model.environment(), cwd=ROOT)
+    assert_same(outputs(tmp_path / "root"), outputs(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -177,11 +181,15 @@ def test_clashing_inputs_are_refused_before_anything_is_written(small_model, inp
     assert "tune_0.abc" in done.stderr and "tune_0.mtf" in done.stderr and not (tmp_path / "out").exists()
 
 
+def write_tunes(folder, texts, count):
+    folder.mkdir()
+    for index in range(count):
+        (folder / f"{index}.abc").write_text(texts["tune_0"].replace("G", "ABCDEFG"[index % 7]))
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
 def test_an_interrupted_run_leaves_whole_files_and_is_taken_up(small_model, texts, tmp_path, how):
-    (tmp_path / "in").mkdir()
-    for index in range(600):
-        (tmp_path / "in" / f"{index}.abc").write_text(texts["tune_0"].replace("G", "ABCDEFG"[index % 7]))
+    write_tunes(tmp_path / "in", texts, 600)
     env = small_model.environment()
     command = [BIN / "python", "extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--batch_tokens", "64"]
     process = subprocess.Popen(
@@ -208,6 +216,55 @@ def test_an_interrupted_run_leaves_whole_files_and_is_taken_up(small_model, text
     assert f"{600 - len(done)} written" in printed and f"{len(done)} already there" in printed
     assert sorted(os.listdir(tmp_path / "out")) == sorted(f"{index}.npy" for index in range(600))
     assert all((tmp_path / "out" / name).stat().st_mtime_ns == stamp for name, stamp in times.items())
+
+
+def test_two_processes_that_are_killed_are_taken_up(small_model, texts, tmp_path):
+    """One of the two dies, and the launcher ends the other; what they have written stays, and is whole."""
+    write_tunes(tmp_path / "in", texts, 600)
+    env = small_model.environment()
+    command = [*TORCHRUN, "extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--batch_tokens", "64"]
+    words = [str(word) for word in command]
+    process = subprocess.Popen(words, env=env, cwd=CODE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "out").exists() or len(os.listdir(tmp_path / "out")) < 40:
+        assert process.poll() is None
+        time.sleep(0.005)
+    (worker, *_), *_ = [
+        children.split()
+        for task in os.listdir(f"/proc/{process.pid}/task")
+        if (children := Path(f"/proc/{process.pid}/task/{task}/children").read_text())
+    ]
+    os.kill(int(worker), signal.SIGKILL)
+    assert process.wait(timeout=60) == 1
+    done = outputs(tmp_path / "out")
+    assert len(done) < 600 and all(feature.shape == (1, 22, 128) for feature in done.values())
+
+    printed = run(*command, env=env).stdout
+    assert f"{600 - len(done)} written" in printed and f"{len(done)} already there" in printed
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(f"{index}.npy" for index in range(600))
+
+
+def test_an_error_that_all_processes_meet_is_printed_once(small_model, texts, tmp_path):
+    """The one text needs a tokenizer, which is not there."""
+    write_tunes(tmp_path / "in", texts, 3)
+    (tmp_path / "in" / "a.txt").write_text("a reel")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "config.json").write_bytes((small_model.folder / "config.json").read_bytes())
+    env = small_model.environment(TEXT_MODEL_NAME=str(tmp_path / "text"))
+    done = run(*TORCHRUN, "extract_clamp3.py", tmp_path / "in", tmp_path / "out", env=env, check=1)
+    assert done.stderr.count("error: no tokenizer for") == 1
+
+
+def test_outputs_that_cannot_be_written_are_named(small_model, texts, tmp_path):
+    """Names as long as a file system takes are no trouble; a folder where the output should be is."""
+    long_name = "n" * 251
+    (tmp_path / "in").mkdir()
+    for name in (long_name, "taken"):
+        (tmp_path / "in" / f"{name}.abc").write_text(texts["tune_0"])
+    (tmp_path / "out" / "taken.npy").mkdir(parents=True)
+    command = [BIN / "python", "extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--get_global"]
+    done = run(*command, env=small_model.environment(), check=1)
+    assert "taken.npy cannot be written: Is a directory" in done.stdout and "1 written" in done.stdout
+    assert sorted(os.listdir(tmp_path / "out")) == ["failures.jsonl", f"{long_name}.npy", "taken.npy"]
 
 
 def test_only_the_towers_in_use_are_touched(small_model, texts, tmp_path):

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoTokenizer
 
 from clamp3.checkpoints import RELEASES, build_model
-from clamp3.models import CLaMP3Model, ModelSizes
+from clamp3.models import XLM_R_BASE, CLaMP3Model, ModelSizes, text_config
 from clamp3.patchilizer import M3Patchilizer
-from conftest import BIN, run
+from conftest import BIN, run, save_tokenizer
 from golden_model import golden_json, save_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -52,6 +53,15 @@ def naive_audio_feature(model, frames: np.ndarray) -> np.ndarray:
         return model.audio_proj((states * masks[..., None]).sum(dim=1) / masks.sum()).numpy()
 
 
+def naive_text_feature(model, tokenizer, text: str) -> np.ndarray:
+    lines = tokenizer.sep_token.join(dict.fromkeys(line for line in text.split("\n") if line))
+    inputs = tokenizer(lines, padding="max_length", max_length=128, return_tensors="pt")
+    with torch.no_grad():
+        states = model.text_model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
+        masks = inputs["attention_mask"].float()
+        return model.text_proj((states * masks[..., None]).sum(dim=1) / masks.sum()).numpy()
+
+
 def test_features_at_full_size_are_those_of_a_naive_run(released, texts, tmp_path):
     """The documented command with the released file's name, sizes and defaults, several items in a batch."""
     inputs = tmp_path / "in"
@@ -62,7 +72,14 @@ def test_features_at_full_size_are_those_of_a_naive_run(released, texts, tmp_pat
     frames = np.random.default_rng(0).normal(size=(2, 30, 768)).astype(np.float32)
     np.save(inputs / "audio" / "a.npy", frames[:1])
     np.save(inputs / "audio" / "b.npy", frames[1:, :9])
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "CLAMP3_CONFIG": json.dumps({"CLAMP3_WEIGHTS_PATH": str(released)})}
+    descriptions = {"text_a": "A lively reel\nfrom Ireland", "text_b": "ein ruhiges Wiegenlied"}
+    for name, text in descriptions.items():
+        (inputs / f"{name}.txt").write_text(text)
+    text_model = tmp_path / "text_model"  # XLM-R base's real configuration, and a tokenizer that needs no network
+    text_config(XLM_R_BASE).save_pretrained(text_model)
+    save_tokenizer(text_model, vocab_size=400)
+    knobs = {"CLAMP3_WEIGHTS_PATH": str(released), "TEXT_MODEL_NAME": str(text_model)}
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "CLAMP3_CONFIG": json.dumps(knobs)}
     run(BIN / "accelerate", "launch", "extract_clamp3.py", inputs, tmp_path / "out", "--get_global", env=env)
 
     model = build_model(CLaMP3Model, ModelSizes(), released)
@@ -70,6 +87,8 @@ def test_features_at_full_size_are_those_of_a_naive_run(released, texts, tmp_pat
     expected = {f"{name}.npy": naive_symbolic_feature(model, texts[name]) for name in names}
     expected["audio/a.npy"] = naive_audio_feature(model, frames[0])
     expected["audio/b.npy"] = naive_audio_feature(model, frames[1, :9])
+    tokenizer = AutoTokenizer.from_pretrained(text_model)
+    expected |= {f"{name}.npy": naive_text_feature(model, tokenizer, text) for name, text in descriptions.items()}
     for name, feature in expected.items():
         found = np.load(tmp_path / "out" / name)
         assert found.shape == (1, 768)

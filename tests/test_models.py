@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import DistilBertConfig, DistilBertModel
 
 from clamp3.losses import ClipLoss
-from clamp3.models import CLaMP3Model, M3Model, ModelSizes, PatchEmbedding, masked_mean, text_config
+from clamp3.models import CLaMP3Model, M3Model, ModelSizes, PatchEmbedding, encode, masked_mean, text_config
 from conftest import BIN, ROOT, run
 from golden_model import GOLDEN, golden_json, golden_model
 
@@ -95,6 +96,56 @@ def test_patch_embedding_trains():
         losses[-1].backward()
         optimizer.step()
     assert losses[-1] < 0.01 * losses[0]
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("tower_name", ["text_model", "audio_model"])
+def test_layers_without_padding_are_the_towers_own(small_model, tower_name):
+    """Hidden states of real positions, and all gradients, against the library's padded forward."""
+    tower = getattr(golden_model(CLaMP3Model, small_model.sizes), tower_name)
+    lengths = torch.tensor([9, 3, 1])
+    masks = (torch.arange(9) < lengths[:, None]).long()
+    torch.manual_seed(0)
+    if tower_name == "text_model":
+        ids = torch.randint(4, tower.config.vocab_size, (3, 9))
+        inputs = {"input_ids": ids.where(masks.bool(), tower.config.pad_token_id)}
+    else:
+        inputs = {"inputs_embeds": torch.randn(3, 9, tower.config.hidden_size)}
+    target = torch.randn(3, 9, tower.config.hidden_size)
+    states, gradients = [], []
+    for forward in (lambda: encode(tower, masks, **inputs), lambda: tower(attention_mask=masks, **inputs)):
+        tower.zero_grad()
+        states.append(forward().last_hidden_state * masks[..., None])
+        (states[-1] * target).sum().backward()
+        gradients.append({name: p.grad for name, p in tower.named_parameters() if "pooler" not in name})
+    torch.testing.assert_close(*states, atol=2e-5, rtol=1e-4)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_text_models_of_other_architectures_run_their_own_forward():
+    tower = DistilBertModel(DistilBertConfig(vocab_size=10, dim=64, n_heads=1, n_layers=1, hidden_dim=128)).eval()
+    masks = torch.tensor([[1, 1, 0]])
+    ids = torch.tensor([[4, 5, 0]])
+    own = tower(ids, attention_mask=masks).last_hidden_state
+    assert torch.equal(encode(tower, masks, input_ids=ids).last_hidden_state, own)
+
+
+def test_training_drops_out_where_the_towers_own_layers_do(small_model):
+    """Attention weights, and each half layer's output: with one of the three set to 0, the other two still vary."""
+    tower = golden_model(CLaMP3Model, small_model.sizes).audio_model.train()
+    inputs, masks = torch.randn(1, 5, tower.config.hidden_size), torch.ones(1, 5)
+    tower.embeddings.dropout.p = 0.0
+    layer_parts = [
+        [layer.attention.self.dropout for layer in tower.encoder.layer],
+        [layer.attention.output.dropout for layer in tower.encoder.layer],
+        [layer.output.dropout for layer in tower.encoder.layer],
+    ]
+    for kept in [*layer_parts, []]:
+        for part in sum(layer_parts, []):
+            part.p = 0.5 if part in kept else 0.0
+        first, second = (encode(tower, masks, inputs_embeds=inputs).last_hidden_state for _ in range(2))
+        assert torch.equal(first, second) is (not kept)
 
 
 def test_mean_leaves_masked_positions_out():

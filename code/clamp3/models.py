@@ -8,7 +8,18 @@ from dataclasses import dataclass, fields
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, XLMRobertaConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
+from transformers.modeling_outputs import BaseModelOutput
 
 from clamp3.errors import UserError
 from clamp3.losses import ClipLoss
@@ -73,6 +84,44 @@ def masked_mean(hidden_states: Tensor, masks: Tensor) -> Tensor:
     return (hidden_states.float() * weights).sum(dim=1) / weights.sum(dim=1)
 
 
+def encode(tower: nn.Module, masks: Tensor, **inputs: Tensor) -> BaseModelOutput:
+    """What `tower` makes of `input_ids` or `inputs_embeds`: hidden states (batch, length, hidden), zero where masked.
+
+    The same as the tower's own `forward`, but a BERT's layers see real positions alone: padding costs nothing there.
+    """
+    if not isinstance(tower, BertModel | RobertaModel | XLMRobertaModel):
+        return tower(**inputs, attention_mask=masks.long())
+    embeddings = tower.embeddings(**inputs)  # (batch, length, hidden)
+    real = masks.flatten().nonzero().squeeze(1)  # (positions,)
+    attended = masks.bool()[:, None, None, :]  # (batch, 1, 1, length): by every head and every query
+    hidden_states = embeddings.flatten(0, 1)[real]  # (positions, hidden)
+    for layer in tower.encoder.layer:
+        context = _attend(layer.attention.self, hidden_states, real, attended)
+        hidden_states = layer.attention.output(context, hidden_states)
+        hidden_states = layer.output(layer.intermediate(hidden_states), hidden_states)
+    return BaseModelOutput(last_hidden_state=_unpack(hidden_states, real, embeddings.shape[:2]))
+
+
+def _attend(attention: nn.Module, hidden_states: Tensor, real: Tensor, attended: Tensor) -> Tensor:
+    """Multi-head self-attention of packed positions (positions, hidden), each within its own item of the batch."""
+    batch, length = attended.shape[0], attended.shape[-1]
+    heads = [
+        _unpack(projection(hidden_states), real, (batch, length))
+        .unflatten(-1, (attention.num_attention_heads, -1))
+        .transpose(1, 2)  # (batch, heads, length, head size)
+        for projection in (attention.query, attention.key, attention.value)
+    ]
+    dropout = attention.dropout.p if attention.training else 0.0
+    context = F.scaled_dot_product_attention(*heads, attn_mask=attended, dropout_p=dropout)
+    return context.transpose(1, 2).reshape(batch * length, -1)[real]
+
+
+def _unpack(packed: Tensor, real: Tensor, shape: tuple[int, int]) -> Tensor:
+    """(positions, hidden) -> (batch, length, hidden), zero where there is padding."""
+    padded = packed.new_zeros(shape[0] * shape[1], packed.shape[-1])
+    return padded.index_copy(0, real, packed).unflatten(0, shape)
+
+
 class PatchEmbedding(nn.Linear):
     """`Linear` over the concatenated one-hot codes of a patch, as the sum of the rows that the ones select."""
 
@@ -108,7 +157,7 @@ class M3PatchEncoder(nn.Module):
     def forward(self, input_patches: Tensor, input_masks: Tensor):
         """Ids (batch, length, patch_size) or (batch, length * patch_size), masks (batch, length) -> BERT's output."""
         patches = input_patches.reshape(len(input_patches), -1, self.patch_size)
-        return self.base(inputs_embeds=self.patch_embedding(patches), attention_mask=input_masks.long())
+        return encode(self.base, input_masks, inputs_embeds=self.patch_embedding(patches))
 
 
 class M3TokenDecoder(nn.Module):
@@ -186,7 +235,7 @@ class CLaMP3Model(nn.Module):
 
     def get_text_features(self, inputs: Tensor, masks: Tensor, get_global: bool = False) -> Tensor:
         """Token ids (batch, length) -> (batch, length, hidden); global: (batch, clamp3_hidden_size)."""
-        output = self.text_model(inputs, attention_mask=masks.long())
+        output = encode(self.text_model, masks, input_ids=inputs)
         return self._features(output, masks, self.text_proj, get_global)
 
     def get_symbolic_features(self, inputs: Tensor, masks: Tensor, get_global: bool = False) -> Tensor:
@@ -196,7 +245,7 @@ class CLaMP3Model(nn.Module):
 
     def get_audio_features(self, inputs: Tensor, masks: Tensor, get_global: bool = False) -> Tensor:
         """Frames (batch, length, hidden) -> (batch, length, hidden); global: (batch, clamp3_hidden_size)."""
-        output = self.audio_model(inputs_embeds=inputs, attention_mask=masks.long())
+        output = encode(self.audio_model, masks, inputs_embeds=inputs)
         return self._features(output, masks, self.audio_proj, get_global)
 
     @staticmethod
