@@ -1,0 +1,21 @@
+"""The benchmarks run, and compare what they say they compare; their figures are for quiet machines, not for tests."""
+
+import json
+import sys
+
+from conftest import ROOT, run
+
+
+def test_extraction_is_measured_against_a_loop_that_computes_the_same(tmp_path):
+    command = [sys.executable, "benchmarks/extraction.py", "--quick", "--json", tmp_path / "figures.json"]
+    printed = run(*command, "--folder", tmp_path, cwd=ROOT).stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["quick"] and "a SMALL model" in printed
+    assert figures["kinds"].keys() == {"abc", "text", "audio"}
+    for found in figures["kinds"].values():
+        assert found["files"] == 8 and all(speed > 0 for speed in found["files_per_s"].values())
+        assert found["cosine_fp32_to_loop"] > 0.999999 and 0.99 < found["cosine_bf16_to_fp32"] < 0.9999999
+        assert found["padding_ratio"] > 1 and 0 < found["peak_share"]["fp32"] < 1
+    for name in ("few", "abc", "text", "audio"):
+        assert figures["processes"][name]["first_output_seconds"] < figures["processes"][name]["seconds"]
+        assert figures["processes"][name]["peak_bytes"] > 1e8
