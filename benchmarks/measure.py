@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from transformers import AutoTokenizer
 
 from clamp3.checkpoints import build_model
-from clamp3.distributed import start
-from clamp3.embedding import PRECISIONS, Embedder, cut
+from clamp3.distributed import PRECISIONS, start
+from clamp3.embedding import Embedder, cut
 from clamp3.extraction import MODALITY, extract
 from clamp3.models import CLaMP3Model
 from clamp3.patchilizer import VOCAB_SIZE

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clamp3.errors import UserError
@@ -142,12 +144,14 @@ def verify(path: Path, etag: str) -> None:
 def read_checkpoint(path: Path) -> dict:
     """The checkpoint dict at `path`, its tensors memory-mapped: what is never used is never read.
 
-    Raises UserError where the file is no PyTorch checkpoint, is cut short, or holds code.
+    Raises UserError where the file is no PyTorch checkpoint (nor .safetensors), is cut short, or holds code.
     """
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         with torch.serialization.safe_globals(NUMPY_SCALARS):
             return torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{path} cannot be read as a PyTorch checkpoint (cut short, or not one): {reason}") from error
 
@@ -182,8 +186,11 @@ def build_model(
     return model.eval()
 
 
-def check_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Raise UserError, with names, unless `weights` are exactly what `model` takes."""
+def check_weights(model: nn.Module, weights: dict[str, Tensor], path: Path, advice: str | None = None) -> None:
+    """Raise UserError, with names, unless `weights` are exactly what `model` takes.
+
+    `advice` says what the file may be or what to do; without it, that is guessed for CLaMP and M3 models.
+    """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     missing = [name for name in expected if name not in weights]
     unexpected = [name for name in weights if name not in expected]
@@ -194,7 +201,7 @@ def check_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> N
     ]
     if not (missing or unexpected or misshapen):
         return
-    problems = [f"{path} does not fit this model: {_diagnosis(model, weights, misshapen)}"]
+    problems = [f"{path} does not fit this model: {advice or _diagnosis(model, weights, misshapen)}"]
     for title, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)):
         if names:
             more = f" … and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""

@@ -1,4 +1,4 @@
-"""Rank, device and threads, for one process or several (accelerate launch, torchrun)."""
+"""Rank, device, precision and threads, for one process or several (accelerate launch, torchrun)."""
 
 import os
 from datetime import timedelta
@@ -12,6 +12,7 @@ from clamp3.errors import UserError
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # One process may wait for another as long as the work takes; launchers stop all when one of them dies.
 PATIENCE = timedelta(days=30)
 
@@ -31,6 +32,13 @@ def usable_device(name: str | torch.device | None) -> torch.device:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"cannot compute on device {name!s}: {str(error).splitlines()[0]}") from None
+
+
+def checked_precision(name: str) -> str:
+    """`name`. Raises UserError where it is none of PRECISIONS."""
+    if name not in PRECISIONS:
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {name!r}")
+    return name
 
 
 def start(device: str | None = None, threads: int | None = None) -> "PartialState":

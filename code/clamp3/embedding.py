@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 from clamp3.checkpoints import RELEASES, build_model, ensure_weights
-from clamp3.distributed import usable_device
+from clamp3.distributed import PRECISIONS, checked_precision, usable_device
 from clamp3.errors import UserError
 from clamp3.models import CLaMP3Model, M3Model, ModelSizes
 from clamp3.patchilizer import PAD_ID, M3Patchilizer, has_music
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Enough to keep the arithmetic units busy; more makes no CPU faster, since activations then leave its caches.
 BATCH_TOKENS = {"cpu": 2048, "other": 32768}
 
@@ -93,11 +92,9 @@ class Embedder:
         `batch_tokens` bounds a padded batch (tokens, patches or frames); None takes what suits the device.
         In bf16 and fp16 the layers compute in that precision; embeddings, means and projections stay in float32.
         """
-        if precision not in PRECISIONS:
-            raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         self.sizes = sizes
         self.device = usable_device(device)
-        self.precision = precision
+        self.precision = checked_precision(precision)
         self.batch_tokens = batch_tokens or BATCH_TOKENS["cpu" if self.device.type == "cpu" else "other"]
         self.patchilizer = M3Patchilizer(sizes.patch_size)
         self.max_lengths = {
