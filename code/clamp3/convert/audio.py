@@ -1,0 +1,152 @@
+"""Audio files -> mono waveforms at 24 kHz -> the normalized 5 s windows that MERT reads.
+
+Everything is done block by block: a file takes the memory of its own mono waveform and no more.
+"""
+
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from clamp3.errors import RepairWarning
+
+SAMPLING_RATE = 24_000  # Hz
+WINDOW = 5 * SAMPLING_RATE
+SHORTEST_WINDOW = SAMPLING_RATE  # of a track's last window, and of a shorter track repeated
+VARIANCE_FLOOR = 1e-7  # added to a track's variance, so that silence stays finite
+BLOCK = 4096  # frames; damage inside a block costs the whole of it
+RATES = range(1000, 1_000_001)  # Hz; others come from damaged headers
+# What soundfile reads; the second line needs PyAV.
+EXTENSIONS = (
+    *(".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64"),
+    *(".m4a", ".aac", ".wma", ".mka", ".mp4", ".mkv", ".webm"),
+)
+# What libsndfile's log says of files that are cut short.
+CUT_SHORT = re.compile(r"^ *(data|SSND|Data Size) *: \d+ \(should be|end-of-stream bit|ended unexpectedly", re.M)
+
+Note = Callable[[str], None]
+
+
+def warn(message: str) -> None:
+    """Tell the caller what was mended."""
+    warnings.warn(RepairWarning(message), stacklevel=3)
+
+
+def read_audio(path: Path, note: Note = warn) -> np.ndarray:
+    """The sound of a file -> float32 (samples,) at 24 kHz, the mean of its channels.
+
+    What soundfile cannot read (m4a, aac, video) is left to PyAV, if it is installed. A file that is damaged or cut
+    short gives what stands before the damage: `note` is told so, by default as a RepairWarning. Raises ValueError
+    where there is no sound or where samples are not finite, and OSError where the path cannot be read.
+    """
+    with open(path, "rb") as file:
+        if not file.read(1):
+            raise ValueError("empty file")
+        file.seek(0)
+        try:
+            sound = soundfile.SoundFile(file)
+        except soundfile.LibsndfileError as error:
+            file.seek(0)
+            rate, blocks = _open_with_pyav(file, str(error.error_string).strip(" ."), note)
+        else:
+            rate, blocks = sound.samplerate, _blocks(sound, note)
+        return resampled(blocks, rate)
+
+
+def _blocks(sound: soundfile.SoundFile, note: Note) -> Iterator[np.ndarray]:
+    """The sound in blocks (frames, channels)."""
+    frames = 0
+    with sound:
+        try:
+            while len(block := sound.read(BLOCK, dtype="float32", always_2d=True)):
+                frames += len(block)
+                yield block
+            whole = frames >= sound.frames and not CUT_SHORT.search(sound.extra_info)
+        except soundfile.LibsndfileError:
+            whole = False
+        if not frames:
+            raise ValueError("empty: no samples that can be decoded")
+        if not whole:
+            note(f"cut short or damaged: read up to {frames / sound.samplerate:.2f} s")
+
+
+def _open_with_pyav(file, complaint: str, note: Note) -> tuple[int, Iterator[np.ndarray]]:
+    """The sampling rate and the blocks (frames, channels) of the first sound track."""
+    try:
+        import av
+    except ImportError:
+        raise ValueError(
+            f"cannot be decoded: {complaint}; if it is m4a, aac or video, `pip install av` lets it be read"
+        ) from None
+    try:
+        container = av.open(file)
+    except av.FFmpegError as error:
+        raise ValueError(f"cannot be decoded: {complaint}; PyAV says: {error.strerror}") from None
+    if not container.streams.audio:
+        raise ValueError("empty: there is no sound track in it")
+    return container.streams.audio[0].rate, _pyav_blocks(container, note)
+
+
+def _pyav_blocks(container, note: Note) -> Iterator[np.ndarray]:
+    import av
+
+    to_float = av.AudioResampler(format="fltp")
+    seconds = 0.0
+    with container:
+        try:
+            for frame in container.decode(audio=0):
+                for block in to_float.resample(frame):
+                    seconds += block.samples / block.rate
+                    yield block.to_ndarray().T
+        except av.FFmpegError:
+            note(f"cut short or damaged: read up to {seconds:.2f} s")
+
+
+def resampled(blocks: Iterable[np.ndarray], rate: int) -> np.ndarray:
+    """Blocks (frames, channels) of one sound at `rate` Hz -> float32 (samples,) at 24 kHz, the mean of the channels.
+
+    Raises ValueError where there are no samples, or where some are not finite.
+    """
+    if rate not in RATES:
+        raise ValueError(f"its sampling rate is said to be {rate} Hz: the header is damaged")
+    stream = soxr.ResampleStream(rate, SAMPLING_RATE, 1, dtype="float32", quality="VHQ")
+    samples = bytearray()  # grows in place
+    for block in blocks:
+        mono = block.mean(axis=1, dtype=np.float32)
+        if not np.isfinite(mono).all():
+            raise ValueError("holds NaN or infinite samples")
+        samples += memoryview(mono if rate == SAMPLING_RATE else stream.resample_chunk(mono)).cast("B")
+    if rate != SAMPLING_RATE:
+        samples += memoryview(stream.resample_chunk(np.zeros(0, np.float32), last=True)).cast("B")
+    if not samples:
+        raise ValueError("empty: no samples")
+    return np.frombuffer(samples, np.float32)
+
+
+def windows(waveform: np.ndarray, note: Note = warn) -> Iterator[np.ndarray]:
+    """A waveform (samples,) at 24 kHz -> its windows of 5 s, one after the other, float32 (up to 120000,).
+
+    The whole track is normalized to zero mean and unit variance. A last window under 1 s is left out. A track under
+    1 s is one window, repeated up to 1 s: `note` is told so. Raises ValueError for none and for samples not finite.
+    """
+    if not len(waveform):
+        raise ValueError("empty: no samples")
+    mean = np.mean(waveform, dtype=np.float64)
+    starts = range(0, len(waveform), WINDOW)
+    squares = sum(np.sum((waveform[start : start + WINDOW].astype(np.float64) - mean) ** 2) for start in starts)
+    deviation = np.sqrt(squares / len(waveform) + VARIANCE_FLOOR)
+    if not np.isfinite(deviation):
+        raise ValueError("holds NaN or infinite samples")
+    if len(waveform) < SHORTEST_WINDOW:
+        note(f"{len(waveform) / SAMPLING_RATE:.2f} s of sound, repeated up to 1 s")
+        waveform = np.resize(waveform, SHORTEST_WINDOW)
+
+    def normalized() -> Iterator[np.ndarray]:
+        for start in range(0, len(waveform) - SHORTEST_WINDOW + 1, WINDOW):
+            yield (waveform[start : start + WINDOW] - np.float32(mean)) / np.float32(deviation)
+
+    return normalized()
