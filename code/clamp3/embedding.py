@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,9 @@ from torch import nn
 from clamp3.checkpoints import RELEASES, build_model, ensure_weights
 from clamp3.distributed import PRECISIONS, checked_precision, usable_device
 from clamp3.errors import UserError
+from clamp3.inputs import InputEncoder, pad
 from clamp3.models import CLaMP3Model, M3Model, ModelSizes
-from clamp3.patchilizer import PAD_ID, M3Patchilizer, has_music
+from clamp3.patchilizer import PAD_ID
 
 # Enough to keep the arithmetic units busy; more makes no CPU faster, since activations then leave its caches.
 BATCH_TOKENS = {"cpu": 2048, "other": 32768}
@@ -62,17 +62,7 @@ def batches(segments: list[Segment], batch_tokens: int) -> Iterator[list[Segment
         yield batch
 
 
-def pad(sequences: list[np.ndarray], value: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences (length, …) -> (batch, longest, …), filled up with `value`, and masks (batch, longest)."""
-    lengths = np.array([len(sequence) for sequence in sequences])
-    longest = lengths.max()
-    stacked = np.full((len(sequences), longest, *sequences[0].shape[1:]), value, sequences[0].dtype)
-    for row, sequence in zip(stacked, sequences, strict=True):
-        row[: len(sequence)] = sequence
-    return stacked, (np.arange(longest) < lengths[:, None]).astype(np.int64)
-
-
-class Embedder:
+class Embedder(InputEncoder):
     """Turns text, symbolic music and audio features into CLaMP 3 features.
 
     Results are float32 and in input order. They do not depend on what else is in a call: items are batched by length
@@ -92,16 +82,10 @@ class Embedder:
         `batch_tokens` bounds a padded batch (tokens, patches or frames); None takes what suits the device.
         In bf16 and fp16 the layers compute in that precision; embeddings, means and projections stay in float32.
         """
-        self.sizes = sizes
+        super().__init__(sizes)
         self.device = usable_device(device)
         self.precision = checked_precision(precision)
         self.batch_tokens = batch_tokens or BATCH_TOKENS["cpu" if self.device.type == "cpu" else "other"]
-        self.patchilizer = M3Patchilizer(sizes.patch_size)
-        self.max_lengths = {
-            "text": sizes.max_text_length,
-            "symbolic": sizes.patch_length,
-            "audio": sizes.max_audio_length,
-        }
         self._model = model.eval()
         self._ready: set[str] = set()
 
@@ -128,59 +112,6 @@ class Embedder:
                 raise UserError(f"no weights at {path}: give {', '.join(RELEASES)}, or the path of a .pth file")
         sizes = sizes or ModelSizes()
         return cls(build_model(None, sizes, ensure_weights(path)), sizes, device, precision, batch_tokens)
-
-    @cached_property
-    def tokenizer(self):
-        """The text model's tokenizer, from its local folder, the hub's cache or the hub."""
-        from transformers import AutoTokenizer
-
-        name = self.sizes.text_model_name
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            # Where the files are missing, some library versions make one that knows no words.
-            words = tokenizer("music", add_special_tokens=False)["input_ids"]
-            if not set(words) - {tokenizer.unk_token_id}:
-                raise ValueError("its vocabulary is missing")
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"no tokenizer for {name}: {str(error).strip().splitlines()[0]}\n"
-                "  with a network it is downloaded once; without one, copy the Hugging Face cache (the folder that "
-                "HF_HOME names) from a machine that has it"
-            ) from error
-        return tokenizer
-
-    # ---------- inputs -> sequences; each raises ValueError for what has no feature ----------
-
-    def encode_text(self, text: str) -> np.ndarray:
-        """The distinct non-empty lines of `text`, joined by the separator token -> token ids (tokens,)."""
-        lines = [line for line in dict.fromkeys(text.split("\n")) if line]
-        if not any(line.strip() for line in lines):
-            raise ValueError("empty: no line of text")
-        joined = self.tokenizer.sep_token.join(lines)
-        return np.array(self.tokenizer(joined, verbose=False)["input_ids"], np.int64)
-
-    def encode_symbolic(self, text: str) -> np.ndarray:
-        """Interleaved ABC or MTF -> patches with special patches (patches, patch_size)."""
-        patches = self.patchilizer.split(text)
-        if not has_music(patches):
-            raise ValueError("no bars of ABC and no MIDI messages in it")
-        return self.patchilizer.encode(patches, add_special_patches=True)
-
-    def encode_audio_features(self, features: np.ndarray) -> np.ndarray:
-        """MERT features (…, frames, hidden) -> float32 (frames + 2, hidden): a zero vector before and after."""
-        features = np.asarray(features)
-        width = self.sizes.audio_hidden_size
-        if not np.issubdtype(features.dtype, np.floating):
-            raise ValueError(f"audio features must be floating-point numbers, not {features.dtype}")
-        if features.ndim < 2 or features.shape[-1] != width:
-            raise ValueError(f"audio features must have the shape (…, frames, {width}), not {features.shape}")
-        if not features.size:
-            raise ValueError("empty: no frames of audio")
-        frames = np.zeros((features.size // width + 2, width), np.float32)
-        frames[1:-1] = features.reshape(-1, width)
-        if not np.isfinite(frames).all():
-            raise ValueError("audio features hold NaN or infinite values")
-        return frames
 
     # ---------- sequences -> features ----------
 
@@ -214,7 +145,7 @@ class Embedder:
     def embed(
         self, modality: str, sequences: Sequence[np.ndarray], pooled: bool = True
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (index, feature) for each of `sequences` (what `encode_…` returns) as soon as it is whole.
+        """Yield (index, feature) for each of `sequences` (what an InputEncoder makes) as soon as it is whole.
 
         Pooled: (clamp3_hidden_size,), the mean of the segments' global features, each weighted by the positions that
         it alone covers. Else the hidden states (length, hidden).
