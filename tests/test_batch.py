@@ -2,13 +2,18 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from clamp3.batch import Job, Plan, Remark, Tally, plan, printable, report, share
+import cli
+import converters
+from clamp3.batch import Job, Plan, Remark, Tally, convert_folder, plan, printable, report, share
 from clamp3.errors import UserError
 
 EXTENSIONS = (".abc", ".mtf")
@@ -135,3 +140,126 @@ def test_the_report_names_failures_and_forgets_them_when_they_are_mended(tmp_pat
     report(tmp_path, Plan(), Tally(3), 1.5)
     assert not (tmp_path / "failures.jsonl").exists()
     assert printable("愛.abc") == "愛.abc"
+
+
+# ---------- conversion in worker processes ----------
+
+
+def write(folder, **texts):
+    for name, text in texts.items():
+        (folder / f"{name}.abc").write_text(text)
+
+
+def convert(folders, **options):
+    return convert_folder(converters.obey, *folders, (".abc",), ".txt", workers=2, **options)
+
+
+def outputs(folder):
+    return {path.name: path.read_text() for path in sorted(folder.rglob("*.txt"))}
+
+
+def remarks(path):
+    return {Path(line["file"]).stem: line["reason"] for line in map(json.loads, path.read_text().splitlines())}
+
+
+def test_what_ends_or_holds_up_a_process_is_a_named_failure_and_the_others_are_done(folders, capsys):
+    source, target = folders
+    good = {f"good_{i}": f"a {i}" for i in range(20)}
+    bad = {
+        "exits": ("exit 3", "ended the converter's process, with exit code 3"),
+        "exits_as_if_all_were_well": ("exit 0", "ended the converter's process, with exit code 0"),
+        "is_killed": ("kill", "ended the converter's process, with exit code -9"),
+        "is_killed_too": ("kill", "ended the converter's process, with exit code -9"),
+        "sleeps": ("sleep 60", "takes longer than 2 s (--time_limit)"),
+        "quits": ("quit", "SystemExit: quits"),
+        "refuses": ("refuse to be\nread", "to be read"),
+        "fails": ("fail key", "KeyError: 'key'"),
+    }
+    write(source, **good, **{name: text for name, (text, _) in bad.items()})
+    assert convert(folders, time_limit=2) == 1
+    assert outputs(target) == {f"{name}.txt": text.upper() for name, text in good.items()}
+    assert remarks(target / "failures.jsonl") == {name: reason for name, (_, reason) in bad.items()}
+    assert "20 written" in (printed := capsys.readouterr().out) and "8 failed" in printed and "KeyError" in printed
+    assert list(target.rglob("*.partial")) == []
+
+    write(source, **dict.fromkeys(bad, "mended"))
+    assert convert(folders) == 0 and len(outputs(target)) == 28
+    assert "8 written" in (printed := capsys.readouterr().out) and "20 already there, 0 failed" in printed
+    assert not (target / "failures.jsonl").exists()
+
+
+def test_pieces_are_numbered_and_taken_up_where_one_is_missing(folders, capsys):
+    source, target = folders
+    write(source, one="a", three="pieces a b c", twelve=f"pieces {' '.join('abcdefghijkl')}")
+    assert convert(folders, count_pieces=converters.count) == 0
+    names = ["one", "three_1", "three_2", "three_3", *(f"twelve_{i:02}" for i in range(1, 13))]
+    assert list(outputs(target)) == [f"{name}.txt" for name in names]
+    (target / "three_2.txt").unlink()
+    assert convert(folders, count_pieces=converters.count) == 0 and outputs(target)["three_2.txt"] == "B"
+    assert "1 written" in (printed := capsys.readouterr().out.splitlines()[-1]) and "2 already there" in printed
+    (target / "three_2.txt").unlink()
+    assert convert(folders) == 1  # where the caller says nothing of pieces
+    assert remarks(target / "failures.jsonl")["three"] == "holds 3 pieces, not 1 as it seemed at first"
+
+
+def test_repairs_are_listed_and_remembered_over_a_second_run(folders, capsys):
+    source, target = folders
+    write(source, a="mend this that this", b="fine")
+    assert convert(folders) == 0
+    listed = [json.loads(line)["reason"] for line in (target / "warnings.jsonl").read_text().splitlines()]
+    assert listed == ["this", "that"] and len(outputs(target)) == 2
+    assert "damaged, but read" in (printed := capsys.readouterr().out) and "this" in printed
+    write(source, d="mend more")
+    assert convert(folders) == 0
+    listed = [json.loads(line)["reason"] for line in (target / "warnings.jsonl").read_text().splitlines()]
+    assert listed == ["this", "that", "more"]
+    (target / "a.txt").unlink()
+    write(source, a="mended")
+    assert convert(folders) == 0 and remarks(target / "warnings.jsonl") == {"d": "more"}
+
+
+def test_strict_takes_repairs_for_failures(folders):
+    source, target = folders
+    write(source, a="mend this", b="fine")
+    assert convert(folders, strict=True) == 1
+    assert remarks(target / "failures.jsonl") == {"a": "this"} and list(outputs(target)) == ["b.txt"]
+    assert not (target / "warnings.jsonl").exists()
+
+
+def test_bytes_are_written_as_they_are(folders):
+    source, target = folders
+    write(source, a="bytes")
+    assert convert(folders) == 0 and outputs(target) == {"a.txt": "bytes"}
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path[:0] = {path}
+import cli, converters
+from clamp3.batch import convert_folder
+cli.run(lambda: convert_folder(converters.obey, Path({source!r}), Path({target!r}), (".abc",), ".txt", workers=2))
+"""
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_run_that_is_ended_leaves_whole_files_and_no_process_and_is_taken_up(folders, number, code):
+    source, target = folders
+    write(source, **{f"good_{i}": "long enough to be taken first" for i in range(9)}, sleeper="sleep 99", other="z 1")
+    path = [str(Path(module.__file__).parent) for module in (cli, converters)]
+    script = SCRIPT.format(path=path, source=str(source), target=str(target))
+    command = [sys.executable, "-W", "error", "-c", script]
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, **pipes, text=True, start_new_session=True) as process:
+        assert process.stdout.readline() == "asleep\n"
+        if number == signal.SIGINT:  # which Ctrl-C sends to all processes
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        _, errors = process.communicate(timeout=30)  # ends when no worker holds its end of the pipe any more
+    assert process.returncode == code and "Traceback" not in errors
+    assert set(outputs(target).values()) <= {"LONG ENOUGH TO BE TAKEN FIRST", "Z 1"}
+    assert "sleeper.txt" not in outputs(target)
+    write(source, sleeper="awake")
+    assert convert(folders) == 0 and len(outputs(target)) == 11
+    assert [path for path in target.rglob("*") if path.suffix != ".txt"] == []

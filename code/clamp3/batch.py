@@ -2,29 +2,30 @@
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import islice
+from multiprocessing import connection
 from pathlib import Path
 
 from tqdm import tqdm
 
 from clamp3.errors import RepairWarning, UserError
-from clamp3.files import PARTIAL_EXTENSION, atomic_write, is_orphan
+from clamp3.files import PARTIAL_EXTENSION, atomic_write, is_orphan, partial_name
 
 FAILURES_FILE = "failures.jsonl"
 WARNINGS_FILE = "warnings.jsonl"
 SHOWN_REMARKS = 20
 TIME_LIMIT = 300  # seconds for one input
-QUEUED = 4  # inputs that wait for each process, so that none ever waits for an input
+MAX_WAIT = 3600  # seconds without news from any process, before looking again
 
 
 @dataclass(frozen=True)
@@ -230,11 +231,13 @@ def _convert(convert: Callable, strict: bool, job: Job) -> Outcome:
         try:
             made = convert(job.source)
             pieces = made if isinstance(made, list) else [made]
+            if len(pieces) != len(job.targets):
+                raise ValueError(f"holds {len(pieces)} pieces, not {len(job.targets)} as it seemed at first")
             for target, piece in zip(job.targets, pieces, strict=True):
                 with atomic_write(target) as file:
                     file.write(piece if isinstance(piece, bytes) else piece.encode("utf-8"))
             failure = None
-        except Exception as error:  # whatever a damaged file makes a converter raise, the others go on
+        except (Exception, SystemExit) as error:  # whatever a damaged file leads a converter to, the others go on
             failure = reason(error)
     repairs = [str(warning.message) for warning in caught if issubclass(warning.category, RepairWarning)]
     return Outcome(job, failure, tuple(dict.fromkeys(repairs)))
@@ -244,36 +247,106 @@ def _in_processes(
     task: Callable[[Job], Outcome], jobs: list[Job], workers: int | None, time_limit: float
 ) -> Iterator[Outcome]:
     """The outcomes of all `jobs`, in the order in which they end; what ends or holds up a process is a failure."""
-    from pebble import ProcessExpired, ProcessPool
+    waiting = deque(jobs)
+    pool = [_Worker(task) for _ in range(min(workers or cores(), len(jobs)))]
+    try:
+        while pool:
+            patience = min(worker.deadline for worker in pool) - time.monotonic()
+            ready = connection.wait([worker.pipe for worker in pool], min(max(patience, 0), MAX_WAIT))
+            for worker in tuple(pool):
+                if worker.pipe in ready:
+                    outcome = worker.outcome()
+                elif time.monotonic() > worker.deadline:
+                    outcome = worker.stop(f"takes longer than {time_limit:g} s (--time_limit)")
+                else:
+                    continue
+                if worker.stopped:
+                    pool.remove(worker)
+                    if waiting:
+                        pool.append(_Worker(task))
+                elif waiting:
+                    worker.begin(waiting.popleft(), time_limit)
+                else:
+                    worker.stop()
+                    pool.remove(worker)
+                if outcome is not None:
+                    yield outcome
+    finally:
+        for worker in pool:
+            worker.stop()
 
-    if not jobs:
-        return
-    workers = min(workers or cores(), len(jobs))
-    # A new interpreter for each process: a copy of this one might hold locks that nobody will ever release.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPool(workers, context=context, initializer=_leave_interrupts_to_the_parent) as pool:
-        waiting, running = iter(jobs), {}
+
+class _Worker:
+    """A process that does `task` on a job at a time. Its pipe is readable when it waits for a job, or has ended."""
+
+    def __init__(self, task: Callable[[Job], Outcome]):
+        # A new interpreter: a copy of this one might hold locks that nobody will ever release.
+        context = multiprocessing.get_context("spawn")
+        self.pipe, others_end = context.Pipe()
+        self.process = context.Process(target=_work, args=(task, others_end), daemon=True)
+        with _interrupts_held_back():  # from the new process, for good
+            self.process.start()
+        others_end.close()  # so that the pipe ends when the process does
+        self.job: Job | None = None  # it starts, with all its imports
+        self.deadline = math.inf
+        self.stopped = False
+
+    def begin(self, job: Job, time_limit: float) -> None:
+        self.job = job
+        self.deadline = time.monotonic() + time_limit
+        with contextlib.suppress(BrokenPipeError):  # it has ended: `outcome` will tell
+            self.pipe.send(job)
+
+    def outcome(self) -> Outcome | None:
+        """That of the job; None if the process has only started."""
         try:
-            while True:
-                for job in islice(waiting, workers * (1 + QUEUED) - len(running)):
-                    running[pool.schedule(task, args=(job,), timeout=time_limit)] = job
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    job = running.pop(future)
-                    try:
-                        yield future.result()
-                    except TimeoutError:
-                        yield Outcome(job, f"takes longer than {time_limit:g} s (--time_limit)")
-                    except ProcessExpired as error:
-                        yield Outcome(job, f"ended the converter's process, with exit code {error.exitcode}")
-        except BaseException:
-            pool.stop()
-            raise
+            return self.pipe.recv()
+        except (EOFError, ConnectionError):
+            self.process.join()
+        if self.job is None:
+            raise RuntimeError(f"a worker process cannot start: exit code {self.process.exitcode}")
+        return self.stop(f"ended the converter's process, with exit code {self.process.exitcode}")
+
+    def stop(self, why: str = "") -> Outcome | None:
+        """End the process and remove what it has begun to write. Returns the outcome of its job, which failed."""
+        self.stopped = True
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+        if self.job is None:
+            return None
+        for target in self.job.targets:
+            target.with_name(partial_name(self.process.pid)).unlink(missing_ok=True)
+        return Outcome(self.job, why)
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C has no effect until the end of this block, and never on processes that start in it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(task: Callable[[Job], Outcome], pipe: connection.Connection) -> None:
+    """What a worker process does: jobs, until it or its parent is ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError, ConnectionError):
+        pipe.send(None)
+        while True:
+            pipe.send(task(pipe.recv()))
+
+
+def _end_with_parent() -> None:
+    """Wait in a thread for the end of the parent process, which may be a sudden one, and end this one."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def cores() -> int:
@@ -284,7 +357,7 @@ def cores() -> int:
 # ---------- the report ----------
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """What `error` says, in one line."""
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read or written: {error.strerror}"

@@ -1,0 +1,40 @@
+"""Converters for tests of the driver: what a file says, they do. (Worker processes import them from here.)"""
+
+import os
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from clamp3.errors import RepairWarning
+
+
+def obey(path: Path) -> str | bytes | list[str]:
+    """The file in capitals, unless its first word is one of these."""
+    word, *rest = path.read_text().split() or [""]
+    if word == "exit":
+        os._exit(int(rest[0]))
+    if word == "quit":
+        sys.exit("quits")
+    if word == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if word == "sleep":
+        print("asleep", flush=True)
+        time.sleep(float(rest[0]))
+    if word == "refuse":
+        raise ValueError(" ".join(rest))
+    if word == "fail":
+        raise KeyError(rest[0])
+    if word == "mend":
+        for what in rest:
+            warnings.warn(RepairWarning(what), stacklevel=2)
+    if word == "pieces":
+        return [piece.upper() for piece in rest]
+    return path.read_bytes() if word == "bytes" else path.read_text().upper()
+
+
+def count(path: Path) -> int:
+    """How many pieces `obey` makes of a file."""
+    word, *rest = path.read_text().split() or [""]
+    return len(rest) if word == "pieces" else 1
