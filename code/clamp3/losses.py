@@ -27,7 +27,14 @@ class ClipLoss(nn.Module):
             all_text = torch.cat(all_gather(text_features))  # (processes * batch, hidden)
             all_music = torch.cat(all_gather(music_features))
             first = dist.get_rank() * len(text_features)
-        labels = torch.arange(first, first + len(text_features), device=text_features.device)
-        text_logits = self.logit_scale * text_features @ all_music.T  # (batch, processes * batch)
-        music_logits = self.logit_scale * music_features @ all_text.T
-        return (F.cross_entropy(text_logits, labels) + F.cross_entropy(music_logits, labels)) / 2
+        return rows_loss(text_features, music_features, all_text, all_music, first, self.logit_scale)
+
+
+def rows_loss(
+    text: Tensor, music: Tensor, all_text: Tensor, all_music: Tensor, first: int = 0, logit_scale: float = 1.0
+) -> Tensor:
+    """The loss of rows (batch, hidden) that stand from `first` on in a global batch (global batch, hidden)."""
+    labels = torch.arange(first, first + len(text), device=text.device)
+    text_logits = logit_scale * text @ all_music.T  # (batch, global batch)
+    music_logits = logit_scale * music @ all_text.T
+    return (F.cross_entropy(text_logits, labels) + F.cross_entropy(music_logits, labels)) / 2

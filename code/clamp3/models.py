@@ -80,7 +80,7 @@ def bert_config(hidden_size: int, num_layers: int, max_length: int) -> BertConfi
 
 def masked_mean(hidden_states: Tensor, masks: Tensor) -> Tensor:
     """Mean over the unmasked positions: (batch, length, hidden), (batch, length) -> (batch, hidden), in float32."""
-    weights = masks.unsqueeze(-1).float()  # (batch, length, 1)
+    weights = masks.unsqueeze(-1).to(hidden_states.device, torch.float32)  # (batch, length, 1)
     return (hidden_states.float() * weights).sum(dim=1) / weights.sum(dim=1)
 
 
@@ -88,18 +88,26 @@ def encode(tower: nn.Module, masks: Tensor, **inputs: Tensor) -> BaseModelOutput
     """What `tower` makes of `input_ids` or `inputs_embeds`: hidden states (batch, length, hidden), zero where masked.
 
     The same as the tower's own `forward`, but a BERT's layers see real positions alone: padding costs nothing there.
+    Masks (batch, length) may stay on the CPU; then nothing has to wait for the device.
     """
     if not isinstance(tower, BertModel | RobertaModel | XLMRobertaModel):
-        return tower(**inputs, attention_mask=masks.long())
+        return tower(**inputs, attention_mask=masks.long().to(tower.device))
     embeddings = tower.embeddings(**inputs)  # (batch, length, hidden)
-    real = masks.flatten().nonzero().squeeze(1)  # (positions,)
-    attended = masks.bool()[:, None, None, :]  # (batch, 1, 1, length): by every head and every query
+    device = embeddings.device
+    real = masks.flatten().nonzero().squeeze(1).to(device)  # (positions,)
+    attended = masks.bool()[:, None, None, :].to(device)  # (batch, 1, 1, length): by every head and every query
     hidden_states = embeddings.flatten(0, 1)[real]  # (positions, hidden)
+    run_layer = getattr(tower, "run_layer", encode_layer)  # training may compile it, or recompute what it keeps
     for layer in tower.encoder.layer:
-        context = _attend(layer.attention.self, hidden_states, real, attended)
-        hidden_states = layer.attention.output(context, hidden_states)
-        hidden_states = layer.output(layer.intermediate(hidden_states), hidden_states)
+        hidden_states = run_layer(layer, hidden_states, real, attended)
     return BaseModelOutput(last_hidden_state=_unpack(hidden_states, real, embeddings.shape[:2]))
+
+
+def encode_layer(layer: nn.Module, hidden_states: Tensor, real: Tensor, attended: Tensor) -> Tensor:
+    """One BERT layer over packed positions (positions, hidden), which `real` numbers in the padded batch."""
+    context = _attend(layer.attention.self, hidden_states, real, attended)
+    hidden_states = layer.attention.output(context, hidden_states)
+    return layer.output(layer.intermediate(hidden_states), hidden_states)
 
 
 def _attend(attention: nn.Module, hidden_states: Tensor, real: Tensor, attended: Tensor) -> Tensor:
@@ -203,9 +211,9 @@ class M3Model(nn.Module):
     ) -> Tensor:
         """The loss over the patches that `selected_indices` (batch, length) marks; `target_patches` is clean."""
         hidden_states = self.encoder(input_patches, input_masks).last_hidden_state
-        selected = selected_indices.bool()
-        targets = target_patches.reshape(*selected.shape, -1)  # (batch, length, patch_size)
-        return self.decoder(hidden_states[selected], targets[selected])
+        selected = selected_indices.flatten().nonzero().squeeze(1).to(hidden_states.device)  # (patches,)
+        targets = target_patches.reshape(hidden_states.shape[0] * hidden_states.shape[1], -1)  # (…, patch_size)
+        return self.decoder(hidden_states.flatten(0, 1)[selected], targets[selected])
 
     def get_symbolic_features(self, inputs: Tensor, masks: Tensor, get_global: bool = False) -> Tensor:
         """Hidden states (batch, length, hidden) of patches (batch, length, patch_size); M3 has no global feature."""
