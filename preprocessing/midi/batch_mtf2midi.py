@@ -1,0 +1,35 @@
+"""Convert MTF, MIDI's text format, back to MIDI files of one track.
+
+    python preprocessing/midi/batch_mtf2midi.py INPUT_DIR OUTPUT_DIR
+Each input becomes OUTPUT_DIR/same/path.mid; outputs that are there already are skipped, so an interrupted run is taken
+up by the same command. Inputs that are not MTF are listed with the line that is not, also in
+OUTPUT_DIR/failures.jsonl, and the exit code is 1.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "code"))
+from cli import conversion_parser, run
+
+
+def main() -> int:
+    args = conversion_parser(__doc__).parse_args()
+
+    # Only now, so that --help and mistyped options answer at once.
+    from clamp3.batch import convert_folder
+    from clamp3.convert.midi import mtf_to_midi
+
+    return convert_folder(
+        mtf_to_midi,
+        args.input_dir,
+        args.output_dir,
+        extensions=(".mtf",),
+        target_extension=".mid",
+        workers=args.workers,
+        time_limit=args.time_limit,
+    )
+
+
+if __name__ == "__main__":
+    run(main)
