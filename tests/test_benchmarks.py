@@ -19,3 +19,12 @@ def test_extraction_is_measured_against_a_loop_that_computes_the_same(tmp_path):
     for name in ("few", "abc", "text", "audio"):
         assert figures["processes"][name]["first_output_seconds"] < figures["processes"][name]["seconds"]
         assert figures["processes"][name]["peak_bytes"] > 1e8
+
+
+def test_preprocessing_is_measured_against_what_makes_the_same(tmp_path):
+    command = [sys.executable, "benchmarks/preprocessing.py", "--quick", "--only", "midi"]
+    printed = run(*command, "--json", tmp_path / "figures.json", "--folder", tmp_path, cwd=ROOT).stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["quick"] and "| 8 MIDI files to MTF |" in printed
+    found = figures["rows"]["midi"]
+    assert found["speed"] > 0 and found["baseline_speed"] > 0 and found["ratio"] > 0 and found["target"] == 2
