@@ -1,0 +1,356 @@
+"""ABC text: tunes of a file, and standard ABC (voice after voice) -> interleaved ABC (all voices, bar after bar)."""
+
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clamp3.errors import RepairWarning
+
+DROPPED_FIELDS = "XTCWwZ"  # what says something about the music but is no notation; the original drops the same
+BODY_FIELDS = "KLMPQU"  # those that have a meaning between the notes
+FIELD = re.compile(r"([A-Za-z]):(?![|:])(.*)", re.DOTALL)  # but "A:|" is a note and the end of a repeat
+TEXT_BLOCK = re.compile(r"^%%begin(\w+).*?^%%end\1[^\n]*\n", re.MULTILINE | re.DOTALL)
+CONTINUED_FIELD = re.compile(r"\n\+:")
+COMMENT = re.compile(r'("[^"]*")|(?<!\\)%.*')
+# Of a line of music: quoted text and inline fields, whose barlines are none; comments, line breaks, backticks.
+CLUTTER = re.compile(r'("[^"]*"|\[[A-Za-z]:[^\]]*\])|(?<!\\)%.*|[$`]')
+LINE_END = re.compile(r"\s*[\\*][\\*\s]*$")  # of lines that go on, and of justified ones
+INNER_BARLINE = re.compile(r"[|\[\]:]*\|[|\[\]:]*|::+")
+VOICE_SWITCH = re.compile(r"\[V:\s*([^\s\]]+)([^\]]*)\]")
+BARLINE = re.compile(r"(:*\[?\|[|\]:]*|::+)\s*(\d[\d,.:-]*)?")  # with the numbers of an ending
+BARLINES = ("|:", "::", ":|", "[|", "||", "|]", "|", "|]:")  # that need no other spelling; the last is MusicXML's
+SILENT = re.compile(r'"[^"]*"|\[[A-Za-z]:[^\]]*\]|![^!]*!|\+[^+\s]*\+')  # text, inline fields, decorations
+NOTE = re.compile(r"[A-Ga-g]")
+NOTE_OR_REST = re.compile(r"[A-Ga-gxzXZ]")
+ANNOTATION_OR_DECORATION = re.compile(r'![^!]+!|"[\^_<>@][^"]*"')
+INLINE_FIELD = re.compile(r"\[[A-Za-z]:[^\]]*\]")
+LONG_REST = re.compile(r"(.*?)([ZX])(\d+)\s*", re.DOTALL)
+LONGEST_REST = 1000  # bars
+EMPTY_BAR = "X"  # a bar's rest that is not shown
+CLEF = re.compile(r"clef=(\S+)|\b((?:treble|alto|tenor|bass|perc|none)[\d+-]*)")
+CHARSET = re.compile(rb"^(?:%%|I:)abc-charset\s+([\w-]+)", re.MULTILINE)
+
+
+# ---------- files and their tunes ----------
+
+
+def read_abc(source: bytes | Path) -> str:
+    """The text of an ABC file, given as its bytes or its path, with newlines as line ends.
+
+    Old files are in Latin-1. Raises ValueError for what is no text, OSError where the path cannot be read.
+    """
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    if not data:
+        raise ValueError("empty file")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        text = data.decode("utf-16", errors="replace")
+    elif b"\0" in data:
+        raise ValueError("not text: it holds zero bytes")
+    else:
+        text = _decoded(data)
+    return re.sub(r"\r\n?", "\n", text).rstrip("\n") + "\n"
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        pass
+    charset = CHARSET.search(data)
+    try:
+        return data.decode(charset[1].decode() if charset else "latin-1")
+    except (UnicodeDecodeError, LookupError):
+        return data.decode("latin-1")
+
+
+def split_tunes(abc: str) -> list[str]:
+    """The tunes of an ABC file, each with what the file's head says for all; entries without notes are left out."""
+    head, *tunes = re.split(r"^(?=X:)", abc, flags=re.MULTILINE)
+    if not tunes:
+        return [abc]
+    common = "".join(f"{line}\n" for line in head.split("\n") if line.startswith("%%") or FIELD.match(line))
+    return [common + tune for tune in tunes if has_notes(tune)] or [abc]
+
+
+def has_notes(tune: str) -> bool:
+    return any(NOTE.search(SILENT.sub("", line)) for kind, line in _lines(tune) if kind == "music")
+
+
+def check_one_tune(abc: str) -> None:
+    """Raise ValueError if `abc` is not one tune with notes."""
+    tunes = len(re.findall(r"^X:", abc, flags=re.MULTILINE))
+    if tunes > 1:
+        raise ValueError(f"holds {tunes} tunes: take them one by one (split_tunes)")
+    if not re.search(r"^K:", abc, flags=re.MULTILINE) and not BARLINE.search(abc):
+        raise ValueError("not ABC: it has neither a key (K:) nor a barline")
+    if not has_notes(abc):
+        raise ValueError("no notes")
+
+
+def count_tunes(path: Path) -> int:
+    """How many tunes a file holds; 1 where it cannot be read, which will be named when it is tried."""
+    try:
+        return len(split_tunes(read_abc(path)))
+    except (OSError, ValueError):
+        return 1
+
+
+def interleave_file(path: Path) -> list[str]:
+    """The tunes of an ABC file, interleaved. Raises ValueError and OSError as `read_abc` and `interleave` do."""
+    return [interleave(tune) for tune in split_tunes(read_abc(path))]
+
+
+# ---------- standard ABC -> interleaved ABC ----------
+
+
+@dataclass
+class Voice:
+    """A voice's music, cut into bars."""
+
+    opening: str = ""  # before the first bar: a barline, inline fields
+    bars: list[tuple[str, str]] = field(default_factory=list)  # notes, and the barline that ends them
+
+
+def interleave(abc: str) -> str:
+    """One tune with one bar of every voice on each line, `[V:1]…|[V:2]…|`; what is so already passes unchanged.
+
+    Titles, words and other fields that are no notation are dropped, and bars at the start and the end that are empty
+    in all voices. A tune without voices is one voice, V:1. The numbers of an ending stay with the barline before it.
+    A voice that has fewer bars than others gets empty ones at its end, with a RepairWarning. Raises ValueError for
+    several tunes, and where there are no notes.
+    """
+    if is_interleaved(abc):
+        return abc
+    check_one_tune(abc)
+    header, streams = _read(with_unit_length(abc))
+    voices = _align(streams)
+    first, last = _extent(voices)
+    rows = [header]
+    for index in range(first, last):
+        row = ""
+        for name, voice in voices.items():
+            notes, barline = voice.bars[index]
+            opening = voice.opening if index == first else ""
+            row += f"[V:{name}]{opening}{notes}{barline if index < last - 1 else voice.bars[-1][1]}"
+        rows.append(f"{row}\n")
+    return "".join(rows)
+
+
+def is_interleaved(abc: str) -> bool:
+    """Whether each line of music holds one bar of each of its voices."""
+    in_all, most = set(), 0
+    for kind, line in _lines(abc):
+        if kind != "music":
+            continue
+        if not line.lstrip().startswith("[V:"):
+            return False
+        _, *parts = VOICE_SWITCH.split(line)
+        names, bars = parts[::3], parts[2::3]
+        if len(set(names)) < len(names) or any(len(_cut(bar).bars) > 1 for bar in bars):
+            return False
+        in_all.update(names)
+        most = max(most, len(names))
+    return most > 1 or len(in_all) == 1
+
+
+def with_unit_length(abc: str) -> str:
+    """`abc` with its unit length, which follows from the metre where a tune does not say it."""
+    head = abc[: found.start()] if (found := re.search(r"^K:", abc, flags=re.MULTILINE)) else ""
+    if not head or re.search(r"^L:", head, flags=re.MULTILINE):
+        return abc
+    metre = re.search(r"^M:\s*(\d+)/(\d+)", head, flags=re.MULTILINE)
+    short = metre is not None and int(metre[1]) < 0.75 * int(metre[2])
+    at = found_metre.start() if (found_metre := re.search(r"^M:", head, flags=re.MULTILINE)) else len(head)
+    return f"{abc[:at]}L:1/{16 if short else 8}\n{abc[at:]}"
+
+
+def _lines(abc: str) -> Iterator[tuple[str, str]]:
+    """The lines of a tune that hold notation, each with its kind: first "header", then "field" and "music".
+
+    The body starts with the first notes after the key, or with a `P:` or a bare `V:` field there. A blank line ends
+    a tune; but some have one in the middle, so that what comes then and has barlines still belongs to it.
+    """
+    abc = CONTINUED_FIELD.sub("", TEXT_BLOCK.sub("", abc))
+    after_key = not re.search(r"^K:", abc, flags=re.MULTILINE)
+    in_body = ended = False
+    for line in abc.split("\n"):
+        if line.startswith("%%"):
+            if not in_body and not line.startswith("%%MIDI"):
+                yield "header", line
+            continue
+        found = FIELD.match(line)
+        if found is None:
+            music = CLUTTER.sub(_unclutter, line.replace('\\"', ""))
+            music = LINE_END.sub("", music)
+            if music.strip() and after_key and (not ended or "|" in music):
+                in_body = True
+                yield "music", music
+            ended |= in_body and not line.strip()
+            continue
+        if "%" in line:
+            line = COMMENT.sub(r"\1", line).rstrip()
+        in_body |= after_key and (found[1] == "P" or (found[1] == "V" and len(line[2:].split()) == 1))
+        if in_body:
+            ended &= found[1] != "V"
+            yield "field", line
+        elif found[1] not in DROPPED_FIELDS:
+            yield "header", line
+            after_key |= found[1] == "K"
+
+
+def _unclutter(found: re.Match) -> str:
+    """What remains of quoted text or an inline field: all but its barlines."""
+    text = found[1] or ""
+    kept = INNER_BARLINE.sub("", text[1:-1])
+    return text if len(kept) == len(text) - 2 else kept and f"{text[0]}{kept}{text[-1]}"
+
+
+def _read(abc: str) -> tuple[str, dict[str, str]]:
+    """A tune's header, and the music of each of its voices by name, in order of their first notes."""
+    header, defined, streams = [], [], {}
+    after_key, current = False, None
+
+    def switch(name: str, properties: str) -> str:
+        if name not in defined and properties.strip():
+            header.append(f"V:{name} {properties.strip()}")
+            defined.append(name)
+        return name
+
+    def add(music: str) -> None:
+        if music.strip():
+            before = streams.get(name := current or (defined or ["1"])[0], "")
+            between = "" if not before or before[-1].isspace() or music[0].isspace() else " "
+            streams[name] = f"{before}{between}{music}"
+
+    for kind, line in _lines(abc):
+        name, _, properties = line[2:].strip().partition(" ")
+        if kind == "header":
+            header.append(line)
+            if line.startswith("V:"):
+                defined.append(name)
+                current = name if after_key else None
+            after_key |= line.startswith("K:")
+        elif kind == "music":
+            start, *parts = VOICE_SWITCH.split(line)
+            add(start)
+            for name, properties, music in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+                current = switch(name, properties)
+                add(music)
+        elif line.startswith("V:"):
+            current = switch(name, properties)
+        elif line[0] in BODY_FIELDS:
+            add(f"[{line.strip().replace(']', '')}]")
+
+    header += [f"V:{name} {_clef(header)}" for name in streams if name not in defined]
+    return _numbered(header, streams)
+
+
+def _clef(header: list[str]) -> str:
+    """The clef that a tune's key field names; the usual one where it names none."""
+    found = next((CLEF.search(line) for line in header if line.startswith("K:")), None)
+    return (found[1] or found[2]) if found else "treble"
+
+
+def _numbered(header: list[str], streams: dict[str, str]) -> tuple[str, dict[str, str]]:
+    """`header` as text, and `streams`, in which voices have numbers for names, as MusicXML's have."""
+    names = [line[2:].split()[0] for line in header if line.startswith("V:") and line[2:].strip()]
+    if not all(name.isdecimal() for name in names):
+        number = {name: str(index) for index, name in enumerate(dict.fromkeys(names), 1)}
+        for index, line in enumerate(header):
+            if line.startswith("V:"):
+                name, _, properties = line[2:].strip().partition(" ")
+                header[index] = f"V:{number.get(name, name)} {properties}".rstrip()
+            elif line.startswith(("%%score", "%%staves")):
+                command, _, groups = line.partition(" ")
+                header[index] = f"{command} " + re.sub(r"[^\s()\[\]{}|*]+", lambda m: number.get(m[0], m[0]), groups)
+        streams = {number[name]: music for name, music in streams.items()}
+    return "".join(f"{line}\n" for line in header), streams
+
+
+# ---------- bars ----------
+
+
+def _align(streams: dict[str, str]) -> dict[str, Voice]:
+    """The voices, cut into one number of bars."""
+    voices = {name: _cut(music) for name, music in streams.items()}
+    if len({len(voice.bars) for voice in voices.values()}) > 1:  # some barlines with nothing between may be bars
+        with_empty = {name: _cut(music, keep_empty=True) for name, music in streams.items()}
+        if len({len(voice.bars) for voice in with_empty.values()}) == 1:
+            return with_empty
+    longest = max(voices.values(), key=lambda voice: len(voice.bars))
+    for name, voice in voices.items():
+        if missing := len(longest.bars) - len(voice.bars):
+            voice.bars += [(EMPTY_BAR, barline) for _, barline in longest.bars[-missing:]]
+            warnings.warn(RepairWarning(f"voice {name} is {missing} bars short: rests were added"), stacklevel=3)
+    return voices
+
+
+def _cut(music: str, keep_empty: bool = False) -> Voice:
+    """A voice's bars. Barlines with nothing between them are one, or with `keep_empty` those of an empty bar."""
+    voice, opening, pending, start = Voice(), "", "", 0
+    for found in BARLINE.finditer(music):
+        notes = f"{pending}{music[start : found.start()]}".strip()
+        start, pending = found.end(), ""
+        barline = _plain(found[1]) + (found[2] or "")
+        if NOTE_OR_REST.search(SILENT.sub("", notes)) or (keep_empty and voice.bars):
+            voice.bars += _long_rest(notes or EMPTY_BAR, barline)
+        elif voice.bars:
+            before, its_barline = voice.bars[-1]
+            voice.bars[-1] = before, _one_barline(its_barline, barline)
+            pending = f"{notes} " if notes else ""
+        else:
+            voice.opening += notes
+            opening = _one_barline(opening, barline)
+    voice.opening += opening
+    rest = f"{pending}{music[start:]}".strip()
+    if NOTE_OR_REST.search(SILENT.sub("", rest)) or not voice.bars:
+        voice.bars.append((rest or EMPTY_BAR, "|"))
+    elif rest:
+        notes, barline = voice.bars[-1]
+        voice.bars[-1] = f"{notes} {rest}", barline
+    return voice
+
+
+def _long_rest(notes: str, barline: str) -> list[tuple[str, str]]:
+    """A bar, or the bars for which its rest stands: `Z4` is four of them."""
+    found = LONG_REST.fullmatch(notes)
+    if not found or SILENT.sub("", found[1]).strip() or not 1 < int(found[3]) <= LONGEST_REST:
+        return [(notes, barline)]
+    return [(found[1] + found[2], "|"), *[(found[2], "|")] * (int(found[3]) - 2), (found[2], barline)]
+
+
+def _plain(barline: str) -> str:
+    """The one of BARLINES that `barline`, in any of its spellings, comes down to."""
+    if barline in BARLINES:
+        return barline
+    barline = barline.replace("[|]", "")  # an invisible one
+    closes, opens = barline.startswith(":") or ":|" in barline, barline.endswith(":")
+    if closes or opens:
+        return "::" if closes and opens else ":|" if closes else "|:"
+    return "|]" if "]" in barline else "||" if "||" in barline else "|"
+
+
+def _one_barline(first: str, second: str) -> str:
+    """Two barlines with nothing between them, as one; the numbers of an ending stay."""
+    kinds, numbers = zip(
+        *(re.fullmatch(r"(.*?)(\d.*)?", barline).groups("") for barline in (first, second)), strict=True
+    )
+    kind = kinds[0] if kinds[1] == "|" and kinds[0] else kinds[1] if kinds[0] in ("", "|") else _plain("".join(kinds))
+    return kind + (numbers[1] or numbers[0])
+
+
+def _extent(voices: dict[str, Voice]) -> tuple[int, int]:
+    """The first bar in which a voice has anything, and the one after the last in which any has notes."""
+    texts = [[ANNOTATION_OR_DECORATION.sub("", notes) for notes, _ in voice.bars] for voice in voices.values()]
+    bars = list(zip(*texts, strict=True))  # of all voices
+    first = next(index for index, bar in enumerate(bars) if any(map(_has_anything, bar)))
+    noted = (
+        index for index in reversed(range(len(bars))) if any(NOTE.search(INLINE_FIELD.sub("", t)) for t in bars[index])
+    )
+    return first, next(noted) + 1
+
+
+def _has_anything(notes: str) -> bool:
+    return any(letter.isalpha() and letter not in "ZzXx" for letter in notes)

@@ -1,0 +1,36 @@
+"""Convert MusicXML (.xml .musicxml .mxl) to standard ABC (.abc): unit length 1/8, no line breaks.
+
+    python preprocessing/abc/batch_xml2abc.py INPUT_DIR OUTPUT_DIR
+The next step, which the models need, is batch_interleaved_abc.py. Each input becomes OUTPUT_DIR/same/path.abc; outputs
+that are there already are skipped, so an interrupted run is taken up by the same command. Inputs that cannot be
+converted are listed with the reason, also in OUTPUT_DIR/failures.jsonl, and the exit code is 1; those in which
+something had to be mended are in OUTPUT_DIR/warnings.jsonl.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "code"))
+from cli import conversion_parser, run
+
+
+def main() -> int:
+    args = conversion_parser(__doc__).parse_args()
+
+    # Only now, so that --help and mistyped options answer at once.
+    from clamp3.batch import convert_folder
+    from clamp3.convert.musicxml import musicxml_to_abc
+
+    return convert_folder(
+        musicxml_to_abc,
+        args.input_dir,
+        args.output_dir,
+        extensions=(".xml", ".mxl", ".musicxml"),
+        target_extension=".abc",
+        workers=args.workers,
+        time_limit=args.time_limit,
+    )
+
+
+if __name__ == "__main__":
+    run(main)

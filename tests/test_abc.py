@@ -1,0 +1,463 @@
+"""MusicXML <-> ABC, standard ABC -> interleaved ABC, and the three commands."""
+
+import contextlib
+import io
+import json
+import random
+import re
+import shutil
+import sys
+import zipfile
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clamp3.convert.abc import count_tunes, interleave, interleave_file, is_interleaved, read_abc, split_tunes
+from clamp3.convert.musicxml import abc_to_musicxml, extracted, musicxml_to_abc
+from clamp3.errors import RepairWarning
+from conftest import ROOT, run
+from corpus import corpus_folder
+from golden_model import golden_json
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # abctoolkit's, of its pyparsing
+CASES = golden_json("abc.json")
+SCRIPTS = ROOT / "preprocessing" / "abc"
+ignore_repairs = pytest.mark.filterwarnings("ignore::clamp3.errors.RepairWarning")
+CONTAINER = '<container><rootfiles><rootfile full-path="{}"/></rootfiles></container>'
+NOTE = re.compile(r"[_^=]*[A-Ga-g][,']*[\d/]*")
+NO_NOTES = re.compile(r'\[[A-Za-z]:[^\]]*\]|"[^"]*"|![^!]*!')
+
+
+def tune(body: str, head: str = "") -> str:
+    return f"X:1\nT:A title\n{head}L:1/8\nK:C\n{body}\n"
+
+
+def rows(abc: str) -> list[str]:
+    return [line for line in interleave(abc).splitlines() if line.startswith("[V:")]
+
+
+def notes(abc: str) -> list[str]:
+    """The notes of the lines of music in `abc`."""
+    lines = (re.sub("%.*", "", line) for line in abc.split("\n") if not re.match("%|[A-Za-z]:(?![|:])", line))
+    return NOTE.findall(NO_NOTES.sub("", "\n".join(lines)))
+
+
+def archive(**files: bytes) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as target:
+        for name, content in files.items():
+            target.writestr(name.replace("__", "/").replace("META/", "META-INF/"), content)
+    return data.getvalue()
+
+
+# ---------- against the original ----------
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["corpus_path"])
+def test_interleaving_is_the_originals(case):
+    assert interleave(case["standard_abc"]) == case["interleaved_abc"]
+    assert interleave(case["interleaved_abc"]) == case["interleaved_abc"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["corpus_path"])
+def test_standard_abc_is_the_originals(case):
+    path = corpus_folder() / case["corpus_path"]
+    assert musicxml_to_abc(path) == musicxml_to_abc(path.read_bytes()) == case["standard_abc"]
+
+
+@ignore_repairs
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bach/bwv171.6.mxl",  # line ends in part names
+        "bach/bwv8.6.mxl",  # endings
+        "beach/prayer_of_a_tired_child.musicxml",  # a piano's two staves
+        "haydn/opus1no1/movement4.mxl",
+        "schumann_robert/opus41no1/movement5.mxl",  # a bar over two lines
+        "trecento/PMFC_06_8-In Verde Prato.xml",
+    ],
+)
+def test_other_scores_are_interleaved_as_by_the_originals_routines(name):
+    from abctoolkit.rotate import rotate_abc
+    from abctoolkit.utils import remove_bar_no_annotations, remove_information_field, strip_empty_bars
+
+    standard = musicxml_to_abc(corpus_folder() / name)
+    lines = remove_information_field(standard.splitlines(keepends=True), [*"XTCWwZ", "%%MIDI"])
+    with contextlib.redirect_stdout(io.StringIO()):  # it says so where barlines differ
+        stripped, _ = strip_empty_bars(remove_bar_no_annotations(lines))
+    assert interleave(standard) == "".join(rotate_abc(stripped))
+
+
+# ---------- standard ABC -> interleaved ABC ----------
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("z2|:C|D E|\nF:|1G|]", ["C|", "D E|", "F:|1", "G|]"]),
+        ("C2 |[1 D :|[2 E |\n| F ||\n|: G ::\n", ["C2|", "[1 D:|", "[2 E|", "F|:", "G::"]),
+        ("C:||:D:|:E||:F:||G[|]|]", ["C::", "D::", "E|:", "F:|", "G|]"]),
+        ("C D\\\nE|F $G | % a | remark\nA*\nB|", ["C D E|", "F G|", "A B|"]),
+        ('"Am"C "^a|b::c"D|"^say \\"x\\""E|', ['"Am"C "^abc"D|', '"^say x"E|']),
+        (
+            "C|\nM:3/4\nK:G % sharp\nw:la|la\nN:no | bar\nD|[L:1/16][CE]2|",
+            ["C|", "[M:3/4] [K:G] D|", "[L:1/16][CE]2|"],
+        ),
+        ("P:A\n|:C:|\nP:B\n|:D:|", ["[P:A]|:C::", "[P:B] D:|"]),
+        ("Z3|C|Z2|D|Z|", ["C|", "Z|", "Z|", "D|"]),
+        ("C|D|\n\nE|F\nThe end of the tune.\n", ["C|", "D|", "E|", "F|"]),
+        ("A:|\nd:|\nC", ["A:|", "d:|", "C|"]),
+        ("C|!D.C.!|D|(E|F)", ["C|", "!D.C.! D|", "(E|", "F)|"]),
+    ],
+)
+def test_the_bars_of_a_tune(body, expected):
+    assert rows(tune(body)) == [f"[V:1]{bar}" for bar in expected]
+
+
+@pytest.mark.golden
+def test_a_tune_without_voices_is_one_voice():
+    assert interleave(tune("C|", "R:reel\nM:2/4\n%%MIDI program 1\nW:words\n").replace("L:1/8\n", "")) == (
+        "R:reel\nL:1/16\nM:2/4\nK:C\nV:1 treble\n[V:1]C|\n"
+    )
+    assert "\nV:1 bass-8\n" in interleave(tune("C|").replace("K:C", "K:C clef=bass-8"))
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(
+    "body",
+    [
+        "V:S treble\nV:B clef=bass\n[V:S]c|d|\n[V:B]C|D|\n[V:S]e|]\n[V:B]E|]",
+        "V:S treble\nc|\nV:B clef=bass\nC|D|E|]\nV:S\nd|e|]",
+        "V:S treble\nV:B clef=bass\nV:S\nc|d|\ne|]\nV:B\nC|D|E|]",
+        "[V:S treble]c|d|e|][V:B clef=bass]C|D|E|]",
+        "[V:S treble]c|\n[V:B clef=bass]C|\n[V:S]d|\n[V:B]D|\n[V:S]e|]\n[V:B]E|]",
+    ],
+)
+def test_voices_however_they_are_written(body):
+    expected = "L:1/8\nK:C\nV:1 treble\nV:2 clef=bass\n[V:1]c|[V:2]C|\n[V:1]d|[V:2]D|\n[V:1]e|][V:2]E|]\n"
+    assert interleave(tune(body)) == expected
+    assert interleave(tune(body, "%%score (S | B)\n")) == f"%%score (1 | 2)\n{expected}"
+
+
+@pytest.mark.golden
+def test_empty_bars_go_where_all_voices_have_them():
+    assert rows(tune("V:1\nz8|z8|C8|z8|D8|z8|x8|]\nV:2\nZ|c8|z8|z8|z8|z8|Z|]")) == [
+        "[V:1]z8|[V:2]c8|",
+        "[V:1]C8|[V:2]z8|",
+        "[V:1]z8|[V:2]z8|",
+        "[V:1]D8|][V:2]z8|]",
+    ]
+
+
+@pytest.mark.golden
+def test_voices_of_unequal_length_are_filled_up():
+    # A bar with nothing in it, as MusicXML has them, is one if then all voices agree.
+    assert rows(tune("V:1\nC| |D|\nV:2\nE|F|G|")) == ["[V:1]C|[V:2]E|", "[V:1]X|[V:2]F|", "[V:1]D|[V:2]G|"]
+    with pytest.warns(RepairWarning, match="voice 2 is 2 bars short"):
+        filled = rows(tune("V:1\nC|D|E|]\nV:2\nF|"))
+    assert filled == ["[V:1]C|[V:2]F|", "[V:1]D|[V:2]X|", "[V:1]E|][V:2]X|]"]
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(
+    ("abc", "reason"),
+    [
+        ("", "neither a key"),
+        ("A letter to a friend, as they begin.\n", "neither a key"),
+        (tune("z4|z4|]"), "no notes"),
+        (tune("% nothing"), "no notes"),
+        (tune('"Am"z4|!segno!z4|'), "no notes"),
+        (tune("C|") + "\n" + tune("D|"), "2 tunes"),
+    ],
+)
+def test_what_has_no_interleaved_form_is_refused(abc, reason):
+    for convert in (interleave, abc_to_musicxml):
+        with pytest.raises(ValueError, match=reason):
+            convert(abc)
+
+
+@pytest.mark.golden
+def test_a_file_is_split_into_its_tunes(tmp_path):
+    head = "%abc-2.1\nM:3/4\n%%staffsep 20\nA remark.\n\n"
+    path = tmp_path / "tunes.abc"
+    path.write_text(f"{head}{tune('C|')}\n{tune('% no notes')}\n{tune('D|')}", encoding="utf-8", newline="\r\n")
+    first, second = split_tunes(read_abc(path))
+    assert (
+        first.startswith("M:3/4\n%%staffsep 20\nX:1\n") and rows(first) == ["[V:1]C|"] and rows(second) == ["[V:1]D|"]
+    )
+    assert count_tunes(path) == 2 and interleave_file(path) == [interleave(first), interleave(second)]
+    interleaved = CASES[0]["interleaved_abc"]
+    assert split_tunes(interleaved) == [interleaved]
+    assert count_tunes(tmp_path / "none.abc") == 1
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(
+    "data",
+    [
+        "T:Fête\r\nK:C\r\nC|\r\n".encode("utf-8-sig"),
+        "T:Fête\rK:C\rC|".encode("latin-1"),
+        "T:Fête\nK:C\nC|\n".encode("utf-16"),
+    ],
+    ids=["utf-8", "latin-1", "utf-16"],
+)
+def test_text_is_read_whatever_its_encoding(data):
+    assert read_abc(data) == "T:Fête\nK:C\nC|\n"
+
+
+def test_charsets_that_are_named_are_heeded():
+    text = "%%abc-charset iso-8859-2\nT:Říp\nK:C\nC|\n"
+    assert read_abc(text.encode("iso-8859-2")) == text
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("data", [b"", b"K:C\n\0\0C|"], ids=["empty", "binary"])
+def test_what_is_no_text_is_refused(data):
+    with pytest.raises(ValueError, match="empty file|not text"):
+        read_abc(data)
+
+
+def test_folk_tunes_lose_no_note():
+    paths = sorted(corpus_folder().glob("*/*.abc"))[::12]
+    tunes = [tune for path in paths for tune in split_tunes(read_abc(path)) if "\nV:" not in tune]
+    assert len(tunes) > 500
+    for source in tunes:
+        interleaved = interleave(source)
+        _, _, music = source.partition("\nK:")
+        assert notes(interleaved.replace("[V:1]", "")) == notes(music.partition("\n")[2].replace('\\"', "")), source
+        assert is_interleaved(interleaved) and interleave(interleaved) == interleaved
+
+
+DURATIONS = st.sampled_from(["", "", "2", "3", "4", "/"])
+BARS = st.lists(
+    st.tuples(st.sampled_from(["", "", "^", "_", "="]), st.sampled_from([*"CDEFGABcdefgab", "C,", "c'"]), DURATIONS),
+    min_size=1,
+    max_size=5,
+).map(lambda bar: "".join("".join(note) for note in bar))
+BARLINES = st.sampled_from(["|", "|", "|", ":|", "||", "|:", "::", ":|1", "|]"])
+
+
+@st.composite
+def scores(draw) -> tuple[str, list[list[str]]]:
+    """A tune in several voices in standard ABC, and its bars, a list for each voice."""
+    count = draw(st.integers(1, 6))
+    barlines = draw(st.lists(BARLINES, min_size=count, max_size=count))
+    voices = draw(st.lists(st.lists(BARS, min_size=count, max_size=count), min_size=1, max_size=4))
+    gap = st.sampled_from(["", " ", "\n", "\n ", " % 3\n", '"Am"', "!p!"])
+    text = "X:1\nT:any\nM:4/4\nL:1/8\nK:D\n"
+    for number, bars in enumerate(voices, 1):
+        text += f"V:{number}\n"
+        for bar, barline in zip(bars, barlines, strict=True):
+            text += f"{bar}{draw(gap)} {barline}{draw(st.sampled_from([' ', chr(10)]))}"
+        text += "\n"
+    return text, [[bar + barline for bar, barline in zip(bars, barlines, strict=True)] for bars in voices]
+
+
+@given(scores())
+def test_interleaving_loses_no_bar_and_once_is_enough(score):
+    text, voices = score
+    interleaved = interleave(text)
+    found = [re.split(r"\[V:\d\]", re.sub(r'\s|"Am"|!p!', "", row))[1:] for row in rows(interleaved)]
+    assert found == [list(bars) for bars in zip(*voices, strict=True)]
+    assert interleave(interleaved) == interleaved
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(BARS, min_size=1, max_size=4))
+def test_simple_tunes_come_back_from_musicxml(bars):
+    text = tune("".join(f"{bar}|" for bar in bars), "M:4/4\n")
+    for source in (text, interleave(text)):
+        back = interleave(musicxml_to_abc(abc_to_musicxml(source).encode()))
+        assert notes(back.replace("[V:1]", "")) == notes("\n".join(bars))
+
+
+# ---------- MusicXML ----------
+
+
+@pytest.fixture(scope="module")
+def score() -> bytes:
+    """The XML of a chorale."""
+    return extracted((corpus_folder() / CASES[0]["corpus_path"]).read_bytes())
+
+
+def test_archives_may_name_their_score_as_they_like(score):
+    expected = CASES[0]["standard_abc"]
+    for name in ("score.musicxml", "sub__愛.XML", "META__score.xml", "no extension"):
+        inner = name.replace("__", "/").replace("META/", "META-INF/")
+        data = archive(**{"cover.xml": b"<no/>", name: score, "META__container.xml": CONTAINER.format(inner).encode()})
+        assert musicxml_to_abc(data) == expected
+    with pytest.warns(RepairWarning, match="no META-INF/container.xml"):
+        assert musicxml_to_abc(archive(**{"score.xml": score})) == expected
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "iso-8859-1"])
+def test_xml_is_read_as_it_is_encoded(score, encoding):
+    text = re.sub(r"^<\?xml.*?\?>", f'<?xml version="1.0" encoding="{encoding}"?>', score.decode("utf-8"), count=1)
+    text = text.replace("Soprano", "Discantus é")
+    assert 'nm="Discantus é"' in musicxml_to_abc(text.encode(encoding))
+
+
+def test_a_doctype_is_no_reason_to_refuse(score):
+    doctype = (
+        b'<!DOCTYPE score-partwise PUBLIC "-//Recordare//DTD MusicXML 3.0 Partwise//EN" "http://localhost:9/p.dtd">'
+    )
+    data = re.sub(rb"<!DOCTYPE.*?>", b"", score, flags=re.DOTALL).replace(
+        b"<score-partwise", doctype + b"<score-partwise", 1
+    )
+    assert doctype in data and musicxml_to_abc(data) == CASES[0]["standard_abc"]
+
+
+def bomb(_score: bytes) -> bytes:
+    entities = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
+    return f'<!DOCTYPE score-partwise [<!ENTITY e0 "boom">{entities}]><score-partwise>&e11;</score-partwise>'.encode()
+
+
+DAMAGES = {
+    "empty.xml": (lambda score: b"", "empty file"),
+    "text.xml": (lambda score: b"X:1\nK:C\nC|\n", "not whole XML"),
+    "truncated.xml": (lambda score: score[: len(score) // 2], "not whole XML"),
+    "page.musicxml": (lambda score: b"<html><p/></html>", "not MusicXML in parts: its root is <html>"),
+    "entities.xml": (bomb, "declares XML entities"),
+    "external.xml": (
+        lambda score: b'<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/hostname">]><score-partwise>&e;</score-partwise>',
+        "declares XML entities",
+    ),
+    "no_notes.xml": (lambda score: re.sub(rb"<note.*?</note>", b"", score, flags=re.DOTALL), "no notes"),
+    "encoding.xml": (lambda score: b'<?xml version="1.0" encoding="klingon"?><score-partwise/>', "not whole XML"),
+    "words.xml": (
+        lambda score: score.replace(b"<duration>", b"<duration>some "),
+        "cannot be converted to ABC: ValueError",
+    ),
+    "cut.mxl": (lambda score: archive(**{"a.xml": score})[:500], "not a whole .mxl archive"),
+    "flipped.mxl": (
+        lambda score: archive(**{"a.xml": score})[:200] + b"\xff" * 20 + archive(**{"a.xml": score})[220:],
+        "not a whole .mxl archive",
+    ),
+    "no_container.mxl": (lambda score: archive(**{"a.txt": score}), "it has no META-INF/container.xml"),
+    "no_root.mxl": (lambda score: archive(**{"META__container.xml": b"<container/>"}), "names no score"),
+    "missing.mxl": (lambda score: archive(**{"META__container.xml": CONTAINER.format("b.xml").encode()}), "no item"),
+    "zeros.mxl": (lambda score: archive(**{"a.xml": bytes(101 << 20)}), "more than 100 MB"),
+}
+
+
+@ignore_repairs
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_scores_are_refused_in_one_line(score, name):
+    damage, reason = DAMAGES[name]
+    with pytest.raises(ValueError, match=re.escape(reason)) as raised:
+        musicxml_to_abc(damage(score))
+    assert "\n" not in str(raised.value)
+
+
+@ignore_repairs
+def test_conversions_leave_no_trace_on_the_next(score, capfd):
+    other = tune("U:T=!fermata!\nTC D|\nV:9\nTE F|")
+    plain = tune("TC D|E F|")
+    before = abc_to_musicxml(plain), musicxml_to_abc(score)
+    abc_to_musicxml(other)
+    with pytest.raises(ValueError, match="cannot be converted"):
+        musicxml_to_abc(DAMAGES["words.xml"][0](score))
+    musicxml_to_abc(corpus_folder() / "haydn/opus1no1/movement5.mxl")
+    assert (abc_to_musicxml(plain), musicxml_to_abc(score)) == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_stops_the_converter_is_left_out_with_a_warning():
+    with pytest.warns(RepairWarning, match="read without lyric"):
+        assert "\nV:1" in musicxml_to_abc(corpus_folder() / "schubert/Lindenbaum.xml")
+
+
+def test_no_file_is_included():
+    assert "root:" not in abc_to_musicxml(tune("%%abc-include /etc/passwd\nC|"))
+    assert "root:" not in abc_to_musicxml(tune("I:abc-include /etc/passwd\nC|", "%%abc-include /etc/passwd\n"))
+
+
+# ---------- the commands ----------
+
+ODD_NAMES = ["it's $HOME.v1.mxl", 'say "hi".MXL', "愛 `date`.mxl", "caf\udce9.mxl", "-x.mxl"]
+
+
+@pytest.mark.parametrize("name", ["batch_xml2abc.py", "batch_interleaved_abc.py", "batch_abc2xml.py"])
+def test_help_says_how(name):
+    assert (
+        f"python preprocessing/abc/{name} INPUT_DIR OUTPUT_DIR" in run(sys.executable, SCRIPTS / name, "--help").stdout
+    )
+
+
+def convert(name: str, source, target, check: int = 0) -> dict[str, str]:
+    """Run a command; what it names as failed, with the reasons."""
+    run(sys.executable, SCRIPTS / name, source, target, "--workers", 2, cwd=source, check=check)
+    failures = target / "failures.jsonl"
+    remarks = [json.loads(line) for line in failures.read_text().splitlines()] if failures.exists() else []
+    return {remark["file"].rpartition("/")[2]: remark["reason"] for remark in remarks}
+
+
+def test_scores_go_through_all_three_commands(tmp_path, score):
+    folders = [tmp_path / name for name in ("scores", "standard", "interleaved", "xml")]
+    (folders[0] / "sub").mkdir(parents=True)
+    for case in CASES[:2]:
+        shutil.copy(corpus_folder() / case["corpus_path"], folders[0] / "sub")
+    for name in ODD_NAMES:
+        shutil.copy(corpus_folder() / CASES[0]["corpus_path"], folders[0] / name)
+    for name, (damage, _) in DAMAGES.items():
+        (folders[0] / name).write_bytes(damage(score))
+    shutil.copy(corpus_folder() / "ryansMammoth" / "AnnieHughesJig.abc", folders[0])
+
+    failures = convert("batch_xml2abc.py", folders[0], folders[1], check=1)
+    assert failures.keys() == DAMAGES.keys()
+    assert all(DAMAGES[name][1] in reason for name, reason in failures.items())
+    for case in CASES[:2]:
+        assert (
+            folders[1].joinpath("sub", case["corpus_path"][5:-4] + ".abc").read_text("utf-8") == case["standard_abc"]
+        )
+    assert convert("batch_interleaved_abc.py", folders[1], folders[2]) == {}
+    assert convert("batch_abc2xml.py", folders[2], folders[3]) == {}
+    outputs = sorted(path.stem for path in folders[3].rglob("*.xml"))
+    assert outputs == sorted([name.rpartition(".")[0] for name in ODD_NAMES] + ["bwv404", "bwv431"])
+    for case in CASES[:2]:
+        assert (
+            folders[2].joinpath("sub", case["corpus_path"][5:-4] + ".abc").read_text("utf-8")
+            == case["interleaved_abc"]
+        )
+        back = musicxml_to_abc(folders[3] / "sub" / (case["corpus_path"][5:-4] + ".xml"))
+        assert notes(interleave(back)) == notes(case["interleaved_abc"])
+
+
+def test_files_of_several_tunes_have_numbered_outputs_and_bad_ones_are_named(tmp_path):
+    source, interleaved, xml = (tmp_path / name for name in ("abc", "interleaved", "xml"))
+    source.mkdir()
+    book = corpus_folder() / "airdsAirs" / "book6.abc"
+    shutil.copy(book, source / "book.ABC")
+    shutil.copy(corpus_folder() / "ryansMammoth" / "AnnieHughesJig.abc", source / "jig 愛.abc")
+    damaged = {
+        "empty.abc": b"",
+        "binary.abc": b"\x89PNG\0\0",
+        "prose.abc": b"Dear friend,\n",
+        "rests.abc": b"K:C\nz4|\n",
+    }
+    for name, data in damaged.items():
+        (source / name).write_bytes(data)
+    assert convert("batch_interleaved_abc.py", source, interleaved, check=1).keys() == damaged.keys()
+    tunes = split_tunes(read_abc(book))
+    written = sorted(path for path in interleaved.glob("book_*.abc"))
+    assert [path.read_text("utf-8") for path in written] == [interleave(tune) for tune in tunes] and len(tunes) > 100
+    assert written[0].name == "book_001.abc" and (interleaved / "jig 愛.abc").exists()
+
+    shutil.rmtree(interleaved)
+    (source / "book.ABC").write_text("".join(tunes[:3]), encoding="utf-8")
+    assert convert("batch_abc2xml.py", source, xml, check=1).keys() == damaged.keys()
+    assert sorted(path.name for path in xml.glob("*.xml")) == ["book_1.xml", "book_2.xml", "book_3.xml", "jig 愛.xml"]
+
+
+@ignore_repairs
+def test_bytes_flipped_at_random_do_no_more_than_fail(score):
+    rng = random.Random(0)
+    for _ in range(30):
+        data = bytearray(score)
+        for _ in range(rng.randint(1, 20)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        with contextlib.suppress(ValueError):
+            assert interleave(musicxml_to_abc(bytes(data)))
