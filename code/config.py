@@ -1,8 +1,7 @@
 """Every knob of CLaMP 3, flat: edit the values, and all scripts follow.
 
 The shipped variant is SAAS (best for audio). To switch to C2 (best for symbolic music), change saas to c2 on line 66.
-For a one-off run, leave this file alone and set CLAMP3_CONFIG to a JSON object, or to the path of a file that holds
-one; names and types are checked, and derived names follow:
+For a one-off run, leave this file alone and set CLAMP3_CONFIG to a JSON object, or to the path of a file with one:
     CLAMP3_CONFIG='{"CLAMP3_WEIGHTS_PATH": "my_weights.pth"}' python extract_clamp3.py in/ out/
 """
 
@@ -11,6 +10,12 @@ import os
 from clamp3.settings import logs_path, override
 
 EVAL_SPLIT = 0.01  # share of the training set held out where no evaluation set is given
+SEED = 42  # of initial weights, splits, orders and dropout
+SAVE_STEPS = 1000  # a run that is killed goes on from the last multiple; 0: only from the last epoch
+TRAIN_WORKERS = 2  # processes, for each GPU, that read and encode
+TRAIN_PRECISION = "auto"  # bf16 or fp16 on GPUs and fp32 on CPUs; or one of these three
+COMPILE_LAYERS = False  # by torch.compile: slow to start, then faster on GPUs
+RECOMPUTE_LAYERS = False  # gradient checkpointing: a third slower, with far less memory
 WANDB_KEY = "<YOUR_WANDB_KEY>"  # as it stands, or empty: use the ambient login
 
 # -------------------- M3: the symbolic music encoder --------------------
@@ -34,7 +39,6 @@ M3_LOAD_CKPT = True  # resume from M3_WEIGHTS_PATH if it is there
 # -------------------- CLaMP 3: text, symbolic music and audio in one space --------------------
 CLAMP3_TRAIN_JSONL = "<YOUR_TRAINING_JSONL_FILE>"
 CLAMP3_EVAL_JSONL = ""  # empty: EVAL_SPLIT of the training items is held out
-
 CLAMP3_HIDDEN_SIZE = 768  # of the shared space
 TEXT_MODEL_NAME = "FacebookAI/xlm-roberta-base"  # a name on the Hugging Face hub, or a local folder
 MAX_TEXT_LENGTH = 128  # tokens
@@ -45,6 +49,7 @@ MAX_AUDIO_LENGTH = 128  # frames of 5 s each: 640 s
 CLAMP3_NUM_EPOCH = 100
 CLAMP3_LEARNING_RATE = 1e-5
 CLAMP3_BATCH_SIZE = 256  # per GPU
+CLAMP3_MICRO_BATCH = 0  # at most so many items at once in memory, with the same result; 0: the whole batch
 LOGIT_SCALE = 1.0
 FREEZE_TEXT = False
 TEXT_DROPOUT = True
@@ -54,19 +59,19 @@ CLAMP3_WANDB_LOG = True
 CLAMP3_LOAD_CKPT = True  # resume from CLAMP3_WEIGHTS_PATH if it is there
 SAVE_EVERY = 5  # epochs
 
-# CLAMP3_CONFIG may set any of the above, and the file names below too, which else follow from the knobs.
+# CLAMP3_CONFIG may also set the file names below, which else follow from the knobs.
 CLAMP3_WEIGHTS_PATH = CLAMP3_LOGS_PATH = M3_WEIGHTS_PATH = M3_LOGS_PATH = ""
 override(globals(), os.environ.get("CLAMP3_CONFIG", ""))
-M3_WEIGHTS_PATH = M3_WEIGHTS_PATH or (
-    f"weights_m3_h_size_{M3_HIDDEN_SIZE}_t_layers_{TOKEN_NUM_LAYERS}_p_layers_{PATCH_NUM_LAYERS}"
-    f"_p_size_{PATCH_SIZE}_p_length_{PATCH_LENGTH}"
-    f"_lr_{M3_LEARNING_RATE}_batch_{M3_BATCH_SIZE}_mask_{M3_MASK_RATIO}.pth"
-)
 CLAMP3_WEIGHTS_PATH = CLAMP3_WEIGHTS_PATH or (
     "weights_clamp3_saas"
     f"_h_size_{CLAMP3_HIDDEN_SIZE}_t_model_{TEXT_MODEL_NAME.replace('/', '_')}_t_length_{MAX_TEXT_LENGTH}"
     f"_a_size_{AUDIO_HIDDEN_SIZE}_a_layers_{AUDIO_NUM_LAYERS}_a_length_{MAX_AUDIO_LENGTH}"
     f"_s_size_{M3_HIDDEN_SIZE}_s_layers_{PATCH_NUM_LAYERS}_p_size_{PATCH_SIZE}_p_length_{PATCH_LENGTH}.pth"
+)
+M3_WEIGHTS_PATH = M3_WEIGHTS_PATH or (
+    f"weights_m3_h_size_{M3_HIDDEN_SIZE}_t_layers_{TOKEN_NUM_LAYERS}_p_layers_{PATCH_NUM_LAYERS}"
+    f"_p_size_{PATCH_SIZE}_p_length_{PATCH_LENGTH}"
+    f"_lr_{M3_LEARNING_RATE}_batch_{M3_BATCH_SIZE}_mask_{M3_MASK_RATIO}.pth"
 )
 M3_LOGS_PATH = M3_LOGS_PATH or logs_path(M3_WEIGHTS_PATH)
 CLAMP3_LOGS_PATH = CLAMP3_LOGS_PATH or logs_path(CLAMP3_WEIGHTS_PATH)

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import AutoModel
 
 from clamp3.errors import UserError
 from clamp3.models import CLaMP3Model, M3Model, ModelSizes
@@ -228,9 +229,41 @@ def _is_m3(weights: dict[str, Tensor]) -> bool:
     return {"encoder", "decoder"} <= {name.split(".")[0] for name in weights}
 
 
+def load_weights(model: CLaMP3Model | M3Model, path: Path) -> None:
+    """Copy the weights at `path` into `model`, on whatever device it is. UserError where they do not fit."""
+    weights = read_weights(path)
+    check_weights(model, weights, path)
+    model.load_state_dict(weights)
+
+
 def start_from_m3(model: CLaMP3Model, path: Path) -> None:
     """Copy the encoder of the M3 weights at `path` into the symbolic tower, as training does before its first step."""
     prefix = "encoder."
     encoder = {name.removeprefix(prefix): w for name, w in read_weights(path).items() if name.startswith(prefix)}
     check_weights(model.symbolic_model, encoder, path)
     model.symbolic_model.load_state_dict(encoder)
+
+
+def start_from_text_model(model: CLaMP3Model, name: str) -> bool:
+    """Copy the pretrained text model `name`, a local folder or one of the hub, into the text tower.
+
+    Returns False for a local folder that holds a configuration alone: then the text tower starts at random.
+    """
+    folder = Path(name)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        return False
+    try:
+        pretrained = AutoModel.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no weights of the text model {name}: {str(error).strip().splitlines()[0]}\n"
+            "  with a network they are downloaded once; without one, copy the Hugging Face cache (the folder that "
+            "HF_HOME names) from a machine that has them"
+        ) from error
+    weights = {name: tensor for name, tensor in pretrained.state_dict().items() if not name.endswith(STORED_BUFFERS)}
+    for name, parameter in model.text_model.named_parameters():
+        if "pooler" in name:  # some files come without one, and nothing uses it
+            weights.setdefault(name, parameter.detach())
+    check_weights(model.text_model, weights, folder)
+    model.text_model.load_state_dict(weights)
+    return True

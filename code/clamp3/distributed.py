@@ -1,8 +1,9 @@
 """Rank, device, precision and threads, for one process or several (accelerate launch, torchrun)."""
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -78,6 +79,20 @@ def from_main(state: "PartialState", value):
     values = [value]
     broadcast_object_list(values)
     return values[0]
+
+
+def on_main(state: "PartialState", work: Callable[[], Any]) -> Any:
+    """What `work` returns in the main process, in every process; a UserError there is raised in every process."""
+    result = None
+    if state.is_main_process:
+        try:
+            result = work()
+        except UserError as error:
+            result = error
+    result = from_main(state, result)
+    if isinstance(result, UserError):
+        raise result
+    return result
 
 
 def gather(state: "PartialState", values: list) -> list:

@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from clamp3.batch import Job, Outcome, Plan, Tally, plan, reason, report, share, tally
-from clamp3.distributed import finish, from_main, gather
+from clamp3.batch import Job, Outcome, Tally, plan, reason, report, share, tally
+from clamp3.distributed import finish, gather, on_main
 from clamp3.embedding import Embedder
 from clamp3.errors import UserError
 from clamp3.files import load_array, read_text, save_array
@@ -18,6 +19,7 @@ from clamp3.files import load_array, read_text, save_array
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+Model = TypeVar("Model")
 MODALITY = {".txt": "text", ".abc": "symbolic", ".mtf": "symbolic", ".npy": "audio"}
 # Batches sorted together: the more, the less padding; a bound on what waits in memory.
 CHUNK_BATCHES = 16
@@ -43,17 +45,38 @@ def extract(
 ) -> int:
     """Write a .npy for each input under `input_dir`: (1, clamp3_hidden_size) pooled, else (1, length, hidden).
 
-    Processes share the work. Returns the exit code: 1 if an input failed. Raises UserError as `plan` does.
+    Otherwise as `extract_folder`.
+    """
+
+    def load(jobs: list[Job]) -> Embedder:
+        embedder = load_embedder()
+        if any(MODALITY[job.source.suffix.lower()] == "text" for job in jobs):
+            _ = embedder.tokenizer  # loaded by being asked for
+        return embedder
+
+    return extract_folder(load, partial(_outcomes, pooled=pooled), input_dir, output_dir, extensions, state)
+
+
+def extract_folder(
+    load: Callable[[list[Job]], Model],
+    outcomes: Callable[[Model, list[Job]], Iterator[Outcome]],
+    input_dir: Path,
+    output_dir: Path,
+    extensions: tuple[str, ...],
+    state: "PartialState",
+) -> int:
+    """Do the inputs under `input_dir`, each of which has a .npy: `outcomes` does those of a process with its model.
+
+    Processes share the work; each loads what all jobs need. Returns the exit code: 1 if an input failed. Raises
+    UserError as `plan` and `load` do.
     """
     start = time.perf_counter()
-    todo = from_main(state, _plan(input_dir, output_dir, extensions) if state.is_main_process else None)
-    if isinstance(todo, UserError):
-        raise todo
+    todo = on_main(state, lambda: plan(input_dir, output_dir, extensions, ".npy"))
     jobs = share(todo.jobs, state.num_processes, state.process_index)
     done = Tally()
     if todo.jobs:
-        embedder = _agreed(load_embedder, todo.jobs, state)
-        done = tally(_outcomes(embedder, jobs, pooled), len(jobs), show=state.is_main_process)
+        model = _agreed(lambda: load(todo.jobs), state)
+        done = tally(outcomes(model, jobs), len(jobs), show=state.is_main_process)
 
     done = Tally(sum(gather(state, [done.written])), gather(state, done.failures), gather(state, done.warnings))
     if state.is_main_process:
@@ -62,27 +85,17 @@ def extract(
     return 1 if todo.failures or done.failures else 0
 
 
-def _plan(input_dir: Path, output_dir: Path, extensions: tuple[str, ...]) -> Plan | UserError:
-    """The plan, or the error that all processes are to raise."""
-    try:
-        return plan(input_dir, output_dir, extensions, ".npy")
-    except UserError as error:
-        return error
-
-
-def _agreed(load_embedder: Callable[[], Embedder], jobs: list[Job], state: "PartialState") -> Embedder:
-    """The embedder, with its tokenizer if any of `jobs` needs one; where one process fails, all raise its error."""
+def _agreed(load: Callable[[], Model], state: "PartialState") -> Model:
+    """What `load` returns; where it fails in one process, all raise its error."""
     errors = []
     try:
-        embedder = load_embedder()
-        if any(MODALITY[job.source.suffix.lower()] == "text" for job in jobs):
-            _ = embedder.tokenizer  # loaded by being asked for
+        model = load()
     except UserError as error:
         errors = [str(error)]
     errors = gather(state, errors)
     if errors:
         raise UserError(errors[0])
-    return embedder
+    return model
 
 
 def _outcomes(embedder: Embedder, jobs: list[Job], pooled: bool) -> Iterator[Outcome]:
@@ -94,18 +107,18 @@ def _outcomes(embedder: Embedder, jobs: list[Job], pooled: bool) -> Iterator[Out
             upcoming = reader.submit(next, chunks, None)
             yield from chunk.failures
             for index, feature in embedder.embed(chunk.modality, chunk.sequences, pooled):
-                yield _save(chunk.jobs[index], feature, embedder.precision)
+                yield save_feature(chunk.jobs[index], feature[None], embedder.precision)
 
 
-def _save(job: Job, feature: np.ndarray, precision: str) -> Outcome:
-    """Write `feature`, if it is a number throughout and can be written."""
+def save_feature(job: Job, feature: np.ndarray, precision: str, repairs: tuple[str, ...] = ()) -> Outcome:
+    """Write `feature`, if it is a number throughout and can be written; `repairs` are what its input needed."""
     if not np.isfinite(feature).all():
-        return Outcome(job, f"the feature is not finite in {precision}")
+        return Outcome(job, f"the feature is not finite in {precision}", repairs)
     try:
-        save_array(job.target, feature[None])
+        save_array(job.target, feature)
     except OSError as error:
-        return Outcome(job, f"{job.target} cannot be written: {error.strerror}")
-    return Outcome(job)
+        return Outcome(job, f"{job.target} cannot be written: {error.strerror}", repairs)
+    return Outcome(job, warnings=repairs)
 
 
 def _chunks(embedder: Embedder, jobs: list[Job]) -> Iterator[Chunk]:

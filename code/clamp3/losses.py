@@ -4,7 +4,22 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
+
+
+class GatheredRows(torch.autograd.Function):
+    """The rows (batch, hidden) of all processes, in order of rank (processes * batch, hidden), with gradients."""
+
+    @staticmethod
+    def forward(_context, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(_context, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)  # each process has used each process's rows
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 class ClipLoss(nn.Module):
@@ -24,8 +39,8 @@ class ClipLoss(nn.Module):
         """(batch, hidden) twice, row i of one belonging to row i of the other -> scalar."""
         all_text, all_music, first = text_features, music_features, 0
         if dist.is_initialized() and dist.get_world_size() > 1:
-            all_text = torch.cat(all_gather(text_features))  # (processes * batch, hidden)
-            all_music = torch.cat(all_gather(music_features))
+            all_text = GatheredRows.apply(text_features)  # (processes * batch, hidden)
+            all_music = GatheredRows.apply(music_features)
             first = dist.get_rank() * len(text_features)
         return rows_loss(text_features, music_features, all_text, all_music, first, self.logit_scale)
 

@@ -1,0 +1,519 @@
+"""One training loop for M3 and for CLaMP 3 with symbolic music or audio, in one process or many."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+
+from clamp3.checkpoints import load_weights, read_checkpoint
+from clamp3.data import Batch, Collate, Examples, ShareOfBatches, loader
+from clamp3.distributed import PRECISIONS, checked_precision, gather
+from clamp3.errors import UserError
+from clamp3.files import atomic_write
+from clamp3.losses import rows_loss
+from clamp3.models import CLaMP3Model, M3Model, encode_layer
+from clamp3.patchilizer import PAD_ID
+from clamp3.retrieval import metrics, ranks_of_pairs
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+BUCKET = 2**26  # numbers that are averaged over processes in one message
+SHOWN_ITEMS = 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; config.py says what each knob means."""
+
+    weights_path: Path
+    logs_path: Path
+    epochs: int
+    batch_size: int  # of each process
+    learning_rate: float
+    seed: int = 42
+    warmup_steps: int = 1000
+    micro_batch: int = 0
+    save_every: int = 0  # epochs
+    save_steps: int = 0
+    log_steps: int = 10
+    workers: int = 0
+    precision: str = "auto"
+    deterministic: bool = True
+    resume: bool = True
+    compile_layers: bool = False
+    recompute_layers: bool = False
+    wandb_log: bool = False
+    wandb_key: str = ""
+
+
+# ---------- what is minimized ----------
+
+
+class Contrastive:
+    """CLaMP 3's objective: texts and music of a batch find each other."""
+
+    project = "clamp3"
+
+    def __init__(self, model: CLaMP3Model, modality: str, micro_batch: int = 0):
+        """`micro_batch` bounds what goes through the towers at once; 0: the whole batch. The loss is the same."""
+        self.model, self.modality, self.micro_batch = model, modality, micro_batch
+
+    def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(batch, hidden) of texts and of music."""
+        get_music = {"symbolic": self.model.get_symbolic_features, "audio": self.model.get_audio_features}
+        text = self.model.get_text_features(*batch.tensors["text"], get_global=True)
+        return text, get_music[self.modality](*batch.tensors["music"], get_global=True)
+
+    def backward(self, batch: Batch, autocast: Callable, scale: Callable[[Tensor], Tensor]) -> Tensor:
+        """Add the gradients of this process's share of the global loss, and return that share.
+
+        Averaged over the processes, gradients and shares are those of the global batch. With `micro_batch`, the
+        features are computed piece by piece without a graph; then, for each piece again and with the same dropout,
+        the gradients that the loss has with respect to them go on into the towers (GradCache, arXiv 2101.06983).
+        """
+        if not 0 < self.micro_batch < len(batch):
+            with autocast():
+                text, music = self.features(batch)
+            loss = self.model.loss(text.float(), music.float())
+            scale(loss).backward()
+            return loss.detach()
+
+        pieces, states, cached = list(batch.pieces(self.micro_batch)), [], []
+        for piece in pieces:
+            states.append(random_state())
+            with torch.no_grad(), autocast():
+                cached.append(self.features(piece))
+        text, music = (torch.cat(part).float().requires_grad_() for part in zip(*cached, strict=True))
+        loss = self.model.loss(text, music)
+        scale(loss).backward()
+        after = random_state()
+        gradients = zip(text.grad.split(self.micro_batch), music.grad.split(self.micro_batch), strict=True)
+        for piece, state, piece_gradients in zip(pieces, states, gradients, strict=True):
+            set_random_state(state)
+            with autocast():
+                features = self.features(piece)
+            trained = [(f.float(), g) for f, g in zip(features, piece_gradients, strict=True) if f.requires_grad]
+            torch.autograd.backward(*map(list, zip(*trained, strict=True)))
+        set_random_state(after)
+        return loss.detach()
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterator[Batch], state: "PartialState", size: int) -> dict[str, float]:
+        """Loss in batches of `size`, a mean over all items, and how well texts and music find each other among them.
+
+        The features of all processes are put together; each process returns the same figures.
+        """
+        names, texts, music = [], [], []
+        for batch in batches:
+            if len(batch):
+                text_features, music_features = self.features(batch)
+                names += batch.names
+                texts += list(text_features.float().cpu().numpy())
+                music += list(music_features.float().cpu().numpy())
+        gathered = gather(state, [(np.array(texts), np.array(music))])
+        texts, music = (np.concatenate([part for part in parts if len(part)]) for parts in zip(*gathered, strict=True))
+        total = 0.0
+        for start in range(0, len(texts), size):
+            pair = [torch.from_numpy(features[start : start + size]) for features in (texts, music)]
+            total += float(rows_loss(*pair, *pair, logit_scale=self.model.loss.logit_scale)) * len(pair[0])
+        found = {"eval_loss": total / len(texts)}
+        found |= {f"text_to_music_{name}": value for name, value in metrics(ranks_of_pairs(texts, music)).items()}
+        found |= {f"music_to_text_{name}": value for name, value in metrics(ranks_of_pairs(music, texts)).items()}
+        return found
+
+
+class Reconstruction:
+    """M3's objective: patches are spelled from their hidden states."""
+
+    modality, project = None, "m3"
+
+    def __init__(self, model: M3Model):
+        self.model = model
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean over the characters of the selected patches."""
+        (inputs, masks), (selected, _), (targets, _) = (batch.tensors[n] for n in ("inputs", "selected", "targets"))
+        return self.model(inputs, masks, selected, targets)
+
+    def backward(self, batch: Batch, autocast: Callable, scale: Callable[[Tensor], Tensor]) -> Tensor:
+        """As Contrastive's. Processes hold different numbers of characters, so their means are weighted."""
+        with autocast():
+            loss = self.loss(batch)
+        selected, targets = batch.tensors["selected"][0], batch.tensors["targets"][0]
+        rows = selected.flatten().nonzero().squeeze(1).to(targets.device)
+        weight = (targets.flatten(0, 1)[rows, 1:] != PAD_ID).sum().float()  # characters to be predicted
+        loss = loss * weight / mean_over_processes(weight)
+        scale(loss).backward()
+        return loss.detach()
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterator[Batch], state: "PartialState", size: int) -> dict[str, float]:
+        """Mean loss over all pieces, the same in each process."""
+        sums = [(float(self.loss(batch)) * len(batch), len(batch)) for batch in batches if len(batch)]
+        losses, counts = zip(*gather(state, sums), strict=True)
+        return {"eval_loss": sum(losses) / sum(counts)}
+
+
+# ---------- random numbers and processes ----------
+
+
+def random_state() -> tuple[Tensor, Tensor | None]:
+    """What dropout draws from, on the CPU and on this process's GPU."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+
+def set_random_state(state: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state[1])
+
+
+def mean_over_processes(tensor: Tensor) -> Tensor:
+    """The mean of what each process holds; `tensor` is left as it is."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over the processes, many in one message."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    while gradients:
+        bucket, size = [], 0
+        while gradients and (not bucket or size + gradients[0].numel() <= BUCKET):
+            bucket.append(gradients.pop(0))
+            size += bucket[-1].numel()
+        mean = mean_over_processes(torch.cat([gradient.flatten() for gradient in bucket]))
+        for gradient, part in zip(bucket, mean.split([gradient.numel() for gradient in bucket]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+# ---------- the loop ----------
+
+
+@dataclass
+class Progress:
+    """Where a run stands: what a checkpoint holds beside model and optimizer."""
+
+    epoch: int = 0  # epochs that are done
+    items: int = 0  # that are done in the epoch after
+    loss_sum: float = 0.0  # over those items
+    seconds: float = 0.0  # that they took
+    step: int = 0  # optimizer steps in all
+    best_epoch: int = 0
+    min_eval_loss: float = float("inf")
+
+
+class Trainer:
+    """Trains the model of `objective` as `settings` say; `fit` does it all."""
+
+    def __init__(
+        self,
+        objective: Contrastive | Reconstruction,
+        training: Examples,
+        evaluation: Examples,
+        pad_values: dict[str, int],
+        settings: Settings,
+        state: "PartialState",
+    ):
+        """`pad_values` says what fills up which sequence; `state` is what `clamp3.distributed.start` returns."""
+        self.objective, self.settings, self.state = objective, settings, state
+        self.model = objective.model.to(state.device)
+        self.log: Callable[[dict, int], None] = lambda _figures, _step: None
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.frozen = sorted({n.split(".")[0] for n, p in self.model.named_parameters() if not p.requires_grad})
+        on_gpu = state.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, fused=on_gpu or None)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: min(1.0, (step + 1) / max(1, settings.warmup_steps))
+        )
+        precision = chosen_precision(settings.precision, state.device)
+        self.autocast = partial(torch.autocast, state.device.type, precision, enabled=precision != torch.float32)
+        self.scaler = torch.amp.GradScaler(state.device.type, enabled=precision == torch.float16)
+        self.progress = Progress()
+        self.shares = [
+            ShareOfBatches(len(examples), settings.batch_size, state.num_processes, state.process_index, seed)
+            for examples, seed in ((training, settings.seed), (evaluation, None))
+        ]
+        if not self.shares[0].step:
+            raise UserError(f"{len(training)} items cannot be shared out to {state.num_processes} processes")
+        collate = Collate(pad_values)
+        self.loaders = [
+            loader(examples, share, collate, settings.workers, state.device)
+            for examples, share in zip((training, evaluation), self.shares, strict=True)
+        ]
+        self.pending: list[tuple[list[str], Tensor]] = []  # of the steps since losses were last looked at
+
+    def fit(self, start_weights: Callable[[], None] = lambda: None) -> None:
+        """Train all epochs that are left, from the last checkpoint; where there is none, from `start_weights()`."""
+        settings = self.settings
+        if settings.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.manual_seed(settings.seed + self.state.process_index)  # processes drop out different things
+        if not (settings.resume and self.restore()):
+            start_weights()
+        if self.progress.epoch >= settings.epochs:
+            self.say(f"all {settings.epochs} epochs are done; set more of them, or another stage, to go on")
+            return
+        if settings.wandb_log and self.state.is_main_process:
+            self.log = wandb_logger(self.objective.project, settings)
+        while self.progress.epoch < settings.epochs:
+            self.train_epoch()
+            self.end_epoch(self.evaluate())
+        if self.state.is_main_process:
+            draw_curves(settings.logs_path, settings.logs_path.with_suffix(".png"))
+
+    def train_epoch(self) -> None:
+        """The epoch, or what is left of it."""
+        step_items = self.shares[0].step
+        self.shares[0].set(self.progress.epoch, first=self.progress.items // step_items)
+        self.model.train()
+        begin, seconds = time.perf_counter(), self.progress.seconds
+        with self.bar(len(self.shares[0]), f"epoch {self.progress.epoch + 1}/{self.settings.epochs}") as bar:
+            for batch in self.loaders[0]:
+                self.step(batch)
+                self.progress.items += step_items
+                self.progress.seconds = seconds + time.perf_counter() - begin
+                bar.update()
+                if self.progress.step % self.settings.log_steps == 0:
+                    bar.set_postfix(loss=f"{self.settle():.4f}")
+                if self.settings.save_steps and self.progress.step % self.settings.save_steps == 0:
+                    self.settle()
+                    self.save(last_path(self.settings.weights_path))
+        self.settle()
+
+    def step(self, batch: Batch) -> None:
+        """One optimizer step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.objective.backward(batch.to(self.state.device), self.autocast, self.scaler.scale)
+        average_gradients(self.parameters)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        self.progress.step += 1
+        self.pending.append((batch.names, loss))
+
+    def settle(self) -> float:
+        """Look at the losses since the last time, and return their mean: the one place that waits for the device.
+
+        Raises UserError, which names the step's items, where one is not a finite number.
+        """
+        if not self.pending:
+            return float("nan")
+        local = torch.stack([loss for _, loss in self.pending]).float()
+        for position, (names, _) in enumerate(self.pending if not local.isfinite().all() else ()):
+            if not local[position].isfinite():
+                step = self.progress.step - len(self.pending) + position + 1
+                items = ", ".join(names[:SHOWN_ITEMS]) + (" …" if len(names) > SHOWN_ITEMS else "")
+                raise UserError(
+                    f"the loss of step {step} is {local[position]:g}; training has stopped, and the last checkpoint "
+                    f"is as it was. The step's items: {items}"
+                )
+        losses = mean_over_processes(local).tolist()
+        self.pending.clear()
+        self.progress.loss_sum += sum(losses) * self.shares[0].step
+        self.log({"loss": losses[-1], "learning_rate": self.scheduler.get_last_lr()[0]}, self.progress.step)
+        return sum(losses) / len(losses)
+
+    def evaluate(self) -> dict[str, float]:
+        """The figures of the evaluation set."""
+        self.model.eval()
+        with self.bar(len(self.shares[1]), "evaluation") as bar, self.autocast():
+            batches = (batch.to(self.state.device) for batch in self.loaders[1] if bar.update() or True)
+            return self.objective.evaluate(batches, self.state, self.shares[1].step)
+
+    def end_epoch(self, figures: dict[str, float]) -> None:
+        """Log the epoch, and save what is due."""
+        done, settings = self.progress, self.settings
+        figures = {"epoch": done.epoch + 1, "train_loss": done.loss_sum / done.items, **figures}
+        self.say_epoch(figures, done.seconds)
+        better = figures["eval_loss"] < done.min_eval_loss
+        best = (done.epoch + 1, figures["eval_loss"]) if better else (done.best_epoch, done.min_eval_loss)
+        self.progress = Progress(done.epoch + 1, step=done.step, best_epoch=best[0], min_eval_loss=best[1])
+        if better:
+            self.save(settings.weights_path)
+        if settings.save_every and self.progress.epoch % settings.save_every == 0:
+            self.save(epoch_path(settings.weights_path, self.progress.epoch))
+        self.save(last_path(settings.weights_path))  # last, so that a run killed before does this epoch's end again
+
+    # ---------- checkpoints ----------
+
+    def save(self, path: Path) -> None:
+        """Write the full state to `path`, whole or not at all. All processes take part, and the main one writes."""
+        random_states = gather(self.state, [random_state()])
+        if not self.state.is_main_process:
+            return
+        checkpoint = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_sched": self.scheduler.state_dict(),
+            "epoch": self.progress.epoch,
+            "best_epoch": self.progress.best_epoch,
+            "min_eval_loss": self.progress.min_eval_loss,
+            "scaler": self.scaler.state_dict(),
+            "frozen": self.frozen,
+            "progress": asdict(self.progress),
+            "random_states": random_states,
+        }
+        if self.objective.modality:
+            checkpoint["modality"] = self.objective.modality
+        with atomic_write(path) as file:
+            torch.save(checkpoint, file)
+
+    def restore(self) -> bool:
+        """Go on from the last checkpoint of this stage, else from the weights that are there; False without any.
+
+        A stage is a modality and what is frozen: with another one, as from symbolic music to audio or from frozen to
+        trained texts, the best weights so far are taken and all counters start again.
+        """
+        weights_path = self.settings.weights_path
+        for path in filter(Path.is_file, (last_path(weights_path), weights_path)):
+            checkpoint = read_checkpoint(path)
+            same_stage = checkpoint.get("modality") == self.objective.modality
+            same_stage &= checkpoint.get("frozen", self.frozen) == self.frozen
+            if same_stage or path == weights_path:
+                break
+        else:
+            return False
+        load_weights(self.model, path)
+        if same_stage:
+            self.restore_state(checkpoint)
+            self.say(f"going on from {path}: {self.progress.epoch} epochs and {self.progress.items} items are done")
+        else:
+            self.say(f"a new stage, from the weights of {path}")
+        return True
+
+    def restore_state(self, checkpoint: dict) -> None:
+        """Take everything but the weights from a checkpoint of this stage, ours or the original's."""
+        try:
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.scheduler.load_state_dict(checkpoint["lr_sched"])
+        except (ValueError, KeyError) as error:
+            self.say(f"optimizer and warm-up start anew, since those of the checkpoint do not fit: {error}")
+        if "progress" not in checkpoint:  # the original's
+            self.progress = Progress(
+                epoch=int(checkpoint.get("epoch", 0)),
+                step=self.scheduler.last_epoch,
+                best_epoch=int(checkpoint.get("best_epoch", 0)),
+                min_eval_loss=float(checkpoint.get("min_eval_loss", "inf")),
+            )
+            return
+        self.scaler.load_state_dict(checkpoint["scaler"])
+        self.progress = Progress(**checkpoint["progress"])
+        if len(checkpoint["random_states"]) == self.state.num_processes:
+            set_random_state(checkpoint["random_states"][self.state.process_index])
+
+    # ---------- what people see ----------
+
+    def say(self, text: str) -> None:
+        if self.state.is_main_process:
+            tqdm.write(text)
+
+    def bar(self, total: int, title: str) -> tqdm:
+        return tqdm(total=total, desc=title, unit="batch", dynamic_ncols=True, disable=not self.state.is_main_process)
+
+    def say_epoch(self, figures: dict[str, float], seconds: float) -> None:
+        """Add the epoch to the text log, to the figures beside it and to the logger, and print it."""
+        if not self.state.is_main_process:
+            return
+        path = self.settings.logs_path
+        lines = [f"Epoch {figures['epoch']}", *(f"{name}: {figures[name]}" for name in ("train_loss", "eval_loss"))]
+        with open(path, "a", encoding="utf-8") as file:
+            file.write("\n".join([*lines, f"time: {time.asctime()}", "", ""]))
+        with open(figures_path(path), "a", encoding="utf-8") as file:
+            file.write(json.dumps({**figures, "step": self.progress.step, "seconds": seconds}) + "\n")
+        self.log(figures, self.progress.step)
+        self.say(", ".join(f"{name} {value:.4g}" for name, value in figures.items()) + f" ({seconds:.0f} s)")
+
+
+def last_path(weights_path: Path) -> Path:
+    """Where a run's newest full state is kept; `weights_path` itself holds the best so far."""
+    return weights_path.with_name(f"{weights_path.stem}_last{weights_path.suffix}")
+
+
+def epoch_path(weights_path: Path, epoch: int) -> Path:
+    """Where the weights after an epoch are kept, and where --epoch looks for them."""
+    return weights_path.with_name(f"{weights_path.stem}_{epoch}{weights_path.suffix}")
+
+
+def figures_path(logs_path: Path) -> Path:
+    """The figures of each epoch as JSON lines, beside the text log."""
+    return logs_path.with_suffix(".jsonl")
+
+
+def chosen_precision(name: str, device: torch.device) -> torch.dtype:
+    """What the towers compute in; "auto": bf16 on GPUs that have it, fp16 on others, fp32 elsewhere."""
+    if name != "auto":
+        return PRECISIONS[checked_precision(name)]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def prepare_layers(towers: list[nn.Module], compile_layers: bool, recompute_layers: bool) -> None:
+    """Let training compile the layers of `towers`, or keep their inputs alone and compute the rest again."""
+    run_layer = torch.compile(encode_layer, dynamic=True) if compile_layers else encode_layer
+    if recompute_layers:
+        run_layer = partial(checkpoint, run_layer, use_reentrant=False)
+    for tower in towers:
+        tower.run_layer = run_layer
+
+
+def wandb_logger(project: str, settings: Settings) -> Callable[[dict, int], None]:
+    """Logs figures of a step to Weights & Biases: offline where no key is known, not at all where it does not work."""
+    import wandb
+
+    key = "" if settings.wandb_key.startswith("<") else settings.wandb_key
+    try:
+        if key:
+            wandb.login(key=key)
+        mode = os.environ.get("WANDB_MODE") or ("online" if key or has_wandb_login() else "offline")
+        described = {name: str(value) for name, value in asdict(settings).items() if name != "wandb_key"}
+        run = wandb.init(project=project, mode=mode, config=described)
+    except Exception as error:  # a log is never worth a run
+        tqdm.write(f"no log to Weights & Biases: {error}")
+        return lambda _figures, _step: None
+    return lambda figures, step: run.log(figures, step=step)
+
+
+def has_wandb_login() -> bool:
+    """Whether this user has a key in the environment or has logged in on this machine."""
+    login = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    return "WANDB_API_KEY" in os.environ or (login.is_file() and "wandb" in login.read_text())
+
+
+def draw_curves(logs_path: Path, picture: Path) -> int:
+    """Draw losses and retrieval figures over the epochs, as far as a run has come; returns the exit code 0."""
+    from matplotlib.figure import Figure
+
+    if not figures_path(logs_path).is_file():
+        raise UserError(f"there is no {figures_path(logs_path)}: no epoch has ended yet")
+    lines = figures_path(logs_path).read_text(encoding="utf-8").splitlines()
+    epochs = {figures["epoch"]: figures for figures in map(json.loads, lines)}  # the last of each, after restarts
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    names = [name for name in next(iter(epochs.values())) if name.endswith(("loss", "MRR", "Hit@10"))]
+    losses = [name for name in names if name.endswith("loss")]
+    for axes, shown in zip(figure.subplots(1, 2), (losses, [n for n in names if n not in losses]), strict=True):
+        for name in shown:
+            axes.plot(list(epochs), [figures[name] for figures in epochs.values()], marker=".", label=name)
+        axes.set_xlabel("epoch")
+        axes.legend()
+    figure.savefig(picture, dpi=120)
+    return 0
