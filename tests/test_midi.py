@@ -96,7 +96,7 @@ def test_bytes_paths_and_objects_of_mido_give_one_text(tmp_path):
         midi_to_mtf(midi)
 
 
-CHANNEL, DATA, BYTE = st.integers(0, 15), st.integers(0, 127), st.integers(0, 255)
+CHANNEL, DATA, BYTE = st.sampled_from([0, 0, 0, 9, 15]), st.integers(0, 127), st.integers(0, 255)
 MESSAGES = {
     **dict.fromkeys(("note_on", "note_off"), {"channel": CHANNEL, "note": DATA, "velocity": DATA}),
     "polytouch": {"channel": CHANNEL, "note": DATA, "value": DATA},
@@ -312,8 +312,9 @@ def test_data_bytes_over_127_are_read_as_mido_reads_them_if_told_so():
 
 def test_running_status_goes_on_after_meta_and_system_messages():
     running = b"\0\x3c\0"
-    meta = HEADER + track(NOTE_ON, TEMPO, running, END)
-    assert midi_to_mtf(meta) == plain_loop(meta)
+    for whole in ([NOTE_ON, TEMPO, running], [b"\0\xf0\2\1\xf7", NOTE_ON, running]):
+        data = HEADER + track(*whole, END)
+        assert midi_to_mtf(data) == plain_loop(data)
     with pytest.warns(RepairWarning, match="running status after a system message"):
         text = midi_to_mtf(HEADER + track(NOTE_ON, b"\0\xf0\2\1\xf7", running, b"\0\xf8", running, END))
     notes = ["note_on 0 0 60 64", "sysex 0 [1]", "note_on 0 0 60 0", "clock 0", "note_on 0 0 60 0"]

@@ -211,7 +211,7 @@ class TrackReader:
                 status = self._status()
                 name, size = MESSAGES.get(status, ("", 0))
                 if size:
-                    self.running = status
+                    self.running, self.interrupted = status, False
                     yield self.now, name, message_values(status, self._data_bytes(self._take(size)))
                 elif status == META:
                     yield from self._meta(delta)
@@ -245,10 +245,9 @@ class TrackReader:
         """The next message's status byte; that of an earlier one where it has none."""
         status = self.data[self.at]
         if status < 0x80:
-            if self.running and self.interrupted:
-                self.damage["running status after a system message"] += 1
-                self.interrupted = False
             if self.running:
+                if self.interrupted:
+                    self.damage["running status after a system message"] += 1
                 return self.running
             self.damage["data bytes without a status are skipped"] += 1
             while status < 0x80:
