@@ -18,6 +18,7 @@ from golden_model import golden_json, golden_sizes, save_checkpoint
 ROOT = Path(__file__).parent.parent
 CODE = ROOT / "code"
 BIN = Path(sys.executable).parent
+MERT_TINY = ROOT / "tests" / "golden" / "mert_tiny"
 # Models this small gain nothing from threads, and on busy cores threads that spin while they wait lose a lot.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 torch.set_num_threads(1)

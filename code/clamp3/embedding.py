@@ -1,8 +1,11 @@
 """Sequences -> segments -> batches -> features. `Embedder` is the library's front door."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,9 +14,13 @@ from torch import nn
 from clamp3.checkpoints import RELEASES, build_model, ensure_weights
 from clamp3.distributed import PRECISIONS, checked_precision, usable_device
 from clamp3.errors import UserError
+from clamp3.files import load_array, read_text
 from clamp3.inputs import InputEncoder, pad
 from clamp3.models import CLaMP3Model, M3Model, ModelSizes
 from clamp3.patchilizer import PAD_ID
+
+if TYPE_CHECKING:
+    from clamp3.mert import Mert
 
 # Enough to keep the arithmetic units busy; more makes no CPU faster, since activations then leave its caches.
 BATCH_TOKENS = {"cpu": 2048, "other": 32768}
@@ -62,6 +69,17 @@ def batches(segments: list[Segment], batch_tokens: int) -> Iterator[list[Segment
         yield batch
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors about a file's content say which file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 class Embedder(InputEncoder):
     """Turns text, symbolic music and audio features into CLaMP 3 features.
 
@@ -76,16 +94,20 @@ class Embedder(InputEncoder):
         device: str | torch.device | None = None,
         precision: str = "fp32",
         batch_tokens: int | None = None,
+        mert: str | Path | None = None,
     ):
         """The model is taken over: it goes to the device and into evaluation mode, and loses its unused poolers.
 
-        `batch_tokens` bounds a padded batch (tokens, patches or frames); None takes what suits the device.
+        `batch_tokens` bounds a padded batch (tokens, patches or frames); None takes what suits the device. `mert`
+        names what listens to raw sound, a local folder or a model of the hub, by default the released MERT: it is
+        loaded when sound is first embedded.
         In bf16 and fp16 the layers compute in that precision; embeddings, means and projections stay in float32.
         """
         super().__init__(sizes)
         self.device = usable_device(device)
         self.precision = checked_precision(precision)
         self.batch_tokens = batch_tokens or BATCH_TOKENS["cpu" if self.device.type == "cpu" else "other"]
+        self.mert_name = mert
         self._model = model.eval()
         self._ready: set[str] = set()
 
@@ -97,6 +119,7 @@ class Embedder(InputEncoder):
         precision: str = "fp32",
         batch_tokens: int | None = None,
         sizes: ModelSizes | None = None,
+        mert: str | Path | None = None,
     ) -> "Embedder":
         """Load "saas" (best for audio), "c2" (best for symbolic music), "m3" (its hidden states), or a file.
 
@@ -111,7 +134,7 @@ class Embedder(InputEncoder):
             if not path.is_file():
                 raise UserError(f"no weights at {path}: give {', '.join(RELEASES)}, or the path of a .pth file")
         sizes = sizes or ModelSizes()
-        return cls(build_model(None, sizes, ensure_weights(path)), sizes, device, precision, batch_tokens)
+        return cls(build_model(None, sizes, ensure_weights(path)), sizes, device, precision, batch_tokens, mert)
 
     # ---------- sequences -> features ----------
 
@@ -130,12 +153,98 @@ class Embedder(InputEncoder):
         """Features (n, clamp3_hidden_size) of n recordings, each MERT features (…, frames, audio_hidden_size)."""
         return self._collect("audio", self.encode_audio_features, arrays, normalize, pooled)
 
+    # ---------- raw files; each raises ValueError, and OSError where a path cannot be read ----------
+
+    @cached_property
+    def mert(self) -> "Mert":
+        """The network that turns sound into audio features."""
+        from clamp3.mert import RELEASED, Mert
+
+        return Mert.from_pretrained(self.mert_name or RELEASED, self.device, self.precision)
+
+    def embed_files(self, paths: Sequence[str | Path], normalize: bool = False, pooled: bool = True):
+        """Features of n files of any kinds, told by their extensions: text (.txt), scores (.xml .musicxml .mxl .abc),
+        MIDI (.mid .midi .mtf), sound (.wav .mp3 .flac .ogg …) and MERT features (.npy). An error names its file.
+        """
+        paths = [Path(path) for path in paths]
+        read = dict(self._read_sounds(paths))
+        for index, path in enumerate(paths):
+            if index not in read:
+                with naming(path):
+                    read[index] = self._read(path)
+        features: dict[int, np.ndarray] = {}
+        for modality in self.max_lengths:
+            owners = [index for index in range(len(paths)) if read[index][0] == modality]
+            for number, feature in self.embed(modality, [read[index][1] for index in owners], pooled):
+                features[owners[number]] = feature
+        return self._in_order(features, normalize, pooled)
+
+    def _read(self, path: Path) -> tuple[str, np.ndarray]:
+        """The modality and the sequence of a file that holds no sound."""
+        extension = path.suffix.lower()
+        if extension == ".txt":
+            return "text", self.encode_text(read_text(path))
+        if extension == ".npy":
+            return "audio", self.encode_audio_features(load_array(path))
+        from clamp3.convert import read_symbolic
+
+        return "symbolic", self.encode_symbolic(read_symbolic(path))
+
+    def _read_sounds(self, paths: list[Path]) -> Iterator[tuple[int, tuple[str, np.ndarray]]]:
+        """For those of `paths` that hold sound: index, modality and sequence. Their windows are batched together."""
+        from clamp3.convert.audio import EXTENSIONS, read_audio, windows
+
+        def cut(path: Path) -> Iterator[np.ndarray]:
+            with naming(path):
+                yield from windows(read_audio(path))
+
+        owners = [index for index, path in enumerate(paths) if path.suffix.lower() in EXTENSIONS]
+        if owners:
+            for number, features in self.mert.extract_windows(cut(paths[index]) for index in owners):
+                yield owners[number], ("audio", self.encode_audio_features(features.mean(axis=0)))
+
+    def embed_midi(self, sources: Sequence, normalize: bool = False, pooled: bool = True):
+        """Features of n pieces of MIDI, each a path, the bytes of a file or a mido.MidiFile."""
+        from clamp3.convert.midi import midi_to_mtf
+
+        return self.embed_symbolic([midi_to_mtf(source, m3_compatible=True) for source in sources], normalize, pooled)
+
+    def embed_musicxml(self, sources: Sequence[str | Path | bytes], normalize: bool = False, pooled: bool = True):
+        """Features of n scores, each the path or the bytes of a .xml, .musicxml or .mxl file."""
+        from clamp3.convert.abc import interleave
+        from clamp3.convert.musicxml import musicxml_to_abc
+
+        return self.embed_symbolic([interleave(musicxml_to_abc(source)) for source in sources], normalize, pooled)
+
+    def embed_audio(
+        self,
+        sources: Sequence[str | Path | np.ndarray],
+        sampling_rate: int = 24_000,
+        normalize: bool = False,
+        pooled: bool = True,
+    ):
+        """Features of n recordings, each a path or samples (samples,) or (samples, channels) at `sampling_rate` Hz."""
+        from clamp3.convert.audio import read_audio, resampled
+
+        waveforms = (
+            resampled([source.reshape(len(source), -1)], sampling_rate)
+            if isinstance(source, np.ndarray)
+            else read_audio(Path(source))
+            for source in sources
+        )
+        features = dict(self.mert.extract(waveforms))
+        arrays = [features[index].mean(axis=0) for index in range(len(features))]
+        return self.embed_audio_features(arrays, normalize, pooled)
+
     def _collect(self, modality: str, encode: Callable, items: Sequence, normalize: bool, pooled: bool):
         if isinstance(items, str | np.ndarray):
             raise ValueError(f"give a list of items, not one {type(items).__name__}")
         sequences = [encode(item) for item in items]
-        features = dict(self.embed(modality, sequences, pooled))
-        ordered = [features[index] for index in range(len(sequences))]
+        return self._in_order(dict(self.embed(modality, sequences, pooled)), normalize, pooled)
+
+    def _in_order(self, features: dict[int, np.ndarray], normalize: bool, pooled: bool):
+        """What the library's users get of features by index."""
+        ordered = [features[index] for index in range(len(features))]
         if normalize:
             ordered = [feature / np.linalg.norm(feature, axis=-1, keepdims=True) for feature in ordered]
         if not pooled:

@@ -1,0 +1,122 @@
+"""Raw files of any kind through the library: the same features as by the commands' steps, one after the other."""
+
+import base64
+import io
+from dataclasses import replace
+
+import mido
+import numpy as np
+import pytest
+import soundfile
+import torch
+from music21 import corpus
+
+from clamp3.convert.abc import interleave, read_abc
+from clamp3.convert.audio import read_audio
+from clamp3.convert.midi import midi_to_mtf
+from clamp3.convert.musicxml import musicxml_to_abc
+from clamp3.embedding import Embedder
+from clamp3.mert import Mert
+from clamp3.models import CLaMP3Model
+from conftest import MERT_TINY
+from golden_model import golden_json
+
+
+def new_embedder(small_model) -> Embedder:
+    """Random weights, and an audio tower that takes what the small MERT gives."""
+    sizes = replace(small_model.sizes, audio_hidden_size=64)
+    torch.manual_seed(0)
+    return Embedder(CLaMP3Model(sizes), sizes, mert=MERT_TINY)
+
+
+@pytest.fixture(scope="module")
+def embedder(small_model):
+    return new_embedder(small_model)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, embedder):
+    """One file of each kind, in capitals too."""
+    folder = tmp_path_factory.mktemp("files")
+    paths = {name: folder / name for name in ("a.MXL", "b.abc", "c.mid", "d.mtf", "e.txt", "f.npy", "g.wav", "h.flac")}
+    paths["a.MXL"].write_bytes(corpus.getWork("bach/bwv404").read_bytes())
+    paths["b.abc"].write_text("X:1\nT:A scale\nM:4/4\nL:1/8\nK:G\nGABc defg|gfed cBAG|]\n")
+    paths["c.mid"].write_bytes(base64.b64decode(golden_json("mtf.json")[0]["midi_base64"]))
+    paths["d.mtf"].write_text(midi_to_mtf(paths["c.mid"], m3_compatible=True))
+    paths["e.txt"].write_text("A slow air\nfrom Ireland")
+    np.save(paths["f.npy"], np.random.default_rng(0).normal(size=(1, 4, 64)).astype(np.float32))
+    times = np.arange(44_100 * 7) / 44_100
+    chord = np.stack([np.sin(2 * np.pi * pitch * times) for pitch in (220, 277)], axis=1) * 0.3
+    soundfile.write(paths["g.wav"], chord, 44_100)
+    soundfile.write(paths["h.flac"], chord[: 44_100 * 3], 44_100)
+    return paths
+
+
+def test_files_of_all_kinds_are_embedded_in_one_call_and_in_order(embedder, files):
+    paths = list(files.values())
+    found = embedder.embed_files(paths)
+    mert = dict(embedder.mert.extract(read_audio(files[name]) for name in ("g.wav", "h.flac")))
+    expected = [
+        embedder.embed_symbolic([interleave(musicxml_to_abc(files["a.MXL"]))]),
+        embedder.embed_symbolic([interleave(read_abc(files["b.abc"]))]),
+        embedder.embed_symbolic([midi_to_mtf(files["c.mid"], m3_compatible=True)]),
+        embedder.embed_symbolic([files["d.mtf"].read_text()]),
+        embedder.embed_text(["A slow air\nfrom Ireland"]),
+        embedder.embed_audio_features([np.load(files["f.npy"])]),
+        embedder.embed_audio_features([mert[0].mean(axis=0)]),
+        embedder.embed_audio_features([mert[1].mean(axis=0)]),
+    ]
+    np.testing.assert_allclose(found, np.concatenate(expected), atol=2e-5, rtol=1e-4)
+    reversed_order = embedder.embed_files(paths[::-1], normalize=True)
+    norms = np.linalg.norm(found, axis=1, keepdims=True)
+    np.testing.assert_allclose(reversed_order[::-1], found / norms, atol=2e-5, rtol=1e-4)
+    assert len({feature.tobytes() for feature in found}) == 7  # c.mid and d.mtf are the same piece
+
+
+def test_hidden_states_of_files(embedder, files):
+    states = embedder.embed_files([files["e.txt"], files["g.wav"]], pooled=False)
+    assert states[0].shape[1] == 64 and states[1].shape == (2 + 2, 64)  # 7 s are two windows
+
+
+def test_scores_midi_and_sound_come_as_paths_bytes_and_objects(embedder, files):
+    score, midi, sound = files["a.MXL"], files["c.mid"], files["g.wav"]
+    by_path, by_bytes = embedder.embed_musicxml([str(score), score.read_bytes()])
+    assert np.array_equal(by_path, by_bytes) and np.array_equal(by_path, embedder.embed_files([score])[0])
+    objects = [midi, midi.read_bytes(), mido.MidiFile(file=io.BytesIO(midi.read_bytes()))]
+    features = embedder.embed_midi(objects)
+    assert np.array_equal(features[0], features[1]) and np.array_equal(features[0], features[2])
+    samples, rate = soundfile.read(sound, dtype="float32")
+    from_path, from_samples = embedder.embed_audio([sound]), embedder.embed_audio([samples], sampling_rate=rate)
+    np.testing.assert_allclose(from_path, from_samples, atol=2e-5, rtol=1e-4)
+    mono = embedder.embed_audio([samples.mean(axis=1)], sampling_rate=rate)
+    np.testing.assert_allclose(from_path, mono, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("a.doc", b"x", "a.doc: nothing here reads .doc"),
+        ("a.mid", b"no midi", "a.mid: "),
+        ("a.xml", b"<html/>", "a.xml: "),
+        ("a.wav", b"no sound", "a.wav: cannot be decoded"),
+        ("book.abc", b"X:1\nK:C\nC4|\nX:2\nK:C\nD4|\n", "book.abc: holds 2 tunes"),
+    ],
+)
+def test_errors_name_the_file(embedder, files, tmp_path, name, content, complaint):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=complaint):
+        embedder.embed_files([files["e.txt"], tmp_path / name])
+    with pytest.raises(OSError, match="missing.txt"):
+        embedder.embed_files([tmp_path / "missing.txt"])
+
+
+def test_the_network_that_listens_is_loaded_with_the_first_sound_alone(small_model, files, monkeypatch):
+    loaded = []
+    real = Mert.from_pretrained
+    monkeypatch.setattr(Mert, "from_pretrained", lambda *args: loaded.append(args[0]) or real(*args))
+    embedder = new_embedder(small_model)
+    embedder.embed_files([files["b.abc"], files["e.txt"]])
+    assert not loaded
+    embedder.embed_audio([files["h.flac"]])
+    embedder.embed_files([files["h.flac"]])
+    assert loaded == [MERT_TINY]
