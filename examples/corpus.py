@@ -13,6 +13,7 @@ from pathlib import Path
 
 from unidecode import unidecode
 
+from clamp3.convert.abc import interleave, read_abc
 from clamp3.convert.midi import midi_to_mtf
 
 
@@ -34,13 +35,9 @@ COLLECTIONS = (
 )
 SCORE_FOLDER = "bach"
 
-NOTATION_FIELDS = "MLQK"  # of a tune's fields, those that its music cannot do without; the rest describe it
-FIELD = re.compile(r"([A-Za-z]):(?![|:])\s*(.*)")  # but "A:|" is a note and the end of a repeat
+NOTATION_FIELDS = "LQMK"  # of a tune's fields, those that its music cannot do without; the rest describe it
+FIELD = re.compile(r"([A-Za-z]):\s*(.*)")
 COMMENT = re.compile(r"(?<!\\)%.*")
-# Quoted text and inline fields come first, so that a bar line inside them is none.
-TOKENS = re.compile(r'("[^"\n]*"|\[[A-Za-z]:[^\]\n]*\])|(:*\[?\|[|:\]]*|::+)\s*(\d[\d,.-]*)?')
-SILENT = re.compile(r'"[^"]*"|\[[A-Za-z]:[^\]]*\]|![^!]*!')  # quoted text, inline fields, decorations
-NOTE = re.compile(r"[A-Ga-gz]")
 METRE = re.compile(r"C\|?|\d+/\d+")
 KEY = re.compile(r"([A-G])([#b]?)\s*([A-Za-z]*)")
 MODES = {
@@ -82,50 +79,45 @@ def folk_tunes() -> Iterator[Tune]:
     for collection in COLLECTIONS:
         number = 0
         for path in sorted(corpus_folder().joinpath(collection.folder).glob("*.abc")):
-            for source in re.split(r"^(?=X:)", read(path), flags=re.MULTILINE)[1:]:  # before it: the file's comments
+            _comments, *sources = re.split(r"^(?=X:)", read_abc(path), flags=re.MULTILINE)
+            for source in sources:
                 number += 1
                 tune = read_tune(source, collection, number)
                 if tune is not None:
                     yield tune
 
 
-def read(path: Path) -> str:
-    """An ABC file's text; old ones are in Latin-1."""
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
-    return "\n".join(text.splitlines())
-
-
 def read_tune(source: str, collection: Collection, number: int) -> Tune | None:
     """The tune that the ABC text `source` holds, if it is whole; `number` tells it from others of its collection."""
     fields: dict[str, str] = {}  # the first of each kind
-    music: list[str] = []
-    for line in source.split("\n"):
-        line = COMMENT.sub("", line).replace("`", "")  # a backtick is a space that is none
-        line = line.rstrip("\\* \t")  # continued lines and justified ones end in a sign
-        field = FIELD.fullmatch(line)
-        if field is None:
-            music.append(line)
-        elif "K" not in fields:
+    lines = iter(source.split("\n"))
+    for line in lines:
+        line = COMMENT.sub("", line).replace("`", "").rstrip("\\* \t")
+        if field := FIELD.fullmatch(line):
             fields.setdefault(field[1], field[2].strip())
-        elif field[1] in NOTATION_FIELDS:  # a change on the way
-            music.append(f"[{field[1]}:{field[2].strip()}]")
+        if "K" in fields:
+            break
     title = clean_title(fields.get("T", ""))
-    lines = list(bars(" ".join(music)))
-    if not title or re.search(r"[\[\]]", title) or not lines or "V" in fields or "[V:" in source:
+    metre = fields.get("M", "")
+    if not METRE.fullmatch(metre):
+        metre, fields["M"] = "", "none"
+    notation = "".join(f"{name}:{fields[name]}\n" for name in NOTATION_FIELDS if fields.get(name))
+    music = "\n".join(line for line in lines if not line.startswith("%%"))
+    if not title or re.search(r"[\[\]]", title) or "V" in fields or "V:" in music:
+        return None
+    try:
+        abc = interleave(notation + music)
+    except ValueError:  # no notes
         return None
     slug = re.sub(r"[^a-z0-9]+", "_", unidecode(title).lower()).strip("_")[:40]
     return Tune(
         name=f"{collection.folder}_{number:05d}_{slug}",
-        abc="".join(f"{line}\n" for line in (*header(fields), *lines)),
+        abc=abc,
         title=title,
         rhythm=clean_rhythm(fields.get("R", ""), collection.from_esac),
         region=fields.get("O", "") if collection.from_esac else collection.region,
         collection=collection.title,
-        metre=fields["M"] if METRE.fullmatch(fields.get("M", "")) else "",
+        metre=metre,
         key=read_key(fields.get("K", ""), collection.from_esac),
     )
 
@@ -152,63 +144,6 @@ def read_key(field: str, from_esac: bool) -> str:
     if mode is None:
         return ""
     return f"{key[1]}{key[2]}" if from_esac else f"{key[1]}{key[2]} {mode}"
-
-
-def header(fields: dict[str, str]) -> Iterator[str]:
-    """The lines before the music, in the order that scores have."""
-    metre = fields.get("M", "none")
-    metre = metre if METRE.fullmatch(metre) else "none"
-    yield f"L:{fields.get('L') or default_unit(metre)}"
-    if fields.get("Q"):
-        yield f"Q:{fields['Q']}"
-    yield f"M:{metre}"
-    yield f"K:{fields.get('K') or 'none'}"
-    yield "V:1 treble"
-
-
-def default_unit(metre: str) -> str:
-    """The note length that ABC takes where a tune gives none."""
-    beats, _, unit = metre.partition("/")
-    return "1/16" if unit and int(beats) / int(unit) < 0.75 else "1/8"
-
-
-def bars(music: str) -> Iterator[str]:
-    """The bars of one voice, `[V:1]…|` each. A bar line that stands at the start is kept where it opens a repeat."""
-    found: list[list[str]] = []  # notes and bar line
-    opening, notes, start = "", "", 0
-    for token in TOKENS.finditer(music):
-        notes += music[start : token.start()]
-        start = token.end()
-        if token[1]:  # quoted text or an inline field
-            notes += token[1]
-            continue
-        if has_notes(notes):
-            found.append([notes, token[2]])
-            notes = ""
-        elif found:  # nothing between two bar lines: they are one
-            found[-1][1] += token[2]
-        elif token[2].endswith(":"):
-            opening = "|:"
-        if token[3]:
-            notes += f"[{token[3]} "
-    notes += music[start:]
-    if has_notes(notes):
-        found.append([notes, "|"])
-    for notes, barline in found:
-        yield f"[V:1]{opening}{' '.join(notes.split())}{plain_barline(barline)}"
-        opening = ""
-
-
-def has_notes(bar: str) -> bool:
-    return NOTE.search(SILENT.sub("", bar)) is not None
-
-
-def plain_barline(barline: str) -> str:
-    """The one of the model's bar lines that `barline`, in any of its spellings, comes down to."""
-    closes, opens = barline.startswith(":") or ":|" in barline, barline.endswith(":")
-    if closes or opens:
-        return "::" if closes and opens else ":|" if closes else "|:"
-    return "|]" if "]" in barline else "||" if "||" in barline else "|"
 
 
 def describe(tune: Tune) -> str:

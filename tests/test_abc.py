@@ -265,6 +265,7 @@ def test_interleaving_loses_no_bar_and_once_is_enough(score):
     assert interleave(interleaved) == interleaved
 
 
+@pytest.mark.golden
 @settings(max_examples=40, deadline=None)
 @given(st.lists(BARS, min_size=1, max_size=4))
 def test_simple_tunes_come_back_from_musicxml(bars):
@@ -368,6 +369,17 @@ def test_conversions_leave_no_trace_on_the_next(score, capfd):
 def test_what_stops_the_converter_is_left_out_with_a_warning():
     with pytest.warns(RepairWarning, match="read without lyric"):
         assert "\nV:1" in musicxml_to_abc(corpus_folder() / "schubert/Lindenbaum.xml")
+
+
+@pytest.mark.golden
+def test_bad_ties_and_short_notes_of_abc_come_out_as_written():
+    source = tune("A-^A|B-B|(3C/8D/8E/8|", "M:4/4\n")
+    written = abc_to_musicxml(source)
+    assert [int(alter) for alter in re.findall(r"<alter>(.*?)</alter>", written)] == [1]
+    divisions = int(re.search(r"<divisions>(.*?)<", written)[1])
+    durations = [int(duration) / divisions for duration in re.findall(r"<duration>(.*?)<", written)]
+    assert durations == [0.5] * 4 + [1 / 24] * 3
+    assert written.count('<tie type="stop"') == 1
 
 
 def test_no_file_is_included():

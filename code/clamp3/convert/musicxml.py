@@ -29,7 +29,6 @@ OPTIONS = SimpleNamespace(
 )
 # What they say when they change or leave out notes.
 CHANGED = re.compile(r"overlap|smaller then|too small|misplaced|illegal|error in|not recognized|not allowed")
-DIVISIONS = 21  # what abc2xml's own command divides durations by at most
 # Elements of whose values xml2abc does not expect all.
 ACCIDENTALS = ("double-flat", "flat-flat", "flat", "natural", "sharp", "sharp-sharp", "double-sharp")
 MODES = ("maj", "ion", "m", "min", "aeo", "mix", "dor", "phr", "lyd", "loc", "non")
@@ -40,7 +39,6 @@ KNOWN = {
     "mode": lambda element: (element.text or "").lower()[:3] in MODES,
 }
 STRAY_LINE_END = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # a new line for some readers, not for others
-USER_SYMBOLS = dict(abc2xml.MusicXml.uSyms)
 LOCK = threading.Lock()  # both converters keep what they work on in global variables
 
 
@@ -168,19 +166,37 @@ def abc_to_musicxml(abc: str) -> str:
     with LOCK:
         said = _listen(abc2xml)
         abc2xml.prevloc = 0
-        abc2xml.mxm.uSyms = dict(USER_SYMBOLS)  # else a tune's symbols would hold for the next
+        abc2xml.mxm = builder = _Builder()
         try:
-            score = abc2xml.mxm.parse(tune)
+            score = builder.parse(tune)
         except abc2xml.ParseException as error:
             raise ValueError(f"not ABC that can be read: column {error.col} of {error.line[:60]!r}") from None
         except Exception as error:  # of any kind, wherever the converter meets what it does not expect
             raise ValueError(f"cannot be converted to MusicXML: {type(error).__name__}: {error}") from error
     durations = list(score.iter("duration"))
-    common = reduce(gcd, (int(duration.text) for duration in durations), DIVISIONS)
+    common = reduce(gcd, (int(duration.text) for duration in durations), _Builder.DIVISIONS)
     for element in (*durations, *score.iter("divisions")):
         element.text = str(int(element.text) // common)
     _warn_of_changes(said)
     return abc2xml.fixDoctype(score)
+
+
+class _Builder(abc2xml.MusicXml):
+    """abc2xml's builder of scores, with what it needs to be right on a second tune, on short notes and on bad ties."""
+
+    DIVISIONS = 8 * 2520  # of a quarter; with abc2xml's own 2520 a dotted 64th, or one in a tuplet, is no whole number
+
+    def reset(self, *options) -> None:
+        super().reset(*options)
+        self.divisions = self.DIVISIONS
+        self.usrSyms = dict(self.uSyms)  # else the symbols that a tune defines would hold for the next
+
+    def mkPitch(self, accidental, note, octave, level):
+        """The pitch of a note: where it has an accidental of its own, that and no other that a tie brings along."""
+        tied = self.ties.get((note, octave))
+        if accidental and tied and self.alterTab[accidental] != tied[0]:
+            del self.ties[note, octave]
+        return super().mkPitch(accidental, note, octave, level)
 
 
 def abc_file_to_musicxml(path: Path) -> list[str]:
