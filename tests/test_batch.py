@@ -13,7 +13,8 @@ import pytest
 
 import cli
 import converters
-from clamp3.batch import Job, Plan, Remark, Tally, convert_folder, plan, printable, report, share
+from clamp3.batch import Job, Plan, Remark, Tally, plan, printable, report, share
+from clamp3.conversion import convert_folder
 from clamp3.errors import UserError
 
 EXTENSIONS = (".abc", ".mtf")
@@ -237,7 +238,7 @@ import sys
 from pathlib import Path
 sys.path[:0] = {path}
 import cli, converters
-from clamp3.batch import convert_folder
+from clamp3.conversion import convert_folder
 cli.run(lambda: convert_folder(converters.obey, Path({source!r}), Path({target!r}), (".abc",), ".txt", workers=2))
 """
 

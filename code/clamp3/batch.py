@@ -1,31 +1,20 @@
 """Work on folders: find the inputs, mirror them, share them out, report what was done and what failed."""
 
-import contextlib
 import json
-import math
-import multiprocessing
 import os
-import signal
-import threading
-import time
-import warnings
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
-from multiprocessing import connection
 from pathlib import Path
 
 from tqdm import tqdm
 
 from clamp3.errors import RepairWarning, UserError
-from clamp3.files import PARTIAL_EXTENSION, atomic_write, is_orphan, partial_name
+from clamp3.files import PARTIAL_EXTENSION, atomic_write, is_orphan
 
 FAILURES_FILE = "failures.jsonl"
 WARNINGS_FILE = "warnings.jsonl"
 SHOWN_REMARKS = 20
-TIME_LIMIT = 300  # seconds for one input
-MAX_WAIT = 3600  # seconds without news from any process, before looking again
 
 
 @dataclass(frozen=True)
@@ -180,6 +169,11 @@ def share(jobs: list[Job], processes: int, rank: int) -> list[Job]:
     return [job for index, job in enumerate(ordered) if to_and_fro[index % len(to_and_fro)] == rank]
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def tally(outcomes: Iterable[Outcome], total: int, show: bool = True) -> Tally:
     """Count `outcomes` as they come in, with a progress bar."""
     result = Tally()
@@ -192,166 +186,6 @@ def tally(outcomes: Iterable[Outcome], total: int, show: bool = True) -> Tally:
             result.warnings += [Remark(str(outcome.job.source), warning) for warning in outcome.warnings]
             progress.update()
     return result
-
-
-# ---------- conversion: a file at a time, in worker processes ----------
-
-
-def convert_folder(
-    convert: Callable[[Path], str | bytes | list[str]],
-    input_dir: Path,
-    output_dir: Path,
-    extensions: Collection[str],
-    target_extension: str,
-    count_pieces: Callable[[Path], int] = one_piece,
-    workers: int | None = None,
-    time_limit: float = TIME_LIMIT,
-    strict: bool = False,
-) -> int:
-    """Write what `convert` makes of each input under `input_dir`, as `plan` mirrors it. Returns the exit code.
-
-    `convert` runs in `workers` processes (by default one for each core), so it must be a module's function (or a
-    partial of one). It returns the output, or a list of one for each piece. It raises ValueError or OSError for an
-    input that has no output; one on which it takes more than `time_limit` seconds, or that ends its process, counts as
-    failed too. RepairWarnings go into the report; with `strict` they are failures.
-    """
-    start = time.perf_counter()
-    todo = plan(input_dir, output_dir, extensions, target_extension, count_pieces)
-    jobs = sorted(todo.jobs, key=lambda job: -job.size)  # so that no long one is left for the end
-    with contextlib.closing(_in_processes(partial(_convert, convert, strict), jobs, workers, time_limit)) as outcomes:
-        done = tally(outcomes, len(jobs))
-    report(output_dir, todo, done, time.perf_counter() - start)
-    return 1 if todo.failures or done.failures else 0
-
-
-def _convert(convert: Callable, strict: bool, job: Job) -> Outcome:
-    """Do `job` in this process."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("error" if strict else "always", RepairWarning)
-        try:
-            made = convert(job.source)
-            pieces = made if isinstance(made, list) else [made]
-            if len(pieces) != len(job.targets):
-                raise ValueError(f"holds {len(pieces)} pieces, not {len(job.targets)} as it seemed at first")
-            for target, piece in zip(job.targets, pieces, strict=True):
-                with atomic_write(target) as file:
-                    file.write(piece if isinstance(piece, bytes) else piece.encode("utf-8"))
-            failure = None
-        except (Exception, SystemExit) as error:  # whatever a damaged file leads a converter to, the others go on
-            failure = reason(error)
-    repairs = [str(warning.message) for warning in caught if issubclass(warning.category, RepairWarning)]
-    return Outcome(job, failure, tuple(dict.fromkeys(repairs)))
-
-
-def _in_processes(
-    task: Callable[[Job], Outcome], jobs: list[Job], workers: int | None, time_limit: float
-) -> Iterator[Outcome]:
-    """The outcomes of all `jobs`, in the order in which they end; what ends or holds up a process is a failure."""
-    waiting = deque(jobs)
-    pool = [_Worker(task) for _ in range(min(workers or cores(), len(jobs)))]
-    try:
-        while pool:
-            patience = min(worker.deadline for worker in pool) - time.monotonic()
-            ready = connection.wait([worker.pipe for worker in pool], min(max(patience, 0), MAX_WAIT))
-            for worker in tuple(pool):
-                if worker.pipe in ready:
-                    outcome = worker.outcome()
-                elif time.monotonic() > worker.deadline:
-                    outcome = worker.stop(f"takes longer than {time_limit:g} s (--time_limit)")
-                else:
-                    continue
-                if worker.stopped:
-                    pool.remove(worker)
-                    if waiting:
-                        pool.append(_Worker(task))
-                elif waiting:
-                    worker.begin(waiting.popleft(), time_limit)
-                else:
-                    worker.stop()
-                    pool.remove(worker)
-                if outcome is not None:
-                    yield outcome
-    finally:
-        for worker in pool:
-            worker.stop()
-
-
-class _Worker:
-    """A process that does `task` on a job at a time. Its pipe is readable when it waits for a job, or has ended."""
-
-    def __init__(self, task: Callable[[Job], Outcome]):
-        # A new interpreter: a copy of this one might hold locks that nobody will ever release.
-        context = multiprocessing.get_context("spawn")
-        self.pipe, others_end = context.Pipe()
-        self.process = context.Process(target=_work, args=(task, others_end), daemon=True)
-        with _interrupts_held_back():  # from the new process, for good
-            self.process.start()
-        others_end.close()  # so that the pipe ends when the process does
-        self.job: Job | None = None  # it starts, with all its imports
-        self.deadline = math.inf
-        self.stopped = False
-
-    def begin(self, job: Job, time_limit: float) -> None:
-        self.job = job
-        self.deadline = time.monotonic() + time_limit
-        with contextlib.suppress(BrokenPipeError):  # it has ended: `outcome` will tell
-            self.pipe.send(job)
-
-    def outcome(self) -> Outcome | None:
-        """That of the job; None if the process has only started."""
-        try:
-            return self.pipe.recv()
-        except (EOFError, ConnectionError):
-            self.process.join()
-        if self.job is None:
-            raise RuntimeError(f"a worker process cannot start: exit code {self.process.exitcode}")
-        return self.stop(f"ended the converter's process, with exit code {self.process.exitcode}")
-
-    def stop(self, why: str = "") -> Outcome | None:
-        """End the process and remove what it has begun to write. Returns the outcome of its job, which failed."""
-        self.stopped = True
-        self.process.kill()
-        self.process.join()
-        self.pipe.close()
-        if self.job is None:
-            return None
-        for target in self.job.targets:
-            target.with_name(partial_name(self.process.pid)).unlink(missing_ok=True)
-        return Outcome(self.job, why)
-
-
-@contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Ctrl-C has no effect until the end of this block, and never on processes that start in it."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _work(task: Callable[[Job], Outcome], pipe: connection.Connection) -> None:
-    """What a worker process does: jobs, until it or its parent is ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(EOFError, ConnectionError):
-        pipe.send(None)
-        while True:
-            pipe.send(task(pipe.recv()))
-
-
-def _end_with_parent() -> None:
-    """Wait in a thread for the end of the parent process, which may be a sudden one, and end this one."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ---------- the report ----------

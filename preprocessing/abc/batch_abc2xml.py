@@ -18,7 +18,7 @@ def main() -> int:
     args = conversion_parser(__doc__).parse_args()
 
     # Only now, so that --help and mistyped options answer at once.
-    from clamp3.batch import convert_folder
+    from clamp3.conversion import convert_folder
     from clamp3.convert.abc import count_tunes
     from clamp3.convert.musicxml import abc_file_to_musicxml
 

@@ -20,7 +20,7 @@ def main() -> int:
     args = conversion_parser(__doc__).parse_args()
 
     # Only now, so that --help and mistyped options answer at once.
-    from clamp3.batch import convert_folder
+    from clamp3.conversion import convert_folder
     from clamp3.convert.abc import count_tunes, interleave_file
 
     return convert_folder(

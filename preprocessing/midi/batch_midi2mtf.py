@@ -25,7 +25,7 @@ def main() -> int:
     args = parser.parse_args()
 
     # Only now, so that --help and mistyped options answer at once.
-    from clamp3.batch import convert_folder
+    from clamp3.conversion import convert_folder
     from clamp3.convert.midi import MIDI_EXTENSIONS, midi_to_mtf
 
     return convert_folder(

@@ -17,7 +17,7 @@ def main() -> int:
     args = conversion_parser(__doc__).parse_args()
 
     # Only now, so that --help and mistyped options answer at once.
-    from clamp3.batch import convert_folder
+    from clamp3.conversion import convert_folder
     from clamp3.convert.midi import mtf_to_midi
 
     return convert_folder(
