@@ -64,7 +64,34 @@ def midi(folder: Path, quick: bool, rounds: int) -> Row:
     return row(f"{len(paths)} MIDI files to MTF", "files/s", "a loop over mido's messages", len(paths), seconds, 2.0)
 
 
-KINDS = {"midi": midi}
+def abc(folder: Path, quick: bool, rounds: int) -> Row:
+    """MusicXML to standard ABC: the library's function against starting abctoolkit's converter for each score."""
+    import subprocess
+
+    from clamp3.convert.musicxml import musicxml_to_abc
+    from corpus import SCORE_FOLDER, corpus_folder
+
+    def smallest(count: int) -> Iterator[tuple[str, bytes]]:
+        paths = sorted(corpus_folder().joinpath(SCORE_FOLDER).glob("*.mxl"), key=lambda path: path.stat().st_size)
+        return ((path.stem, path.read_bytes()) for path in paths[:count])
+
+    def start_the_converter(path: Path) -> str:
+        command = [sys.executable, "-W", "ignore", "-m", "abctoolkit.xml2abc", "-d", "8", "-x", str(path)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, encoding="utf-8")
+        return done.stdout
+
+    paths = made(folder / "mxl", ".mxl", 4 if quick else 60, smallest)
+    if any(musicxml_to_abc(path) != start_the_converter(path) for path in paths):
+        raise RuntimeError("the contenders' texts are not the same")
+    seconds = in_turn(
+        rounds,
+        lambda: [musicxml_to_abc(path) for path in paths],
+        lambda: [start_the_converter(path) for path in paths],
+    )
+    return row(f"{len(paths)} scores to ABC", "files/s", "starting the converter for each", len(paths), seconds, 3.0)
+
+
+KINDS = {"midi": midi, "abc": abc}
 
 
 def made(folder: Path, extension: str, count: int, make: Callable[[int], Iterator[tuple[str, bytes]]]) -> list[Path]:

@@ -3,9 +3,14 @@
     python benchmarks/roundtrip.py
     python benchmarks/roundtrip.py --limit 50
 Compared are, part by part and in order of time, the sounding pitches and their durations with ties merged, and the
-pitches of the grace notes. A tie of which only one end is marked may or may not bind, if only it does so in all of the
+pitches of the grace notes. A tie of which only one end is marked may or may not bind, if only it does so in all of a
 part. A score that differs is listed with its first difference and where that comes from:
-"converters" if it is there without interleaving too. All 654 scores take half an hour.
+    half tie      a tie that the score does not end: in ABC it binds the next note of that name, whatever its pitch
+    hidden notes  the part has notes that are to sound and not to be shown: abctoolkit's converters leave them out
+    short note    a note shorter than a 64th: abctoolkit's converters round it
+    converters    something else that abctoolkit's converters lose: it is lost without interleaving too
+    interleaving  something that interleaving loses
+All 654 scores take an hour or two.
 """
 
 import argparse
@@ -13,6 +18,7 @@ import signal
 import sys
 import warnings
 from collections import Counter
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from xml.etree import ElementTree
@@ -26,7 +32,8 @@ from clamp3.convert.musicxml import abc_to_musicxml, extracted, musicxml_to_abc 
 from corpus import corpus_folder  # noqa: E402
 
 EXTENSIONS = (".mxl", ".xml", ".musicxml")
-SAME = "same"
+SAME, HALF_TIE, HIDDEN, SHORT, CONVERTERS = "same", "half tie", "hidden notes", "short note", "converters"
+SHORTEST = Fraction(1, 16)  # of a quarter: abctoolkit's converters round what is shorter than a 64th note
 ROUNDING = 1 / 16  # of a quarter: what times may be off by, after durations that MusicXML's or ABC's numbers round
 
 
@@ -71,25 +78,39 @@ def compare(path: Path) -> tuple[str, str]:
         after = parts_of(abc_to_musicxml(interleave(standard)).encode())
     except ValueError as error:
         return "not converted", str(error)
-    difference = first_difference(before, after)
-    if difference is None:
-        return SAME, ""
-    without = first_difference(before, parts_of(abc_to_musicxml(standard).encode()))
-    return "converters" if without == difference else "interleaving", difference
+    result, difference = first_difference(before, after)
+    if result == CONVERTERS:
+        without = first_difference(before, parts_of(abc_to_musicxml(standard).encode()))
+        result = CONVERTERS if without[1] == difference else "interleaving"
+    return result, difference
 
 
-def parts_of(data: bytes) -> list[tuple[list, list, list]]:
-    """Of each part with notes, in order of time: the notes by either reading of half ties, pitches of grace notes."""
+@dataclass
+class Part:
+    """A part's notes, (pitch, duration) in order of time, those that ties bind as one."""
+
+    notes: list[tuple[int, Fraction]]
+    by_half_ties: list[tuple[int, Fraction]]  # those too of which only the first says that it is tied
+    unended: set[int]  # which of `notes` begin a tie that none ends
+    grace: list[int]  # pitches
+    hidden: bool  # whether some notes are not to be shown
+
+
+def parts_of(data: bytes) -> list[Part]:
+    """The parts with notes of a MusicXML file, sounding."""
     from music21 import converter
 
     document = ElementTree.fromstring(extracted(data))  # music21 itself reads no encoding but UTF-8
     score = converter.parseData(ElementTree.tostring(document, encoding="utf-8"), format="musicxml")
     parts = []
     for part in score.toSoundingPitch().parts:
-        notes, grace = [], []
+        notes, grace, hidden = [], [], False
         for element in part.recurse().notes:
+            if "Harmony" in element.classes:  # a chord's name
+                continue
+            hidden |= element.style.hideObjectOnPrint
             start = element.getOffsetInHierarchy(part)
-            for note in element.notes if element.isChord else [element]:
+            for note in getattr(element, "notes", [element]):
                 pitch = note.pitch.midi if hasattr(note, "pitch") else note.displayPitch().midi
                 if element.duration.isGrace:
                     grace.append((start, pitch))
@@ -97,42 +118,58 @@ def parts_of(data: bytes) -> list[tuple[list, list, list]]:
                     notes.append((start, pitch, Fraction(element.quarterLength), note.tie.type if note.tie else ""))
         if notes or grace:
             notes.sort(key=lambda note: note[:2])
-            parts.append((merged(notes, True), merged(notes, False), [pitch for _, pitch in sorted(grace)]))
+            bound, unended = merged(notes, by_half_ties=False)
+            parts.append(Part(bound, merged(notes, True)[0], unended, [pitch for _, pitch in sorted(grace)], hidden))
     return parts
 
 
-def merged(notes: list[tuple], by_half_ties: bool) -> list[tuple[int, Fraction]]:
-    """(pitch, duration) of `notes`, those that ties bind as one: `by_half_ties`, those that follow at once too, if
-    only the first of two notes says that it is tied."""
-    result, open_ties = [], {}  # pitch -> index in result, end
+def merged(notes: list[tuple], by_half_ties: bool) -> tuple[list[tuple[int, Fraction]], set[int]]:
+    """`notes` (start, pitch, duration, tie) as a Part has them, and which of them begin a tie that none ends."""
+    result, unended, open_ties = [], set(), {}  # pitch -> index in result, end
     for start, pitch, duration, tie in notes:
         index, end = open_ties.pop(pitch, (None, None))
         adjacent = index is not None and abs(start - end) < ROUNDING
         if adjacent and (by_half_ties or tie in ("stop", "continue")):
             result[index][1] += duration
         else:
+            unended |= {index} - {None}
             index = len(result)
             result.append([pitch, duration])
         if tie in ("start", "continue"):
             open_ties[pitch] = index, start + duration
-    return [tuple(note) for note in result]
+    unended.update(index for index, _ in open_ties.values())
+    return [tuple(note) for note in result], unended
 
 
-def first_difference(before: list, after: list) -> str | None:
+def first_difference(before: list[Part], after: list[Part]) -> tuple[str, str]:
+    """What kind of difference is the first, and which."""
     if len(before) != len(after):
-        return f"{len(before)} parts have become {len(after)}"
+        return CONVERTERS, f"{len(before)} parts have become {len(after)}"
     for number, (one, other) in enumerate(zip(before, after, strict=True), 1):
-        notes = "" if one[0] == other[0] else differing("note", one[1], other[1])
-        if difference := notes or differing("grace note", one[2], other[2]):
-            return f"part {number}, {difference}"
-    return None
+        if one.notes != other.notes and one.by_half_ties != other.by_half_ties:
+            index, difference = differing("note", one.notes, other.notes)
+            return kind_of(one, other, index), f"part {number}, {difference}"
+        if one.grace != other.grace:
+            return CONVERTERS, f"part {number}, {differing('grace note', one.grace, other.grace)[1]}"
+    return SAME, ""
 
 
-def differing(kind: str, notes: list, others: list) -> str:
-    for index, (note, other) in enumerate(zip(notes, others, strict=False), 1):
+def kind_of(before: Part, after: Part, index: int) -> str:
+    """Where a difference at note `index` comes from."""
+    if index in before.unended:
+        return HALF_TIE
+    if before.hidden:
+        return HIDDEN
+    durations = [part.notes[index][1] for part in (before, after) if index < len(part.notes)]
+    return SHORT if min(durations) < SHORTEST else CONVERTERS
+
+
+def differing(kind: str, notes: list, others: list) -> tuple[int, str]:
+    """Where two lists first differ, and how."""
+    for index, (note, other) in enumerate(zip(notes, others, strict=False)):
         if note != other:
-            return f"{kind} {index} of {len(notes)}: {told(note)} has become {told(other)}"
-    return "" if len(notes) == len(others) else f"{kind}s: {len(notes)} have become {len(others)}"
+            return index, f"{kind} {index + 1} of {len(notes)}: {told(note)} has become {told(other)}"
+    return min(len(notes), len(others)), f"{kind}s: {len(notes)} have become {len(others)}"
 
 
 def told(note) -> str:
