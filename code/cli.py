@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from clamp3.errors import UserError
+from clamp3.errors import ItemError, UserError
 
 
 def folders_parser(description: str) -> argparse.ArgumentParser:
@@ -38,17 +38,22 @@ def extraction_parser(description: str) -> argparse.ArgumentParser:
     """A parser of the options that both extraction commands take; `description` is the script's docstring."""
     parser = folders_parser(description)
     parser.add_argument(
+        "--batch_tokens", type=positive, help="tokens, patches or frames in a batch; lower it if memory runs out"
+    )
+    add_computing_options(parser)
+    return parser
+
+
+def add_computing_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the commands that run a network: where and how it computes."""
+    parser.add_argument(
         "--precision",
         choices=["fp32", "bf16", "fp16"],
         default=launchers_precision(),
         help="of the layers' arithmetic; default fp32, or what `accelerate launch --mixed_precision` says",
     )
-    parser.add_argument(
-        "--batch_tokens", type=positive, help="tokens, patches or frames in a batch; lower it if memory runs out"
-    )
     parser.add_argument("--device", help='such as "cpu" or "cuda:1"; default: an accelerator if there is one')
     parser.add_argument("--threads", type=positive, help="CPU threads of each process; default: the cores, shared")
-    return parser
 
 
 def launchers_precision() -> str:
@@ -72,7 +77,8 @@ def run(main: Callable[[], int]) -> None:
     try:
         code = main()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # all processes raise it
+        # What all processes raise is shown by one of each machine.
+        if isinstance(error, ItemError) or os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
