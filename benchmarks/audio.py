@@ -1,0 +1,136 @@
+"""MERT features of sound: how fast, how much memory a long file takes, and what silence before a clip changes.
+
+    python benchmarks/audio.py             all of it, at MERT-v1-95M's size, with random weights
+    python benchmarks/audio.py --quick     a small network, one round: does it run?
+The sound is synthetic. The contender is what people write: HubertModel in float32, one window of 5 s at a time.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import soundfile
+import torch
+from transformers import HubertConfig, HubertModel
+
+from clamp3.convert.audio import SAMPLING_RATE, read_audio, windows
+from clamp3.mert import Mert
+
+# Not with 12 channels in a group, which PyTorch 2.13 convolves wrongly in bf16 on CPUs with AMX.
+SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+SMALL |= {"conv_dim": (32,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+TARGETS = {"fp32": 1.2, "bf16": 3.0}
+SILENCES = (0.15, 0.4, 1.2)  # seconds
+
+
+def hubert(small: bool) -> HubertModel:
+    """A MERT's network; always the same random weights."""
+    torch.manual_seed(0)
+    return HubertModel(HubertConfig(**SMALL if small else {})).eval()
+
+
+def sound(seconds: float, seed: int = 0) -> np.ndarray:
+    """Notes that change every half second, with a little noise."""
+    rng = np.random.default_rng(seed)
+    notes = 440 * 2 ** (rng.integers(-24, 24, size=int(seconds * 2) + 1) / 12)
+    phase = np.cumsum(np.repeat(notes, SAMPLING_RATE // 2)[: int(seconds * SAMPLING_RATE)]) / SAMPLING_RATE
+    tone = sum(np.sin(2 * np.pi * number * phase) / number for number in range(1, 6))
+    return (0.2 * tone + 0.01 * rng.standard_normal(len(tone))).astype(np.float32)
+
+
+@torch.inference_mode()
+def window_by_window(model: HubertModel, waveform: np.ndarray) -> np.ndarray:
+    """(layers, windows, hidden)."""
+    cut = []
+    for window in windows(waveform):
+        states = model(torch.from_numpy(window)[None], output_hidden_states=True).hidden_states
+        cut.append(torch.stack([state.mean(1)[0] for state in states]))
+    return torch.stack(cut, 1).numpy()
+
+
+def in_turn(small: bool, rounds: int) -> tuple[float, dict[str, list[tuple[float, float]]]]:
+    """The seconds of sound done in each round; for each precision, our time and HubertModel's in each round."""
+    waveform = sound(40)
+    plain = hubert(small)
+    contenders = {precision: Mert(hubert(small), "cpu", precision) for precision in TARGETS}
+    expected = window_by_window(plain, waveform)
+    for precision, mert in contenders.items():
+        ((_, found),) = mert.extract([waveform])
+        if cosine(found, expected) < (0.999999 if precision == "fp32" else 0.999):
+            raise RuntimeError(f"the contenders' features are not the same in {precision}")
+    times: dict[str, list[tuple[float, float]]] = {precision: [] for precision in contenders}
+    for _ in range(rounds):
+        theirs = elapsed(lambda: window_by_window(plain, waveform))
+        for precision, mert in contenders.items():
+            times[precision].append((elapsed(lambda mert=mert: list(mert.extract([waveform]))), theirs))
+    return len(waveform) / SAMPLING_RATE, times
+
+
+def elapsed(work) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """The least, over all vectors."""
+    return float(((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)).min())
+
+
+def after_silence(small: bool) -> dict[float, float]:
+    """For each of SILENCES before a clip of 30 s: the cosine of its mean feature with that of the clip alone."""
+    mert, clip = Mert(hubert(small), "cpu"), sound(30)
+    clips = [clip] + [np.pad(clip, (int(seconds * SAMPLING_RATE), 0)) for seconds in SILENCES]
+    found = dict(mert.extract(clips))
+    vectors = [found[index].mean((0, 1)) for index in range(len(clips))]
+    return {seconds: cosine(vectors[0], vector) for seconds, vector in zip(SILENCES, vectors[1:], strict=True)}
+
+
+def peak_memory(folder: Path, minutes: float) -> tuple[int, int]:
+    """Bytes at the peak of a process that reads and cuts a stereo file of so many minutes; bytes of its waveform."""
+    path = folder / f"{minutes}.wav"
+    block = np.random.default_rng(0).standard_normal((44_100, 2)).astype(np.float32) * 0.1
+    with soundfile.SoundFile(path, "w", 44_100, 2) as file:
+        for _ in range(int(minutes * 60)):
+            file.write(block)
+    command = [sys.executable, __file__, "--measure", str(path)]
+    peak, waveform = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    return int(peak), int(waveform)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small network, one round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        waveform = read_audio(args.measure)
+        sum(len(window) for window in windows(waveform))
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, waveform.nbytes)
+        return
+
+    amount, times = in_turn(args.quick, 1 if args.quick else args.rounds)
+    for precision, target in TARGETS.items():
+        ours, theirs = (median(found) for found in zip(*times[precision], strict=True))
+        ratio = median(slow / fast for fast, slow in times[precision])
+        speeds = f"{amount / ours:.1f} s of sound a second against {amount / theirs:.1f}"
+        print(f"{precision}: {speeds}, ratio {ratio:.2f} (target {target})")
+    for seconds, found in after_silence(args.quick).items():
+        print(f"{seconds} s of silence before a clip of 30 s: cosine {found:.5f}")
+    with tempfile.TemporaryDirectory() as folder:
+        short, _ = peak_memory(Path(folder), 0.2)
+        for minutes in (1,) if args.quick else (10, 120):
+            peak, waveform = peak_memory(Path(folder), minutes)
+            beyond = peak - short - waveform
+            print(f"{minutes} min: {waveform / 1e6:.0f} MB of waveform, {beyond / 1e6:+.1f} MB beyond a short file")
+
+
+if __name__ == "__main__":
+    main()
