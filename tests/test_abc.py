@@ -265,6 +265,21 @@ def test_interleaving_loses_no_bar_and_once_is_enough(score):
     assert interleave(interleaved) == interleaved
 
 
+SCRAPS = """C D2 z Z3 | |: :| :: |] [|] |1 [2 [V:1] [V:2] V:1 V:T§bass K:C X:1 L:1/8 [K:D] P:A w:la %%score§(1§2) [CE]
+%%begintext +: " "Am" !p! ! % \\ * $ (3 { & - § § ¶ ¶ ¶¶ T:é ¤ M:3/0 愛""".split()
+SCRAPS = [scrap.replace("§", " ").replace("¶", "\n").replace("¤", "\r") for scrap in SCRAPS]
+
+
+@ignore_repairs
+@given(st.lists(st.sampled_from(SCRAPS), max_size=40).map("".join))
+def test_whatever_is_interleaved_stays_so(text):
+    try:
+        interleaved = interleave(text)
+    except ValueError:
+        return
+    assert is_interleaved(interleaved) and interleave(interleaved) == interleaved
+
+
 @pytest.mark.golden
 @settings(max_examples=40, deadline=None)
 @given(st.lists(BARS, min_size=1, max_size=4))
@@ -473,3 +488,8 @@ def test_bytes_flipped_at_random_do_no_more_than_fail(score):
             data[rng.randrange(len(data))] = rng.randrange(256)
         with contextlib.suppress(ValueError):
             assert interleave(musicxml_to_abc(bytes(data)))
+
+
+def test_the_round_trip_is_measured():
+    printed = run(sys.executable, ROOT / "benchmarks" / "roundtrip.py", "--limit", 3).stdout
+    assert "3 of 3 (100.0%) come back note for note" in printed

@@ -14,14 +14,16 @@ FIELD = re.compile(r"([A-Za-z]):(?![|:])(.*)", re.DOTALL)  # but "A:|" is a note
 TEXT_BLOCK = re.compile(r"^%%begin(\w+).*?^%%end\1[^\n]*\n", re.MULTILINE | re.DOTALL)
 CONTINUED_FIELD = re.compile(r"\n\+:")
 COMMENT = re.compile(r'("[^"]*")|(?<!\\)%.*')
-# Of a line of music: quoted text and inline fields, whose barlines are none; comments, line breaks, backticks.
-CLUTTER = re.compile(r'("[^"]*"|\[[A-Za-z]:[^\]]*\])|(?<!\\)%.*|[$`]')
-LINE_END = re.compile(r"\s*[\\*][\\*\s]*$")  # of lines that go on, and of justified ones
-INNER_BARLINE = re.compile(r"[|\[\]:]*\|[|\[\]:]*|::+")
+# Of a line of music: quoted text and inline fields, whose barlines are none; what is to go: comments, signs that a
+# line ends or goes on, backticks, and quotes and fields that nothing closes, for they would take in what follows.
+CLUTTER = re.compile(r'("[^"]*"|\[[A-Za-z]:[^\]]*\])|\\%?|%.*|[$`"]|\[[A-Za-z]:\S*')
+BRACKET = re.compile(r"[\[\]|]")  # what a field's value cannot hold when it comes to stand between notes; nor these:
+COLONS = re.compile("::+")
+INNER_BARLINE = re.compile(r"[|\[\]:]*\|[|\[\]:]*|::+|\[(?=V:)")  # or a change of voice
 VOICE_SWITCH = re.compile(r"\[V:\s*([^\s\]]+)([^\]]*)\]")
 BARLINE = re.compile(r"(:*\[?\|[|\]:]*|::+)\s*(\d[\d,.:-]*)?")  # with the numbers of an ending
 BARLINES = ("|:", "::", ":|", "[|", "||", "|]", "|", "|]:")  # that need no other spelling; the last is MusicXML's
-SILENT = re.compile(r'"[^"]*"|\[[A-Za-z]:[^\]]*\]|![^!]*!|\+[^+\s]*\+')  # text, inline fields, decorations
+SILENT = re.compile(r'"[^"]*"|\[[A-Za-z]:[^\]]*\]|![^!\s]*!|\+[^+\s]*\+')  # text, inline fields, decorations
 NOTE = re.compile(r"[A-Ga-g]")
 NOTE_OR_REST = re.compile(r"[A-Ga-gxzXZ]")
 ANNOTATION_OR_DECORATION = re.compile(r'![^!]+!|"[\^_<>@][^"]*"')
@@ -123,6 +125,7 @@ def interleave(abc: str) -> str:
     """
     if is_interleaved(abc):
         return abc
+    abc = re.sub(r"\r\n?", "\n", abc)
     check_one_tune(abc)
     header, streams = _read(with_unit_length(abc))
     voices = _align(streams)
@@ -183,7 +186,8 @@ def _lines(abc: str) -> Iterator[tuple[str, str]]:
         found = FIELD.match(line)
         if found is None:
             music = CLUTTER.sub(_unclutter, line.replace('\\"', ""))
-            music = LINE_END.sub("", music)
+            if music.rstrip().endswith("*"):  # of justified lines
+                music = music.rstrip("* \t")
             if music.strip() and after_key and (not ended or "|" in music):
                 in_body = True
                 yield "music", music
@@ -225,7 +229,7 @@ def _read(abc: str) -> tuple[str, dict[str, str]]:
             streams[name] = f"{before}{between}{music}"
 
     for kind, line in _lines(abc):
-        name, _, properties = line[2:].strip().partition(" ")
+        name, properties = _voice(line)
         if kind == "header":
             header.append(line)
             if line.startswith("V:"):
@@ -241,10 +245,16 @@ def _read(abc: str) -> tuple[str, dict[str, str]]:
         elif line.startswith("V:"):
             current = switch(name, properties)
         elif line[0] in BODY_FIELDS:
-            add(f"[{line.strip().replace(']', '')}]")
+            add(f"[{COLONS.sub(':', BRACKET.sub('', line.strip()))}]")
 
     header += [f"V:{name} {_clef(header)}" for name in streams if name not in defined]
     return _numbered(header, streams)
+
+
+def _voice(line: str) -> tuple[str, str]:
+    """The name and the properties in a `V:` field; those of another field mean nothing."""
+    name, _, properties = re.sub(r"\s+", " ", line[2:].strip()).partition(" ")
+    return name, properties
 
 
 def _clef(header: list[str]) -> str:
@@ -255,13 +265,13 @@ def _clef(header: list[str]) -> str:
 
 def _numbered(header: list[str], streams: dict[str, str]) -> tuple[str, dict[str, str]]:
     """`header` as text, and `streams`, in which voices have numbers for names, as MusicXML's have."""
-    names = [line[2:].split()[0] for line in header if line.startswith("V:") and line[2:].strip()]
-    if not all(name.isdecimal() for name in names):
+    names = [_voice(line)[0] for line in header if line.startswith("V:")]
+    if not all(re.fullmatch("[0-9]+", name) for name in names):
         number = {name: str(index) for index, name in enumerate(dict.fromkeys(names), 1)}
         for index, line in enumerate(header):
             if line.startswith("V:"):
-                name, _, properties = line[2:].strip().partition(" ")
-                header[index] = f"V:{number.get(name, name)} {properties}".rstrip()
+                name, properties = _voice(line)
+                header[index] = f"V:{number[name]} {properties}".rstrip()
             elif line.startswith(("%%score", "%%staves")):
                 command, _, groups = line.partition(" ")
                 header[index] = f"{command} " + re.sub(r"[^\s()\[\]{}|*]+", lambda m: number.get(m[0], m[0]), groups)
@@ -274,9 +284,9 @@ def _numbered(header: list[str], streams: dict[str, str]) -> tuple[str, dict[str
 
 def _align(streams: dict[str, str]) -> dict[str, Voice]:
     """The voices, cut into one number of bars."""
-    voices = {name: _cut(music) for name, music in streams.items()}
+    voices = {name: _counted(_cut(music)) for name, music in streams.items()}
     if len({len(voice.bars) for voice in voices.values()}) > 1:  # some barlines with nothing between may be bars
-        with_empty = {name: _cut(music, keep_empty=True) for name, music in streams.items()}
+        with_empty = {name: _counted(_cut(music, keep_empty=True)) for name, music in streams.items()}
         if len({len(voice.bars) for voice in with_empty.values()}) == 1:
             return with_empty
     longest = max(voices.values(), key=lambda voice: len(voice.bars))
@@ -295,7 +305,7 @@ def _cut(music: str, keep_empty: bool = False) -> Voice:
         start, pending = found.end(), ""
         barline = _plain(found[1]) + (found[2] or "")
         if NOTE_OR_REST.search(SILENT.sub("", notes)) or (keep_empty and voice.bars):
-            voice.bars += _long_rest(notes or EMPTY_BAR, barline)
+            voice.bars.append((notes or EMPTY_BAR, barline))
         elif voice.bars:
             before, its_barline = voice.bars[-1]
             voice.bars[-1] = before, _one_barline(its_barline, barline)
@@ -313,12 +323,16 @@ def _cut(music: str, keep_empty: bool = False) -> Voice:
     return voice
 
 
-def _long_rest(notes: str, barline: str) -> list[tuple[str, str]]:
-    """A bar, or the bars for which its rest stands: `Z4` is four of them."""
-    found = LONG_REST.fullmatch(notes)
-    if not found or SILENT.sub("", found[1]).strip() or not 1 < int(found[3]) <= LONGEST_REST:
-        return [(notes, barline)]
-    return [(found[1] + found[2], "|"), *[(found[2], "|")] * (int(found[3]) - 2), (found[2], barline)]
+def _counted(voice: Voice) -> Voice:
+    """`voice` with a bar for each bar: `Z4` is a rest of four."""
+    bars = []
+    for notes, barline in voice.bars:
+        found = LONG_REST.fullmatch(notes)
+        if found and not SILENT.sub("", found[1]).strip() and 1 < int(found[3]) <= LONGEST_REST:
+            bars += [(found[1] + found[2], "|"), *[(found[2], "|")] * (int(found[3]) - 2), (found[2], barline)]
+        else:
+            bars.append((notes, barline))
+    return Voice(voice.opening, bars)
 
 
 def _plain(barline: str) -> str:
@@ -344,12 +358,10 @@ def _one_barline(first: str, second: str) -> str:
 def _extent(voices: dict[str, Voice]) -> tuple[int, int]:
     """The first bar in which a voice has anything, and the one after the last in which any has notes."""
     texts = [[ANNOTATION_OR_DECORATION.sub("", notes) for notes, _ in voice.bars] for voice in voices.values()]
-    bars = list(zip(*texts, strict=True))  # of all voices
-    first = next(index for index, bar in enumerate(bars) if any(map(_has_anything, bar)))
-    noted = (
-        index for index in reversed(range(len(bars))) if any(NOTE.search(INLINE_FIELD.sub("", t)) for t in bars[index])
-    )
-    return first, next(noted) + 1
+    bars = list(enumerate(zip(*texts, strict=True)))  # of all voices
+    filled = (index for index, bar in bars if any(map(_has_anything, bar)))
+    noted = (index for index, bar in reversed(bars) if any(NOTE.search(INLINE_FIELD.sub("", text)) for text in bar))
+    return next(filled, 0), next(noted, len(bars) - 1) + 1
 
 
 def _has_anything(notes: str) -> bool:
