@@ -34,7 +34,8 @@ from corpus import corpus_folder  # noqa: E402
 EXTENSIONS = (".mxl", ".xml", ".musicxml")
 SAME, HALF_TIE, HIDDEN, SHORT, CONVERTERS = "same", "half tie", "hidden notes", "short note", "converters"
 SHORTEST = Fraction(1, 16)  # of a quarter: abctoolkit's converters round what is shorter than a 64th note
-ROUNDING = 1 / 16  # of a quarter: what times may be off by, after durations that MusicXML's or ABC's numbers round
+TOLERANCE = Fraction(1, 100)  # of a quarter: less than what tells any two durations of written notes apart
+ROUNDING = 1 / 16  # of a quarter: what times may be off by after many durations that were rounded
 
 
 def main() -> None:
@@ -146,12 +147,20 @@ def first_difference(before: list[Part], after: list[Part]) -> tuple[str, str]:
     if len(before) != len(after):
         return CONVERTERS, f"{len(before)} parts have become {len(after)}"
     for number, (one, other) in enumerate(zip(before, after, strict=True), 1):
-        if one.notes != other.notes and one.by_half_ties != other.by_half_ties:
+        if not (alike(one.notes, other.notes) or alike(one.by_half_ties, other.by_half_ties)):
             index, difference = differing("note", one.notes, other.notes)
             return kind_of(one, other, index), f"part {number}, {difference}"
-        if one.grace != other.grace:
+        if not alike(one.grace, other.grace):
             return CONVERTERS, f"part {number}, {differing('grace note', one.grace, other.grace)[1]}"
     return SAME, ""
+
+
+def alike(notes: list, others: list) -> bool:
+    """Whether notes are the same, but for durations that a file's whole numbers round: 683/1024 is meant for 2/3."""
+    return len(notes) == len(others) and all(
+        note == other or (isinstance(note, tuple) and note[0] == other[0] and abs(note[1] - other[1]) < TOLERANCE)
+        for note, other in zip(notes, others, strict=True)
+    )
 
 
 def kind_of(before: Part, after: Part, index: int) -> str:
@@ -167,7 +176,7 @@ def kind_of(before: Part, after: Part, index: int) -> str:
 def differing(kind: str, notes: list, others: list) -> tuple[int, str]:
     """Where two lists first differ, and how."""
     for index, (note, other) in enumerate(zip(notes, others, strict=False)):
-        if note != other:
+        if not alike([note], [other]):
             return index, f"{kind} {index + 1} of {len(notes)}: {told(note)} has become {told(other)}"
     return min(len(notes), len(others)), f"{kind}s: {len(notes)} have become {len(others)}"
 
