@@ -69,7 +69,7 @@ def train_clamp3(modality: str, args: argparse.Namespace) -> int:
     import torch
 
     import utils
-    from clamp3.distributed import start
+    from clamp3.distributed import finish, start
     from clamp3.inputs import InputEncoder
     from clamp3.training import Contrastive, Trainer, draw_curves, prepare_layers
 
@@ -91,6 +91,7 @@ def train_clamp3(modality: str, args: argparse.Namespace) -> int:
     objective = Contrastive(model, modality, config.CLAMP3_MICRO_BATCH)
     pad_values = {"text": encoder.tokenizer.pad_token_id}
     Trainer(objective, *sets, pad_values, settings, state).fit(lambda: start_clamp3(model))
+    finish(state)
     return 0
 
 
@@ -113,18 +114,18 @@ def clamp3_sets(modality: str, encoder: "InputEncoder", state: "PartialState") -
     ]
 
 
-def start_clamp3(model) -> None:
-    """Give a new model its first weights: the pretrained text model's, and M3's where they are there."""
+def start_clamp3(model) -> str:
+    """Give a new model its first weights, the pretrained text model's and M3's where they are there; say which."""
     import utils
     from clamp3.checkpoints import find_weights, start_from_m3, start_from_text_model
 
-    if not start_from_text_model(model, config.TEXT_MODEL_NAME):
-        print(f"the text model starts with random weights: there are none in {config.TEXT_MODEL_NAME}")
-    if config.CLAMP3_LOAD_M3:
-        path = find_weights(utils.configured_path(config.M3_WEIGHTS_PATH))
-        print(f"the symbolic tower starts with {f'the weights of {path}' if path else 'random weights'}")
-        if path:
-            start_from_m3(model, path)
+    pretrained = start_from_text_model(model, config.TEXT_MODEL_NAME)
+    path = find_weights(utils.configured_path(config.M3_WEIGHTS_PATH)) if config.CLAMP3_LOAD_M3 else None
+    if path:
+        start_from_m3(model, path)
+    text_weights = f"the weights of {config.TEXT_MODEL_NAME}" if pretrained else "random weights"
+    symbolic_weights = f"those of {path}" if path else "random ones"
+    return f"the text tower starts with {text_weights}, the symbolic one with {symbolic_weights}"
 
 
 # ---------- M3 ----------
@@ -135,7 +136,7 @@ def train_m3(args: argparse.Namespace) -> int:
     import torch
 
     import utils
-    from clamp3.distributed import start
+    from clamp3.distributed import finish, start
     from clamp3.inputs import InputEncoder
     from clamp3.training import Reconstruction, Trainer, draw_curves, prepare_layers
 
@@ -151,6 +152,7 @@ def train_m3(args: argparse.Namespace) -> int:
     model = utils.M3Model(sizes)
     prepare_layers([model.encoder.base], settings.compile_layers, settings.recompute_layers)
     Trainer(Reconstruction(model), *sets, {}, settings, state).fit()
+    finish(state)
     return 0
 
 

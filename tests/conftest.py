@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -81,6 +83,41 @@ def small_model(tmp_path_factory) -> SmallModel:
     save_checkpoint(model.clamp3, golden["state_dict_shapes"], modality="symbolic")
     save_checkpoint(model.m3, golden["m3_state_dict_shapes"])
     return model
+
+
+@dataclass
+class TrainingData:
+    """A folder with real tunes as training items, one a line in each of the JSONL files."""
+
+    folder: Path
+    symbolic: Path
+    audio: Path
+    abc: Path  # the tunes' folder
+
+    def rows(self, path: Path) -> list[dict]:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="session")
+def training_data(tmp_path_factory) -> TrainingData:
+    """48 folk tunes in ABC, their descriptions in the fields of M4-RAG, and random features in place of audio."""
+    from corpus import describe, folk_tunes
+
+    folder = tmp_path_factory.mktemp("data")
+    data = TrainingData(folder, folder / "symbolic.jsonl", folder / "audio.jsonl", folder / "abc")
+    data.abc.mkdir()
+    rng = np.random.default_rng(0)
+    with open(data.symbolic, "w", encoding="utf-8") as symbolic, open(data.audio, "w", encoding="utf-8") as audio:
+        for number, tune in enumerate(islice(folk_tunes(), 48)):
+            item = {"id": f"tune {number}", "title": tune.title, "genres": [tune.rhythm], "analysis": describe(tune)}
+            item |= {"artists": None, "tags": [], "language": "en", "translations": None}
+            if number % 2:
+                item["translations"] = {"language": "de", "analysis": f"Ein Lied: {tune.title}", "scene": None}
+            data.abc.joinpath(f"{number}.abc").write_text(tune.abc, encoding="utf-8")
+            np.save(folder / f"{number}.npy", rng.standard_normal((1, rng.integers(3, 30), 128), np.float32))
+            symbolic.write(json.dumps({**item, "filepaths": [f"abc/{number}.abc"]}) + "\n")
+            audio.write(json.dumps({**item, "filepaths": [f"{number}.npy"]}) + "\n")
+    return data
 
 
 @pytest.fixture(scope="session")

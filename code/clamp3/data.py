@@ -5,7 +5,8 @@ not from what was drawn before: the number of workers and processes and restarts
 """
 
 import json
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from clamp3.errors import UserError
+from clamp3.errors import ItemError, UserError
 from clamp3.files import load_array, read_text
 from clamp3.inputs import InputEncoder, pad
 from clamp3.patchilizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, crop, remove_instrument_info
@@ -32,7 +33,7 @@ class JsonLines:
 
     def __init__(self, path: Path):
         self.path = path
-        starts, numbers, position = [], [], 0
+        starts, numbers, position = array("q"), array("q"), 0
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
@@ -82,7 +83,9 @@ def training_text(item: dict, rng: np.random.Generator, separator: str) -> str:
 def evaluation_text(item: dict, separator: str) -> str:
     """The item's analysis; where there is none, all its lines."""
     analysis = item.get("analysis")
-    return analysis if analysis and analysis.strip() else separator.join(lines_of(item, translated=False))
+    if isinstance(analysis, str) and analysis.strip():
+        return analysis
+    return separator.join(lines_of(item, translated=False))
 
 
 def evaluation_file(filepaths: list[str]) -> str:
@@ -109,6 +112,8 @@ def check_pair(item, folder: Path, modality: str, audio_hidden_size: int) -> Non
     """Raise ValueError or OSError for an item that cannot be trained on."""
     if not isinstance(item, dict):
         raise ValueError("not a JSON object")
+    if not isinstance(item.get("translations") or {}, dict):
+        raise ValueError('"translations" must be an object')
     if not lines_of(item, translated=False) and not lines_of(item, translated=True):
         raise ValueError("no text in any of its fields")
     filepaths = item.get("filepaths")
@@ -129,12 +134,12 @@ def check_pair(item, folder: Path, modality: str, audio_hidden_size: int) -> Non
 def check_frames(path: Path, hidden_size: int) -> None:
     """Raise ValueError where `path` does not hold audio features of that width; its numbers are not read."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        frames = load_array(path, mmap_mode="r")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if array.ndim < 2 or array.shape[-1] != hidden_size or not array.size or array.dtype.kind != "f":
+    if frames.ndim < 2 or frames.shape[-1] != hidden_size or not frames.size or frames.dtype.kind != "f":
         raise ValueError(
-            f"{path}: {array.dtype} of shape {array.shape}, not floats of shape (…, frames, {hidden_size})"
+            f"{path}: {frames.dtype} of shape {frames.shape}, not floats of shape (…, frames, {hidden_size})"
         )
 
 
@@ -150,12 +155,12 @@ def find_pieces(folders: list[Path]) -> list[Path]:
 
 
 def check_examples(examples: "Examples") -> None:
-    """Read and encode every item once. Raises a UserError that lists those that cannot be."""
+    """Read and encode all that the items hold. Raises a UserError that lists those that cannot be."""
     errors = []
-    for index in tqdm(range(len(examples)), desc="checking", unit="item", delay=2):
+    for index in tqdm(range(len(examples)), desc="reading", unit="item", delay=2):
         try:
-            examples.example(index, None)
-        except UserError as error:
+            examples.check(index)
+        except ItemError as error:
             errors.append(str(error))
     refuse(errors)
 
@@ -180,18 +185,30 @@ class Example:
 
 
 class Examples(Dataset):
-    """Items by index, seen through an epoch: `self[epoch, index]`. `rng` is None in evaluation."""
+    """Items by index, seen through an epoch: `self[epoch, index]`. `rng` is None in evaluation.
+
+    An item that cannot be read comes as the ItemError that says why: raised in a worker process, it would lose its
+    form on the way.
+    """
 
     def __init__(self, seed: int, training: bool):
         self.seed = seed
         self.training = training
 
-    def __getitem__(self, key: tuple[int, int]) -> Example:
+    def __getitem__(self, key: tuple[int, int]) -> Example | ItemError:
         epoch, index = key
-        return self.example(index, np.random.default_rng([self.seed, epoch, index]) if self.training else None)
+        try:
+            return self.example(index, np.random.default_rng([self.seed, epoch, index]) if self.training else None)
+        except ItemError as error:
+            return error
 
     def example(self, index: int, rng: np.random.Generator | None) -> Example:
+        """The item as a training (or evaluation) example. Raises ItemError where it cannot be read."""
         raise NotImplementedError
+
+    def check(self, index: int) -> None:
+        """Raise ItemError where any file of the item cannot be read."""
+        self.example(index, None)
 
 
 class Pairs(Examples):
@@ -218,11 +235,20 @@ class Pairs(Examples):
     def example(self, index: int, rng: np.random.Generator | None) -> Example:
         place = self.lines.place(self.indices[index])
         item = self.lines[self.indices[index]]
+        filepaths = item["filepaths"]
+        name = evaluation_file(filepaths) if rng is None else filepaths[rng.integers(len(filepaths))]
         try:
-            text, music = self.text(item, rng), self.music(item["filepaths"], rng)
+            sequences = {"text": self.text(item, rng), "music": self.music(name, rng)}
         except (ValueError, OSError) as error:
-            raise UserError(f"{place}: {error}") from None
-        return Example(str(item.get("id", place)), {"text": text, "music": music})
+            raise ItemError(f"{place}: {error}") from None
+        return Example(place if item.get("id") is None else str(item["id"]), sequences)
+
+    def check(self, index: int) -> None:
+        try:
+            for name in self.lines[self.indices[index]]["filepaths"]:
+                self.music(name, None)
+        except (ValueError, OSError) as error:
+            raise ItemError(f"{self.lines.place(self.indices[index])}: {error}") from None
 
     def text(self, item: dict, rng: np.random.Generator | None) -> np.ndarray:
         """Token ids (tokens,)."""
@@ -232,9 +258,8 @@ class Pairs(Examples):
         ids = np.array(self.encoder.tokenizer(text, verbose=False)["input_ids"], np.int64)
         return crop(ids, self.encoder.max_lengths["text"], rng)
 
-    def music(self, filepaths: list[str], rng: np.random.Generator | None) -> np.ndarray:
-        """Patches (patches, patch_size) or frames (frames, hidden)."""
-        name = evaluation_file(filepaths) if rng is None else filepaths[rng.integers(len(filepaths))]
+    def music(self, name: str, rng: np.random.Generator | None) -> np.ndarray:
+        """Patches (patches, patch_size) or frames (frames, hidden) of the file `name`."""
         path = self.lines.path.parent / name
         try:
             if self.modality == "audio":
@@ -264,7 +289,7 @@ class Pieces(Examples):
         try:
             patches = self.encoder.encode_symbolic(read_text(path))
         except (ValueError, OSError) as error:
-            raise UserError(f"{path}: {error}") from None
+            raise ItemError(f"{path}: {error}") from None
         patches = crop(patches, self.encoder.max_lengths["symbolic"], rng)
         # In evaluation what is selected depends on the piece alone.
         chosen = rng or np.random.default_rng([self.seed, index])
@@ -297,7 +322,11 @@ def shuffled(patch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples of one process, stacked: by sequence, a tensor (batch, longest, …) and masks (batch, longest)."""
+    """Examples of one process, stacked: by sequence, a tensor (batch, longest, …) and masks (batch, longest).
+
+    Masks, and what says which patches are selected, stay on the CPU: their ones are counted without waiting for the
+    device.
+    """
 
     names: list[str]
     tensors: dict[str, tuple[Tensor, Tensor]]
@@ -307,7 +336,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         moved = {
-            name: tuple(tensor.to(device, non_blocking=True) for tensor in pair) for name, pair in self.tensors.items()
+            name: (tensor if name == "selected" else tensor.to(device, non_blocking=True), masks)
+            for name, (tensor, masks) in self.tensors.items()
         }
         return Batch(self.names, moved)
 
@@ -329,7 +359,9 @@ class Collate:
         """`pad_values` holds what fills up a sequence, by name; 0 for those that it does not name."""
         self.pad_values = pad_values
 
-    def __call__(self, examples: list[Example]) -> Batch:
+    def __call__(self, examples: list[Example | ItemError]) -> Batch | ItemError:
+        if errors := [example for example in examples if isinstance(example, ItemError)]:
+            return errors[0]
         tensors = {}
         for name in examples[0].sequences if examples else ():
             stacked, masks = pad([example.sequences[name] for example in examples], self.pad_values.get(name, PAD_ID))
@@ -383,6 +415,14 @@ def loader(
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # its own, so that training's random numbers do not depend on restarts
     )
+
+
+def checked(batches: Iterable[Batch | ItemError]) -> Iterator[Batch]:
+    """The batches of a loader. Raises the ItemError of an item that could not be read."""
+    for batch in batches:
+        if isinstance(batch, ItemError):
+            raise batch
+        yield batch
 
 
 def split(size: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

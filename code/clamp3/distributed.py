@@ -56,6 +56,8 @@ def start(device: str | None = None, threads: int | None = None) -> "PartialStat
         if state.num_processes > 1:
             raise UserError(f"--device {device} with several processes: each takes a device of its own; leave it out")
         state.device = usable_device(device)
+        if state.device.type == "cuda":
+            torch.cuda.set_device(state.device)  # whose random numbers are the ones that are saved and restored
     if threads is None and _threads_are_the_launchers():
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         threads = max(1, cores() // local_processes)

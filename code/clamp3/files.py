@@ -54,8 +54,8 @@ def save_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array, allow_pickle=False)
 
 
-def load_array(path: Path) -> np.ndarray:
-    """The array in a .npy file. Raises ValueError for anything else, pickles above all."""
+def load_array(path: Path, mmap_mode: str | None = None) -> np.ndarray:
+    """The array in a .npy file, or a map of it. Raises ValueError for anything else, pickles above all."""
     with open(path, "rb") as file:
         start = file.read(6)
     if not start:
@@ -63,7 +63,7 @@ def load_array(path: Path) -> np.ndarray:
     if start != b"\x93NUMPY":
         raise ValueError("not a .npy file (its first bytes are others)")
     try:
-        return np.load(path, allow_pickle=False)
+        return np.load(path, mmap_mode, allow_pickle=False)
     except OSError:
         raise
     except Exception as error:  # a damaged header makes NumPy raise errors of many kinds

@@ -5,8 +5,8 @@ from functools import cached_property
 import numpy as np
 
 from clamp3.errors import UserError
-from clamp3.models import ModelSizes
 from clamp3.patchilizer import M3Patchilizer, has_music
+from clamp3.sizes import ModelSizes
 
 
 def pad(sequences: list[np.ndarray], value: int) -> tuple[np.ndarray, np.ndarray]:

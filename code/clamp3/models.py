@@ -3,8 +3,6 @@
 Parameter names are those of the released checkpoints.
 """
 
-from dataclasses import dataclass, fields
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,34 +21,11 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from clamp3.errors import UserError
 from clamp3.losses import ClipLoss
-from clamp3.patchilizer import PAD_ID, PATCH_SIZE, VOCAB_SIZE
+from clamp3.patchilizer import PAD_ID, VOCAB_SIZE
+from clamp3.sizes import XLM_R_BASE, ModelSizes
 
 HEAD_SIZE = 64
-XLM_R_BASE = "FacebookAI/xlm-roberta-base"
 IGNORED_LABEL = -100
-
-
-@dataclass(frozen=True)
-class ModelSizes:
-    """What makes a model; the defaults are the released ones'. Each is a knob of config.py, there in capitals."""
-
-    patch_size: int = PATCH_SIZE
-    patch_length: int = 512
-    patch_num_layers: int = 12
-    token_num_layers: int = 3
-    m3_hidden_size: int = 768
-    text_model_name: str = XLM_R_BASE
-    max_text_length: int = 128
-    audio_hidden_size: int = 768
-    audio_num_layers: int = 12
-    max_audio_length: int = 128
-    clamp3_hidden_size: int = 768
-    logit_scale: float = 1.0
-
-    @classmethod
-    def from_knobs(cls, knobs: dict[str, object]) -> "ModelSizes":
-        """The sizes that `knobs` (such as `vars(config)`) holds under upper-case names."""
-        return cls(**{field.name: knobs[field.name.upper()] for field in fields(cls)})
 
 
 def text_config(name: str):
@@ -78,9 +53,16 @@ def bert_config(hidden_size: int, num_layers: int, max_length: int) -> BertConfi
     )
 
 
+def copied(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`, without waiting for what the device is busy with."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def masked_mean(hidden_states: Tensor, masks: Tensor) -> Tensor:
     """Mean over the unmasked positions: (batch, length, hidden), (batch, length) -> (batch, hidden), in float32."""
-    weights = masks.unsqueeze(-1).to(hidden_states.device, torch.float32)  # (batch, length, 1)
+    weights = copied(masks.unsqueeze(-1).float(), hidden_states.device)  # (batch, length, 1)
     return (hidden_states.float() * weights).sum(dim=1) / weights.sum(dim=1)
 
 
@@ -91,11 +73,11 @@ def encode(tower: nn.Module, masks: Tensor, **inputs: Tensor) -> BaseModelOutput
     Masks (batch, length) may stay on the CPU; then nothing has to wait for the device.
     """
     if not isinstance(tower, BertModel | RobertaModel | XLMRobertaModel):
-        return tower(**inputs, attention_mask=masks.long().to(tower.device))
+        return tower(**inputs, attention_mask=copied(masks.long(), tower.device))
     embeddings = tower.embeddings(**inputs)  # (batch, length, hidden)
     device = embeddings.device
-    real = masks.flatten().nonzero().squeeze(1).to(device)  # (positions,)
-    attended = masks.bool()[:, None, None, :].to(device)  # (batch, 1, 1, length): by every head and every query
+    real = copied(masks.flatten().nonzero().squeeze(1), device)  # (positions,)
+    attended = copied(masks.bool()[:, None, None, :], device)  # (batch, 1, 1, length): by every head and every query
     hidden_states = embeddings.flatten(0, 1)[real]  # (positions, hidden)
     run_layer = getattr(tower, "run_layer", encode_layer)  # training may compile it, or recompute what it keeps
     for layer in tower.encoder.layer:
@@ -211,7 +193,7 @@ class M3Model(nn.Module):
     ) -> Tensor:
         """The loss over the patches that `selected_indices` (batch, length) marks; `target_patches` is clean."""
         hidden_states = self.encoder(input_patches, input_masks).last_hidden_state
-        selected = selected_indices.flatten().nonzero().squeeze(1).to(hidden_states.device)  # (patches,)
+        selected = copied(selected_indices.flatten().nonzero().squeeze(1), hidden_states.device)  # (patches,)
         targets = target_patches.reshape(hidden_states.shape[0] * hidden_states.shape[1], -1)  # (…, patch_size)
         return self.decoder(hidden_states.flatten(0, 1)[selected], targets[selected])
 

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,20 +17,20 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from clamp3.checkpoints import load_weights, read_checkpoint
-from clamp3.data import Batch, Collate, Examples, ShareOfBatches, loader
-from clamp3.distributed import PRECISIONS, checked_precision, gather
+from clamp3.data import Batch, Collate, Examples, ShareOfBatches, checked, loader
+from clamp3.distributed import PRECISIONS, checked_precision, from_main, gather, on_main
 from clamp3.errors import UserError
-from clamp3.files import atomic_write
+from clamp3.files import PARTIAL_EXTENSION, atomic_write, is_orphan
 from clamp3.losses import rows_loss
-from clamp3.models import CLaMP3Model, M3Model, encode_layer
+from clamp3.models import CLaMP3Model, M3Model, copied, encode_layer
 from clamp3.patchilizer import PAD_ID
 from clamp3.retrieval import metrics, ranks_of_pairs
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+STOPPED = "training has stopped, and the last checkpoint is as it was"
 BUCKET = 2**26  # numbers that are averaged over processes in one message
-SHOWN_ITEMS = 20
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,6 @@ class Settings:
     learning_rate: float
     seed: int = 42
     warmup_steps: int = 1000
-    micro_batch: int = 0
     save_every: int = 0  # epochs
     save_steps: int = 0
     log_steps: int = 10
@@ -110,24 +109,28 @@ class Contrastive:
         return loss.detach()
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterator[Batch], state: "PartialState", size: int) -> dict[str, float]:
-        """Loss in batches of `size`, a mean over all items, and how well texts and music find each other among them.
+    def evaluate(self, batches: Iterator[Batch], state: "PartialState") -> dict[str, float]:
+        """The loss of global batches, a mean over all items, and how well texts and music find each other among all.
 
-        The features of all processes are put together; each process returns the same figures.
+        Each process returns the same figures.
         """
-        names, texts, music = [], [], []
+        own = []
         for batch in batches:
-            if len(batch):
-                text_features, music_features = self.features(batch)
-                names += batch.names
-                texts += list(text_features.float().cpu().numpy())
-                music += list(music_features.float().cpu().numpy())
-        gathered = gather(state, [(np.array(texts), np.array(music))])
-        texts, music = (np.concatenate([part for part in parts if len(part)]) for parts in zip(*gathered, strict=True))
+            features = self.features(batch) if len(batch) else ()
+            own.append([feature.float().cpu().numpy() for feature in features])
+        shares = gather(state, [own])  # by process and batch
+        return on_main(state, lambda: self.figures(shares))
+
+    def figures(self, shares: list[list[list[np.ndarray]]]) -> dict[str, float]:
+        """What `evaluate` returns, from the features that it has gathered."""
+        batches = [
+            [np.concatenate(parts) for parts in zip(*filter(None, b), strict=True)] for b in zip(*shares, strict=True)
+        ]
         total = 0.0
-        for start in range(0, len(texts), size):
-            pair = [torch.from_numpy(features[start : start + size]) for features in (texts, music)]
+        for batch in batches:
+            pair = [torch.from_numpy(features) for features in batch]
             total += float(rows_loss(*pair, *pair, logit_scale=self.model.loss.logit_scale)) * len(pair[0])
+        texts, music = (np.concatenate(parts) for parts in zip(*batches, strict=True))
         found = {"eval_loss": total / len(texts)}
         found |= {f"text_to_music_{name}": value for name, value in metrics(ranks_of_pairs(texts, music)).items()}
         found |= {f"music_to_text_{name}": value for name, value in metrics(ranks_of_pairs(music, texts)).items()}
@@ -151,19 +154,27 @@ class Reconstruction:
         """As Contrastive's. Processes hold different numbers of characters, so their means are weighted."""
         with autocast():
             loss = self.loss(batch)
-        selected, targets = batch.tensors["selected"][0], batch.tensors["targets"][0]
-        rows = selected.flatten().nonzero().squeeze(1).to(targets.device)
-        weight = (targets.flatten(0, 1)[rows, 1:] != PAD_ID).sum().float()  # characters to be predicted
+        weight = characters_to_predict(batch)
         loss = loss * weight / mean_over_processes(weight)
         scale(loss).backward()
         return loss.detach()
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterator[Batch], state: "PartialState", size: int) -> dict[str, float]:
-        """Mean loss over all pieces, the same in each process."""
-        sums = [(float(self.loss(batch)) * len(batch), len(batch)) for batch in batches if len(batch)]
-        losses, counts = zip(*gather(state, sums), strict=True)
-        return {"eval_loss": sum(losses) / sum(counts)}
+    def evaluate(self, batches: Iterator[Batch], state: "PartialState") -> dict[str, float]:
+        """The loss of global batches, a mean over all pieces; the same in each process."""
+        own = []
+        for batch in batches:
+            weight = float(characters_to_predict(batch)) if len(batch) else 0.0
+            own.append((len(batch), weight, weight and weight * float(self.loss(batch))))
+        sums = [np.sum(parts, axis=0) for parts in zip(*gather(state, [own]), strict=True)]  # of each global batch
+        return {"eval_loss": float(sum(n * loss / weight for n, weight, loss in sums) / sum(n for n, _, _ in sums))}
+
+
+def characters_to_predict(batch: Batch) -> Tensor:
+    """How many characters the loss of an M3 batch is the mean of, as a scalar on the batch's device."""
+    selected, targets = batch.tensors["selected"][0], batch.tensors["targets"][0]
+    rows = copied(selected.flatten().nonzero().squeeze(1), targets.device)
+    return (targets.flatten(0, 1)[rows, 1:] != PAD_ID).sum().float()
 
 
 # ---------- random numbers and processes ----------
@@ -189,7 +200,7 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
-def average_gradients(parameters: list[nn.Parameter]) -> None:
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace each gradient by its mean over the processes, many in one message."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
@@ -236,13 +247,12 @@ class Trainer:
         self.objective, self.settings, self.state = objective, settings, state
         self.model = objective.model.to(state.device)
         self.log: Callable[[dict, int], None] = lambda _figures, _step: None
-        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.frozen = sorted({n.split(".")[0] for n, p in self.model.named_parameters() if not p.requires_grad})
-        on_gpu = state.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, fused=on_gpu or None)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: min(1.0, (step + 1) / max(1, settings.warmup_steps))
+        # Frozen parameters are in it too, but have no gradients: so a checkpoint fits whatever is frozen.
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=settings.learning_rate, fused=state.device.type in ("cpu", "cuda")
         )
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.warm_up)
         precision = chosen_precision(settings.precision, state.device)
         self.autocast = partial(torch.autocast, state.device.type, precision, enabled=precision != torch.float32)
         self.scaler = torch.amp.GradScaler(state.device.type, enabled=precision == torch.float16)
@@ -260,15 +270,24 @@ class Trainer:
         ]
         self.pending: list[tuple[list[str], Tensor]] = []  # of the steps since losses were last looked at
 
-    def fit(self, start_weights: Callable[[], None] = lambda: None) -> None:
-        """Train all epochs that are left, from the last checkpoint; where there is none, from `start_weights()`."""
+    def warm_up(self, step: int) -> float:
+        """The share of the learning rate that step `step`, from 0, is taken with."""
+        return min(1.0, (step + 1) / max(1, self.settings.warmup_steps))
+
+    def fit(self, start_weights: Callable[[], str] = lambda: "all weights start at random") -> None:
+        """Train all epochs that are left, from the last checkpoint; where there is none, from `start_weights()`.
+
+        It returns a line for people.
+        """
         settings = self.settings
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
         torch.manual_seed(settings.seed + self.state.process_index)  # processes drop out different things
+        if self.state.is_main_process:
+            self.prepare_folders()
         if not (settings.resume and self.restore()):
-            start_weights()
+            self.say(start_weights())
         if self.progress.epoch >= settings.epochs:
             self.say(f"all {settings.epochs} epochs are done; set more of them, or another stage, to go on")
             return
@@ -280,18 +299,27 @@ class Trainer:
         if self.state.is_main_process:
             draw_curves(settings.logs_path, settings.logs_path.with_suffix(".png"))
 
+    def prepare_folders(self) -> None:
+        """Make the folders of weights and logs, and remove what killed processes were writing there."""
+        for folder in {self.settings.weights_path.parent, self.settings.logs_path.parent}:
+            folder.mkdir(parents=True, exist_ok=True)
+            for partial_file in folder.glob(f".*{PARTIAL_EXTENSION}"):
+                if is_orphan(partial_file):
+                    partial_file.unlink(missing_ok=True)
+
     def train_epoch(self) -> None:
         """The epoch, or what is left of it."""
         step_items = self.shares[0].step
         self.shares[0].set(self.progress.epoch, first=self.progress.items // step_items)
         self.model.train()
         begin, seconds = time.perf_counter(), self.progress.seconds
-        with self.bar(len(self.shares[0]), f"epoch {self.progress.epoch + 1}/{self.settings.epochs}") as bar:
-            for batch in self.loaders[0]:
+        title = f"epoch {self.progress.epoch + 1}/{self.settings.epochs}"
+        with self.bar(title, self.progress.items + len(self.shares[0]) * step_items, self.progress.items) as bar:
+            for batch in checked(self.loaders[0]):
                 self.step(batch)
                 self.progress.items += step_items
                 self.progress.seconds = seconds + time.perf_counter() - begin
-                bar.update()
+                bar.update(step_items)
                 if self.progress.step % self.settings.log_steps == 0:
                     bar.set_postfix(loss=f"{self.settle():.4f}")
                 if self.settings.save_steps and self.progress.step % self.settings.save_steps == 0:
@@ -303,7 +331,7 @@ class Trainer:
         """One optimizer step."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.objective.backward(batch.to(self.state.device), self.autocast, self.scaler.scale)
-        average_gradients(self.parameters)
+        average_gradients(self.model.parameters())
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
@@ -313,20 +341,16 @@ class Trainer:
     def settle(self) -> float:
         """Look at the losses since the last time, and return their mean: the one place that waits for the device.
 
-        Raises UserError, which names the step's items, where one is not a finite number.
+        Raises UserError in all processes, with the step's items, where one is not a finite number.
         """
         if not self.pending:
             return float("nan")
-        local = torch.stack([loss for _, loss in self.pending]).float()
-        for position, (names, _) in enumerate(self.pending if not local.isfinite().all() else ()):
-            if not local[position].isfinite():
-                step = self.progress.step - len(self.pending) + position + 1
-                items = ", ".join(names[:SHOWN_ITEMS]) + (" …" if len(names) > SHOWN_ITEMS else "")
-                raise UserError(
-                    f"the loss of step {step} is {local[position]:g}; training has stopped, and the last checkpoint "
-                    f"is as it was. The step's items: {items}"
-                )
-        losses = mean_over_processes(local).tolist()
+        losses = mean_over_processes(torch.stack([loss for _, loss in self.pending]).float()).tolist()
+        for position, loss in enumerate(losses):
+            if not np.isfinite(loss):
+                step = self.progress.step - len(losses) + position + 1
+                names = ", ".join(gather(self.state, self.pending[position][0]))
+                raise UserError(f"the loss of step {step} is {loss}: {STOPPED}. The items of that step: {names}")
         self.pending.clear()
         self.progress.loss_sum += sum(losses) * self.shares[0].step
         self.log({"loss": losses[-1], "learning_rate": self.scheduler.get_last_lr()[0]}, self.progress.step)
@@ -335,9 +359,14 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """The figures of the evaluation set."""
         self.model.eval()
-        with self.bar(len(self.shares[1]), "evaluation") as bar, self.autocast():
-            batches = (batch.to(self.state.device) for batch in self.loaders[1] if bar.update() or True)
-            return self.objective.evaluate(batches, self.state, self.shares[1].step)
+        with self.bar("evaluation", self.shares[1].size) as bar, self.autocast():
+            return self.objective.evaluate(self.evaluation_batches(bar), self.state)
+
+    def evaluation_batches(self, bar: tqdm) -> Iterator[Batch]:
+        """This process's share of the evaluation set, on its device."""
+        for batch in checked(self.loaders[1]):
+            yield batch.to(self.state.device)
+            bar.update(min(self.shares[1].step, bar.total - bar.n))
 
     def end_epoch(self, figures: dict[str, float]) -> None:
         """Log the epoch, and save what is due."""
@@ -356,7 +385,12 @@ class Trainer:
     # ---------- checkpoints ----------
 
     def save(self, path: Path) -> None:
-        """Write the full state to `path`, whole or not at all. All processes take part, and the main one writes."""
+        """Write the full state to `path`, whole or not at all. All processes take part, and the main one writes.
+
+        Raises UserError where it cannot be written, and in all processes where a weight is not a finite number.
+        """
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters() if parameter.requires_grad):
+            raise UserError(f"after step {self.progress.step} there are weights that are not finite: {STOPPED}")
         random_states = gather(self.state, [random_state()])
         if not self.state.is_main_process:
             return
@@ -374,8 +408,13 @@ class Trainer:
         }
         if self.objective.modality:
             checkpoint["modality"] = self.objective.modality
-        with atomic_write(path) as file:
-            torch.save(checkpoint, file)
+        try:
+            with atomic_write(path) as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())  # some file systems find out only now that they are full
+        except (OSError, RuntimeError) as error:  # torch reports what it could not write as the latter
+            raise UserError(f"{path} cannot be written (is the disk full?): {error}; {STOPPED}") from error
 
     def restore(self) -> bool:
         """Go on from the last checkpoint of this stage, else from the weights that are there; False without any.
@@ -384,7 +423,8 @@ class Trainer:
         trained texts, the best weights so far are taken and all counters start again.
         """
         weights_path = self.settings.weights_path
-        for path in filter(Path.is_file, (last_path(weights_path), weights_path)):
+        candidates = [path for path in (last_path(weights_path), weights_path) if path.is_file()]
+        for path in from_main(self.state, candidates):
             checkpoint = read_checkpoint(path)
             same_stage = checkpoint.get("modality") == self.objective.modality
             same_stage &= checkpoint.get("frozen", self.frozen) == self.frozen
@@ -402,11 +442,13 @@ class Trainer:
 
     def restore_state(self, checkpoint: dict) -> None:
         """Take everything but the weights from a checkpoint of this stage, ours or the original's."""
-        try:
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
-            self.scheduler.load_state_dict(checkpoint["lr_sched"])
-        except (ValueError, KeyError) as error:
-            self.say(f"optimizer and warm-up start anew, since those of the checkpoint do not fit: {error}")
+        if states := optimizer_states(checkpoint, self.model):
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
+            self.scheduler.last_epoch = checkpoint["lr_sched"]["last_epoch"]
+            for group in self.optimizer.param_groups:  # the learning rate is the configured one
+                group["lr"] = group["initial_lr"] * self.warm_up(self.scheduler.last_epoch)
+        else:
+            self.say("optimizer and warm-up start anew: the checkpoint has no such state, or one that does not fit")
         if "progress" not in checkpoint:  # the original's
             self.progress = Progress(
                 epoch=int(checkpoint.get("epoch", 0)),
@@ -426,8 +468,9 @@ class Trainer:
         if self.state.is_main_process:
             tqdm.write(text)
 
-    def bar(self, total: int, title: str) -> tqdm:
-        return tqdm(total=total, desc=title, unit="batch", dynamic_ncols=True, disable=not self.state.is_main_process)
+    def bar(self, title: str, total: int, done: int = 0) -> tqdm:
+        hidden = not self.state.is_main_process
+        return tqdm(desc=title, total=total, initial=done, unit="item", dynamic_ncols=True, disable=hidden)
 
     def say_epoch(self, figures: dict[str, float], seconds: float) -> None:
         """Add the epoch to the text log, to the figures beside it and to the logger, and print it."""
@@ -441,6 +484,19 @@ class Trainer:
             file.write(json.dumps({**figures, "step": self.progress.step, "seconds": seconds}) + "\n")
         self.log(figures, self.progress.step)
         self.say(", ".join(f"{name} {value:.4g}" for name, value in figures.items()) + f" ({seconds:.0f} s)")
+
+
+def optimizer_states(checkpoint: dict, model: nn.Module) -> dict[int, dict]:
+    """AdamW's state in a checkpoint, by the place of the parameter in `model`; empty where it does not fit.
+
+    A checkpoint numbers parameters in the order of its weights, and library versions differ in that order.
+    """
+    own = {name: index for index, (name, _) in enumerate(model.named_parameters())}
+    names = [name for name in checkpoint["model"] if name in own]
+    saved = checkpoint.get("optimizer") or {}
+    if sum(len(group["params"]) for group in saved.get("param_groups", ())) != len(names):
+        return {}
+    return {own[names[index]]: state for index, state in saved["state"].items()}
 
 
 def last_path(weights_path: Path) -> Path:
@@ -464,7 +520,7 @@ def chosen_precision(name: str, device: torch.device) -> torch.dtype:
         return PRECISIONS[checked_precision(name)]
     if device.type != "cuda":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def prepare_layers(towers: list[nn.Module], compile_layers: bool, recompute_layers: bool) -> None:
@@ -478,10 +534,10 @@ def prepare_layers(towers: list[nn.Module], compile_layers: bool, recompute_laye
 
 def wandb_logger(project: str, settings: Settings) -> Callable[[dict, int], None]:
     """Logs figures of a step to Weights & Biases: offline where no key is known, not at all where it does not work."""
-    import wandb
-
     key = "" if settings.wandb_key.startswith("<") else settings.wandb_key
     try:
+        import wandb
+
         if key:
             wandb.login(key=key)
         mode = os.environ.get("WANDB_MODE") or ("online" if key or has_wandb_login() else "offline")
@@ -506,7 +562,10 @@ def draw_curves(logs_path: Path, picture: Path) -> int:
     if not figures_path(logs_path).is_file():
         raise UserError(f"there is no {figures_path(logs_path)}: no epoch has ended yet")
     lines = figures_path(logs_path).read_text(encoding="utf-8").splitlines()
-    epochs = {figures["epoch"]: figures for figures in map(json.loads, lines)}  # the last of each, after restarts
+    epochs: dict[int, dict] = {}  # of the last stage, and the last of each, after restarts
+    for figures in map(json.loads, lines):
+        epochs = epochs if figures["epoch"] > 1 else {}
+        epochs[figures["epoch"]] = figures
     figure = Figure(figsize=(10, 4), layout="constrained")
     names = [name for name in next(iter(epochs.values())) if name.endswith(("loss", "MRR", "Hit@10"))]
     losses = [name for name in names if name.endswith("loss")]

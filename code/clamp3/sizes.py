@@ -1,0 +1,30 @@
+"""What makes a model: apart from the networks, so that processes which only encode inputs start quickly."""
+
+from dataclasses import dataclass, fields
+
+from clamp3.patchilizer import PATCH_SIZE
+
+XLM_R_BASE = "FacebookAI/xlm-roberta-base"
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What makes a model; the defaults are the released ones'. Each is a knob of config.py, there in capitals."""
+
+    patch_size: int = PATCH_SIZE
+    patch_length: int = 512
+    patch_num_layers: int = 12
+    token_num_layers: int = 3
+    m3_hidden_size: int = 768
+    text_model_name: str = XLM_R_BASE
+    max_text_length: int = 128
+    audio_hidden_size: int = 768
+    audio_num_layers: int = 12
+    max_audio_length: int = 128
+    clamp3_hidden_size: int = 768
+    logit_scale: float = 1.0
+
+    @classmethod
+    def from_knobs(cls, knobs: dict[str, object]) -> "ModelSizes":
+        """The sizes that `knobs` (such as `vars(config)`) holds under upper-case names."""
+        return cls(**{field.name: knobs[field.name.upper()] for field in fields(cls)})
