@@ -348,12 +348,16 @@ def test_pyav_reads_what_soundfile_cannot(tmp_path, mert, chorales):
         read_audio(path)
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak is read from Linux's /proc")
 def test_a_long_file_takes_no_more_memory_than_its_waveform(tmp_path):
-    """Decoding 10 minutes against 10 seconds: the peak grows by the waveform at 24 kHz, not by what was decoded."""
+    """Decoding 10 minutes against 10 seconds: the peak grows by the waveform at 24 kHz, not by what was decoded.
+
+    getrusage would not do: a process's ru_maxrss starts from the peak of the one that started it.
+    """
     measure = (
-        "import resource, sys; from pathlib import Path; from clamp3.convert.audio import read_audio, windows\n"
+        "import re, sys; from pathlib import Path; from clamp3.convert.audio import read_audio, windows\n"
         "x = read_audio(Path(sys.argv[1])); n = sum(len(window) for window in windows(x))\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, x.nbytes)"
+        "print(int(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1]) * 1024, x.nbytes)"
     )
     peaks = {}
     block = np.random.default_rng(0).standard_normal((48_000 * 10, 2)).astype(np.float32) * 0.1
@@ -365,7 +369,7 @@ def test_a_long_file_takes_no_more_memory_than_its_waveform(tmp_path):
         peaks[repeats] = [int(word) for word in run(*command, cwd=CODE).stdout.split()]
     (short, _), (long, waveform) = peaks.values()
     assert waveform == 600 * SAMPLING_RATE * 4
-    assert long - short < 1.1 * waveform + 4e6
+    assert 0.9 * waveform < long - short < 1.1 * waveform + 4e6
 
 
 # ---------- the command ----------
