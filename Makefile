@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint test-oldest benchmark clean
+.PHONY: setup demo train-demo test lint test-oldest benchmark clean
 
 setup: .venv/done
 
@@ -14,6 +14,10 @@ setup: .venv/done
 
 demo: setup
 	$(BIN)/python examples/demo.py
+
+# Trains the small model of weights/tiny anew, into train-demo/tiny: some 40 minutes on two cores.
+train-demo: setup
+	$(BIN)/python examples/train_tiny.py
 
 test: setup
 	$(BIN)/python -m pytest
@@ -34,6 +38,8 @@ test-oldest: .venv-oldest/done
 
 benchmark: setup
 	$(BIN)/python benchmarks/extraction.py
+	$(BIN)/python benchmarks/preprocessing.py
+	$(BIN)/python benchmarks/audio.py
 
 clean:
 	rm -rf .venv .venv-oldest demo
