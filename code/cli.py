@@ -34,9 +34,12 @@ def conversion_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def extraction_parser(description: str) -> argparse.ArgumentParser:
+def extraction_parser(description: str, variants: tuple[str, ...]) -> argparse.ArgumentParser:
     """A parser of the options that both extraction commands take; `description` is the script's docstring."""
     parser = folders_parser(description)
+    parser.add_argument(
+        "--variant", choices=variants, help="instead of what config.py says; tiny is the small model in weights/tiny"
+    )
     parser.add_argument(
         "--batch_tokens", type=positive, help="tokens, patches or frames in a batch; lower it if memory runs out"
     )

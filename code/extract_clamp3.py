@@ -6,6 +6,8 @@ Hidden states (1, length, 768) instead:
     accelerate launch extract_clamp3.py INPUT_DIR OUTPUT_DIR
 With the weights of one training epoch:
     accelerate launch extract_clamp3.py --epoch 10 INPUT_DIR OUTPUT_DIR --get_global
+With the small model that comes with the code, which needs no download:
+    accelerate launch extract_clamp3.py --variant tiny INPUT_DIR OUTPUT_DIR --get_global
 On four GPUs, in bf16; on two machines, run the second form on each:
     accelerate launch --multi_gpu --num_processes 4 --mixed_precision bf16 extract_clamp3.py INPUT_DIR OUTPUT_DIR
     torchrun --nnodes 2 --nproc_per_node 4 --rdzv_endpoint HOST:PORT extract_clamp3.py INPUT_DIR OUTPUT_DIR
@@ -19,7 +21,7 @@ from cli import extraction_parser, run
 
 
 def main() -> int:
-    parser = extraction_parser(__doc__)
+    parser = extraction_parser(__doc__, ("saas", "c2", "tiny"))
     parser.add_argument("--epoch", type=int, help="use the weights of this epoch, ..._EPOCH.pth")
     parser.add_argument("--get_global", action="store_true", help="one vector a file: what retrieval needs")
     args = parser.parse_args()
@@ -32,7 +34,7 @@ def main() -> int:
     state = start(args.device, args.threads)
     options = {"device": state.device, "precision": args.precision, "batch_tokens": args.batch_tokens}
     return extract(
-        lambda: utils.build_embedder(utils.CLaMP3Model, args.epoch, **options),
+        lambda: utils.build_embedder(utils.CLaMP3Model, args.epoch, args.variant, **options),
         args.input_dir,
         args.output_dir,
         extensions=tuple(MODALITY),

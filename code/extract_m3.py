@@ -15,7 +15,7 @@ from cli import extraction_parser, run
 
 
 def main() -> int:
-    args = extraction_parser(__doc__).parse_args()
+    args = extraction_parser(__doc__, ("tiny",)).parse_args()
 
     # Only now, so that --help and mistyped options answer at once.
     import utils
@@ -25,7 +25,7 @@ def main() -> int:
     state = start(args.device, args.threads)
     options = {"device": state.device, "precision": args.precision, "batch_tokens": args.batch_tokens}
     return extract(
-        lambda: utils.build_embedder(utils.M3Model, **options),
+        lambda: utils.build_embedder(utils.M3Model, variant=args.variant, **options),
         args.input_dir,
         args.output_dir,
         extensions=(".abc", ".mtf"),

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import config
-from clamp3.checkpoints import build_model, ensure_weights, find_weights
+from clamp3.checkpoints import RELEASES, TINY, build_model, ensure_weights, find_weights, tiny_sizes
 from clamp3.embedding import Embedder
 from clamp3.errors import UserError
 from clamp3.losses import ClipLoss
@@ -34,13 +34,21 @@ def configured_path(path: str) -> Path:
     return Path(path) if find_weights(Path(path)) else Path(config.__file__).parent / path
 
 
-def build_embedder(model_class: type[CLaMP3Model] | type[M3Model], epoch: int | None = None, **options) -> Embedder:
-    """An Embedder over the configured weights, or those of an epoch (`..._E.pth`); `options` are Embedder's."""
+def build_embedder(
+    model_class: type[CLaMP3Model] | type[M3Model], epoch: int | None = None, variant: str | None = None, **options
+) -> Embedder:
+    """An Embedder over the configured weights, or those of an epoch (`..._E.pth`); `options` are Embedder's.
+
+    With `variant`, over those of the release saas or c2, or of the small model tiny, whatever config.py says.
+    """
     configured = config.M3_WEIGHTS_PATH if model_class is M3Model else config.CLAMP3_WEIGHTS_PATH
-    path = configured_path(configured)
-    if epoch is not None:
+    path, sizes = configured_path(configured), configured_sizes()
+    if variant == "tiny":
+        path, sizes = TINY / ("m3.safetensors" if model_class is M3Model else "clamp3.safetensors"), tiny_sizes()
+    elif variant:
+        path, sizes = configured_path(RELEASES[variant].file_name), ModelSizes()
+    elif epoch is not None:
         path = configured_path(f"{configured.removesuffix('.pth')}_{epoch}.pth")
         if not path.is_file():
             raise UserError(f"no weights of epoch {epoch}: there is no {path}")
-    sizes = configured_sizes()
     return Embedder(build_model(model_class, sizes, ensure_weights(path)), sizes, **options)

@@ -137,7 +137,7 @@ def test_training_starts_the_symbolic_tower_from_m3(small_model):
 def test_from_pretrained_takes_a_file_or_names_what_there_is(small_model):
     embedder = Embedder.from_pretrained(small_model.clamp3, sizes=small_model.sizes)
     assert embedder.embed_text(["a reel"]).shape == (1, 96)
-    with pytest.raises(UserError, match="give saas, c2, m3, or the path"):
+    with pytest.raises(UserError, match="give saas, c2, m3, tiny, or the path"):
         Embedder.from_pretrained("sass")
 
 

@@ -1,6 +1,7 @@
 """Weights: find or download them, and load them strictly, memory-mapped."""
 
 import hashlib
+import json
 import os
 import pickle
 import zipfile
@@ -50,6 +51,8 @@ RELEASES = {
         "weights_m3_p_size_64_p_length_512_t_layers_3_p_layers_12_h_size_768_lr_0.0001_batch_16_mask_0.45.pth",
     ),
 }
+# The small model that comes with the code: clamp3.safetensors, m3.safetensors, config.json, and folders text and mert.
+TINY = Path(__file__).resolve().parents[2] / "weights" / "tiny"
 # What config.py calls the released M3 weights: the same facts in another order.
 M3_CONFIGURED_NAME = (
     "weights_m3_h_size_768_t_layers_3_p_layers_12_p_size_64_p_length_512_lr_0.0001_batch_16_mask_0.45.pth"
@@ -60,6 +63,15 @@ def release_named(file_name: str) -> Release | None:
     """The release whose file is called `file_name`, if there is one."""
     by_name = {release.file_name: release for release in RELEASES.values()}
     return by_name.get(file_name, RELEASES["m3"] if file_name == M3_CONFIGURED_NAME else None)
+
+
+def tiny_sizes() -> ModelSizes:
+    """The sizes of the small model in `TINY`. Raises UserError where it is not there."""
+    path = TINY / "config.json"
+    if not path.is_file():
+        raise UserError(f"no small model in {TINY}: it comes with the repository, not by pip")
+    knobs = json.loads(path.read_text(encoding="utf-8"))
+    return ModelSizes.from_knobs({**knobs, "TEXT_MODEL_NAME": str(TINY / "text")})
 
 
 def find_weights(path: Path) -> Path | None:

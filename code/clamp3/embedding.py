@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from clamp3.checkpoints import RELEASES, build_model, ensure_weights
+from clamp3.checkpoints import RELEASES, TINY, build_model, ensure_weights, tiny_sizes
 from clamp3.distributed import PRECISIONS, checked_precision, usable_device
 from clamp3.errors import UserError
 from clamp3.files import load_array, read_text
@@ -124,15 +124,18 @@ class Embedder(InputEncoder):
         """Load "saas" (best for audio), "c2" (best for symbolic music), "m3" (its hidden states), or a file.
 
         A released file is taken from the working directory if it is there, else from ~/.cache/clamp3, where it is
-        downloaded once. `sizes` tells those of a model of your own.
+        downloaded once. "tiny" is the small model that lies in the repository, with its own MERT. `sizes` tells those
+        of a model of your own.
         """
-        if weights in RELEASES:
+        if weights == "tiny":
+            path, sizes, mert = TINY / "clamp3.safetensors", sizes or tiny_sizes(), mert or TINY / "mert"
+        elif weights in RELEASES:
             name = RELEASES[weights].file_name
             path = Path(name) if Path(name).is_file() else Path.home() / ".cache" / "clamp3" / name
         else:
             path = Path(weights)
             if not path.is_file():
-                raise UserError(f"no weights at {path}: give {', '.join(RELEASES)}, or the path of a .pth file")
+                raise UserError(f"no weights at {path}: give {', '.join(RELEASES)}, tiny, or the path of a .pth file")
         sizes = sizes or ModelSizes()
         return cls(build_model(None, sizes, ensure_weights(path)), sizes, device, precision, batch_tokens, mert)
 
