@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ MERT_TINY = ROOT / "tests" / "golden" / "mert_tiny"
 # Models this small gain nothing from threads, and on busy cores threads that spin while they wait lose a lot.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 torch.set_num_threads(1)
+# A test run in the background ignores Ctrl-C, and so would the commands that it starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]  # XLM-R's, with its ids
 
 

@@ -192,14 +192,8 @@ def test_an_interrupted_run_leaves_whole_files_and_is_taken_up(small_model, text
     write_tunes(tmp_path / "in", texts, 600)
     env = small_model.environment()
     command = [BIN / "python", "extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--batch_tokens", "64"]
-    process = subprocess.Popen(
-        [str(word) for word in command],
-        env=env,
-        cwd=CODE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
-    )
+    words = [str(word) for word in command]
+    process = subprocess.Popen(words, env=env, cwd=CODE, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "out").exists() or len(os.listdir(tmp_path / "out")) < 40:
         assert process.poll() is None
         time.sleep(0.005)
