@@ -1,13 +1,17 @@
 """What the commands share: their options, and how they start and end."""
 
 import argparse
+import json
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from clamp3.errors import ItemError, UserError
+
+NUMBER = re.compile(r"-?[\d.]*%?")
 
 
 def folders_parser(description: str) -> argparse.ArgumentParser:
@@ -37,6 +41,12 @@ def conversion_parser(description: str) -> argparse.ArgumentParser:
 def extraction_parser(description: str, variants: tuple[str, ...]) -> argparse.ArgumentParser:
     """A parser of the options that both extraction commands take; `description` is the script's docstring."""
     parser = folders_parser(description)
+    add_model_options(parser, variants)
+    return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser, variants: tuple[str, ...]) -> None:
+    """Options of the commands that make features: by what weights, where and how."""
     parser.add_argument(
         "--variant", choices=variants, help="instead of what config.py says; tiny is the small model in weights/tiny"
     )
@@ -44,7 +54,12 @@ def extraction_parser(description: str, variants: tuple[str, ...]) -> argparse.A
         "--batch_tokens", type=positive, help="tokens, patches or frames in a batch; lower it if memory runs out"
     )
     add_computing_options(parser)
-    return parser
+
+
+def add_raw_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the commands that take raw files, in addition to `add_model_options`."""
+    parser.add_argument("--epoch", type=int, help="use the weights of this epoch, ..._EPOCH.pth")
+    parser.add_argument("--mert", help="what listens to sound: a folder, or a name on the hub; default: MERT-v1-95M")
 
 
 def add_computing_options(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +72,48 @@ def add_computing_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", help='such as "cpu" or "cuda:1"; default: an accelerator if there is one')
     parser.add_argument("--threads", type=positive, help="CPU threads of each process; default: the cores, shared")
+
+
+def answers_parser(description: str, query: str, help_query: str) -> argparse.ArgumentParser:
+    """A parser for the commands that compare files: `query`, REF_DIR, and the options that all of them take."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(query, type=str if query == "query" else Path, help=help_query)
+    parser.add_argument("ref_dir", type=Path, help="folder of raw files or of features, searched recursively")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the answers as JSON lines too")
+    add_model_options(parser, ("saas", "c2", "tiny"))
+    add_raw_options(parser)
+    return parser
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print columns under their names: numbers to the right, texts to the left."""
+    cells = [header, *([_cell(value) for value in row] for row in rows)]
+    numeric = [all(NUMBER.fullmatch(row[column]) for row in cells[1:]) for column in range(len(header))]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    for row in cells:
+        columns = zip(row, widths, numeric, strict=True)
+        print("  ".join(text.rjust(width) if right else text.ljust(width) for text, width, right in columns).rstrip())
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def save_json(path: Path | None, records: Iterable[dict]) -> None:
+    """Write `records` as JSON lines, if there is a path to write to. Raises UserError where that is not possible."""
+    if path is None:
+        return
+    from clamp3.files import atomic_write
+
+    try:
+        with atomic_write(path) as file:
+            file.writelines(json.dumps(record).encode() + b"\n" for record in records)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def launchers_precision() -> str:

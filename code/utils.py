@@ -1,5 +1,8 @@
 """What the scripts import: the library's classes, and builders that read config.py's knobs."""
 
+from argparse import Namespace
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import config
@@ -20,6 +23,7 @@ __all__ = [
     "build_embedder",
     "configured_path",
     "configured_sizes",
+    "embedder_loader",
     "remove_instrument_info",
 ]
 
@@ -45,10 +49,19 @@ def build_embedder(
     path, sizes = configured_path(configured), configured_sizes()
     if variant == "tiny":
         path, sizes = TINY / ("m3.safetensors" if model_class is M3Model else "clamp3.safetensors"), tiny_sizes()
+        options["mert"] = options.get("mert") or TINY / "mert"
     elif variant:
         path, sizes = configured_path(RELEASES[variant].file_name), ModelSizes()
     elif epoch is not None:
         path = configured_path(f"{configured.removesuffix('.pth')}_{epoch}.pth")
         if not path.is_file():
             raise UserError(f"no weights of epoch {epoch}: there is no {path}")
-    return Embedder(build_model(model_class, sizes, ensure_weights(path)), sizes, **options)
+    embedder = Embedder(build_model(model_class, sizes, ensure_weights(path)), sizes, **options)
+    embedder.weights = path
+    return embedder
+
+
+def embedder_loader(args: Namespace, device) -> Callable[[], Embedder]:
+    """What builds, once, the Embedder that the options of `add_model_options` and `add_raw_options` ask for."""
+    options = {"precision": args.precision, "batch_tokens": args.batch_tokens, "mert": args.mert}
+    return cache(lambda: build_embedder(CLaMP3Model, args.epoch, args.variant, device=device, **options))

@@ -94,7 +94,7 @@ def plan(
     result = Plan()
     owners: dict[Path, Path] = {}  # of the targets
     jobs, clashes = [], []
-    for source in _walk(input_dir, output_dir, result):
+    for source in walk(input_dir, result, output_dir):
         if source.suffix.lower() not in extensions:
             if source.name not in (FAILURES_FILE, WARNINGS_FILE):
                 result.ignored[source.suffix.lower() or "without extension"] += 1
@@ -125,13 +125,13 @@ def _targets(mirrored: Path, pieces: int, extension: str) -> Iterator[Path]:
         yield mirrored.with_name(f"{mirrored.stem}_{number:0{digits}}{extension}")
 
 
-def _walk(folder: Path, excluded: Path, result: Plan) -> Iterator[Path]:
+def walk(folder: Path, result: Plan, excluded: Path | None = None) -> Iterator[Path]:
     """All files under `folder`, in a fixed order, but those under `excluded`; `result` notes what is passed over."""
 
     def note(error: OSError) -> None:
         result.failures.append(Remark(str(error.filename), f"the folder cannot be listed: {error.strerror}"))
 
-    excluded = excluded.resolve()
+    excluded = excluded and excluded.resolve()
     for parent, folders, names in os.walk(folder, onerror=note):
         folders[:] = sorted(name for name in folders if Path(parent, name).resolve() != excluded)
         linked = sum(Path(parent, name).is_symlink() for name in folders)  # which os.walk does not enter
@@ -217,8 +217,8 @@ def report(output_dir: Path, todo: Plan, done: Tally, seconds: float) -> None:
     earlier = [remark for remark in _load_remarks(output_dir / WARNINGS_FILE) if remark.file not in tried]
     _save_remarks(output_dir / WARNINGS_FILE, earlier + done.warnings)
     _save_remarks(output_dir / FAILURES_FILE, failures)
-    _show("damaged, but read", done.warnings, output_dir / WARNINGS_FILE)
-    _show("failed", failures, output_dir / FAILURES_FILE)
+    show(f"damaged, but read (all of them in {output_dir / WARNINGS_FILE})", done.warnings)
+    show(f"failed (all of them in {output_dir / FAILURES_FILE})", failures)
 
 
 def _load_remarks(path: Path) -> list[Remark]:
@@ -238,11 +238,11 @@ def _save_remarks(path: Path, remarks: list[Remark]) -> None:
         file.writelines(json.dumps(asdict(remark)).encode() + b"\n" for remark in remarks)
 
 
-def _show(title: str, remarks: list[Remark], path: Path) -> None:
+def show(title: str, remarks: list[Remark]) -> None:
     """Print the first of `remarks` as a table."""
     if not remarks:
         return
-    print(f"{title} (all of them in {path}):")
+    print(f"{title}:")
     shown = [(printable(remark.file), remark.reason) for remark in remarks[:SHOWN_REMARKS]]
     width = max(len(file) for file, _ in shown)
     for file, why in shown:

@@ -1,7 +1,9 @@
 """Sequences -> segments -> batches -> features. `Embedder` is the library's front door."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,19 +13,22 @@ import numpy as np
 import torch
 from torch import nn
 
+from clamp3.batch import reason
 from clamp3.checkpoints import RELEASES, TINY, build_model, ensure_weights, tiny_sizes
 from clamp3.distributed import PRECISIONS, checked_precision, usable_device
-from clamp3.errors import UserError
-from clamp3.files import load_array, read_text
+from clamp3.errors import RepairWarning, UserError
 from clamp3.inputs import InputEncoder, pad
 from clamp3.models import CLaMP3Model, M3Model, ModelSizes
 from clamp3.patchilizer import PAD_ID
+from clamp3.reading import Item, is_sound, read_raw
 
 if TYPE_CHECKING:
     from clamp3.mert import Mert
 
 # Enough to keep the arithmetic units busy; more makes no CPU faster, since activations then leave its caches.
 BATCH_TOKENS = {"cpu": 2048, "other": 32768}
+# Batches sorted together: the more, the less padding; a bound on what waits in memory.
+CHUNK_BATCHES = 16
 
 
 @dataclass(frozen=True)
@@ -69,15 +74,17 @@ def batches(segments: list[Segment], batch_tokens: int) -> Iterator[list[Segment
         yield batch
 
 
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Errors about a file's content say which file."""
-    try:
-        yield
-    except UserError:
-        raise
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+def _chunks(items: Iterable[Item], chunk_tokens: int) -> Iterator[list[Item]]:
+    """Items of one modality together, until their sequences come to `chunk_tokens`."""
+    waiting: dict[str, list[Item]] = {}
+    tokens: Counter[str] = Counter()
+    for item in items:
+        waiting.setdefault(item.modality, []).append(item)
+        tokens[item.modality] += 0 if item.error is not None else len(item.content)
+        if tokens[item.modality] >= chunk_tokens:
+            yield waiting.pop(item.modality)
+            tokens[item.modality] = 0
+    yield from waiting.values()
 
 
 class Embedder(InputEncoder):
@@ -108,6 +115,7 @@ class Embedder(InputEncoder):
         self.precision = checked_precision(precision)
         self.batch_tokens = batch_tokens or BATCH_TOKENS["cpu" if self.device.type == "cpu" else "other"]
         self.mert_name = mert
+        self.weights: Path | None = None  # where the model's weights come from, for reports
         self._model = model.eval()
         self._ready: set[str] = set()
 
@@ -137,7 +145,9 @@ class Embedder(InputEncoder):
             if not path.is_file():
                 raise UserError(f"no weights at {path}: give {', '.join(RELEASES)}, tiny, or the path of a .pth file")
         sizes = sizes or ModelSizes()
-        return cls(build_model(None, sizes, ensure_weights(path)), sizes, device, precision, batch_tokens, mert)
+        embedder = cls(build_model(None, sizes, ensure_weights(path)), sizes, device, precision, batch_tokens, mert)
+        embedder.weights = path
+        return embedder
 
     # ---------- sequences -> features ----------
 
@@ -165,46 +175,47 @@ class Embedder(InputEncoder):
 
         return Mert.from_pretrained(self.mert_name or RELEASED, self.device, self.precision)
 
+    def prepare_for(self, paths: Iterable[Path]) -> None:
+        """Load what reading `paths` takes besides weights. Raises UserError where it cannot be had."""
+        paths = list(paths)
+        if any(path.suffix.lower() == ".txt" for path in paths):
+            _ = self.tokenizer  # loaded by being asked for
+        if any(is_sound(path) for path in paths):
+            _ = self.mert
+
     def embed_files(self, paths: Sequence[str | Path], normalize: bool = False, pooled: bool = True):
         """Features of n files of any kinds, told by their extensions: text (.txt), scores (.xml .musicxml .mxl .abc),
         MIDI (.mid .midi .mtf), sound (.wav .mp3 .flac .ogg …) and MERT features (.npy). An error names its file.
         """
         paths = [Path(path) for path in paths]
-        read = dict(self._read_sounds(paths))
-        for index, path in enumerate(paths):
-            if index not in read:
-                with naming(path):
-                    read[index] = self._read(path)
         features: dict[int, np.ndarray] = {}
-        for modality in self.max_lengths:
-            owners = [index for index in range(len(paths)) if read[index][0] == modality]
-            for number, feature in self.embed(modality, [read[index][1] for index in owners], pooled):
-                features[owners[number]] = feature
+        for item, feature in self.embed_items(read_raw(self, paths), pooled):
+            path = paths[item.index]
+            for repair in item.repairs:
+                warnings.warn(RepairWarning(f"{path}: {repair}"), stacklevel=2)
+            if isinstance(item.error, OSError):
+                raise item.error
+            if item.error is not None:
+                raise ValueError(f"{path}: {reason(item.error)}") from item.error
+            features[item.index] = feature
         return self._in_order(features, normalize, pooled)
 
-    def _read(self, path: Path) -> tuple[str, np.ndarray]:
-        """The modality and the sequence of a file that holds no sound."""
-        extension = path.suffix.lower()
-        if extension == ".txt":
-            return "text", self.encode_text(read_text(path))
-        if extension == ".npy":
-            return "audio", self.encode_audio_features(load_array(path))
-        from clamp3.convert import read_symbolic
+    def embed_items(self, items: Iterator[Item], pooled: bool = True) -> Iterator[tuple[Item, np.ndarray | None]]:
+        """Yield each of `items`, in any order, with its feature as in `embed`, or with None if it has an error.
 
-        return "symbolic", self.encode_symbolic(read_symbolic(path))
-
-    def _read_sounds(self, paths: list[Path]) -> Iterator[tuple[int, tuple[str, np.ndarray]]]:
-        """For those of `paths` that hold sound: index, modality and sequence. Their windows are batched together."""
-        from clamp3.convert.audio import EXTENSIONS, read_audio, windows
-
-        def cut(path: Path) -> Iterator[np.ndarray]:
-            with naming(path):
-                yield from windows(read_audio(path))
-
-        owners = [index for index, path in enumerate(paths) if path.suffix.lower() in EXTENSIONS]
-        if owners:
-            for number, features in self.mert.extract_windows(cut(paths[index]) for index in owners):
-                yield owners[number], ("audio", self.encode_audio_features(features.mean(axis=0)))
+        They are taken as they are needed, the next while those at hand are computed: any number fits into memory.
+        """
+        chunks = _chunks(items, CHUNK_BATCHES * self.batch_tokens)
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            upcoming = reader.submit(next, chunks, None)
+            while (chunk := upcoming.result()) is not None:
+                upcoming = reader.submit(next, chunks, None)
+                yield from ((item, None) for item in chunk if item.error is not None)
+                whole = [item for item in chunk if item.error is None]
+                if whole:
+                    sequences = [item.content for item in whole]
+                    for index, feature in self.embed(whole[0].modality, sequences, pooled):
+                        yield whole[index], feature
 
     def embed_midi(self, sources: Sequence, normalize: bool = False, pooled: bool = True):
         """Features of n pieces of MIDI, each a path, the bytes of a file or a mido.MidiFile."""

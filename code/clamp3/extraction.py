@@ -1,9 +1,7 @@
 """Folders of inputs -> mirrored folders of features: the work of extract_clamp3.py and extract_m3.py."""
 
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -15,46 +13,37 @@ from clamp3.distributed import finish, gather, on_main
 from clamp3.embedding import Embedder
 from clamp3.errors import UserError
 from clamp3.files import load_array, read_text, save_array
+from clamp3.reading import Item, read_item
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
 Model = TypeVar("Model")
 MODALITY = {".txt": "text", ".abc": "symbolic", ".mtf": "symbolic", ".npy": "audio"}
-# Batches sorted together: the more, the less padding; a bound on what waits in memory.
-CHUNK_BATCHES = 16
-
-
-@dataclass
-class Chunk:
-    """Inputs of one modality, read and ready for the tower."""
-
-    modality: str
-    jobs: list[Job]
-    sequences: list[np.ndarray]
-    failures: list[Outcome]
+Reader = Callable[[Embedder, Sequence[Path]], Iterator[Item]]
 
 
 def extract(
     load_embedder: Callable[[], Embedder],
     input_dir: Path,
     output_dir: Path,
-    extensions: tuple[str, ...],
+    extensions: Collection[str],
     pooled: bool,
     state: "PartialState",
+    read: Reader | None = None,
 ) -> int:
     """Write a .npy for each input under `input_dir`: (1, clamp3_hidden_size) pooled, else (1, length, hidden).
 
-    Otherwise as `extract_folder`.
+    `read` makes items of files, by default `read_inputs`; raw files need `read_raw`. Otherwise as `extract_folder`.
     """
 
     def load(jobs: list[Job]) -> Embedder:
         embedder = load_embedder()
-        if any(MODALITY[job.source.suffix.lower()] == "text" for job in jobs):
-            _ = embedder.tokenizer  # loaded by being asked for
+        embedder.prepare_for(job.source for job in jobs)
         return embedder
 
-    return extract_folder(load, partial(_outcomes, pooled=pooled), input_dir, output_dir, extensions, state)
+    outcomes = partial(_outcomes, read=read or read_inputs, pooled=pooled)
+    return extract_folder(load, outcomes, input_dir, output_dir, extensions, state)
 
 
 def extract_folder(
@@ -62,7 +51,7 @@ def extract_folder(
     outcomes: Callable[[Model, list[Job]], Iterator[Outcome]],
     input_dir: Path,
     output_dir: Path,
-    extensions: tuple[str, ...],
+    extensions: Collection[str],
     state: "PartialState",
 ) -> int:
     """Do the inputs under `input_dir`, each of which has a .npy: `outcomes` does those of a process with its model.
@@ -98,16 +87,14 @@ def _agreed(load: Callable[[], Model], state: "PartialState") -> Model:
     return model
 
 
-def _outcomes(embedder: Embedder, jobs: list[Job], pooled: bool) -> Iterator[Outcome]:
+def _outcomes(embedder: Embedder, jobs: list[Job], read: Reader, pooled: bool) -> Iterator[Outcome]:
     """Do `jobs`, in any order."""
-    chunks = _chunks(embedder, jobs)
-    with ThreadPoolExecutor(max_workers=1) as reader:  # reads the next chunk while this one is computed
-        upcoming = reader.submit(next, chunks, None)
-        while (chunk := upcoming.result()) is not None:
-            upcoming = reader.submit(next, chunks, None)
-            yield from chunk.failures
-            for index, feature in embedder.embed(chunk.modality, chunk.sequences, pooled):
-                yield save_feature(chunk.jobs[index], feature[None], embedder.precision)
+    for item, feature in embedder.embed_items(read(embedder, [job.source for job in jobs]), pooled):
+        job, repairs = jobs[item.index], tuple(item.repairs)
+        if feature is None:
+            yield Outcome(job, reason(item.error), repairs)
+        else:
+            yield save_feature(job, feature[None], embedder.precision, repairs)
 
 
 def save_feature(job: Job, feature: np.ndarray, precision: str, repairs: tuple[str, ...] = ()) -> Outcome:
@@ -121,28 +108,11 @@ def save_feature(job: Job, feature: np.ndarray, precision: str, repairs: tuple[s
     return Outcome(job, warnings=repairs)
 
 
-def _chunks(embedder: Embedder, jobs: list[Job]) -> Iterator[Chunk]:
-    """Read and encode `jobs`, one modality after the other."""
-    for modality in dict.fromkeys(MODALITY.values()):
-        chunk = Chunk(modality, [], [], [])
-        tokens = 0
-        for job in jobs:
-            if MODALITY[job.source.suffix.lower()] != modality:
-                continue
-            try:
-                sequence = read(embedder, modality, job.source)
-            except UserError:
-                raise
-            except (ValueError, OSError) as error:
-                chunk.failures.append(Outcome(job, reason(error)))
-                continue
-            chunk.jobs.append(job)
-            chunk.sequences.append(sequence)
-            tokens += len(sequence)
-            if tokens >= CHUNK_BATCHES * embedder.batch_tokens:
-                yield chunk
-                chunk, tokens = Chunk(modality, [], [], []), 0
-        yield chunk
+def read_inputs(embedder: Embedder, paths: Sequence[Path]) -> Iterator[Item]:
+    """The items of `paths`, each an input of a model as it is."""
+    for index, path in enumerate(paths):
+        modality = MODALITY[path.suffix.lower()]
+        yield read_item(Item(index, modality), partial(read, embedder, modality, path))
 
 
 def read(embedder: Embedder, modality: str, path: Path) -> np.ndarray:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clamp3.errors import UserError
+
 QUERIES, REFERENCES = 1024, 8192  # scored at once: 32 MB
 # Cosines closer than this tie: what rounding adds depends on where a row lies in its block.
 TIE = 1e-6
@@ -153,6 +155,21 @@ def reverse(right: Sequence[Sequence[int]], references: int) -> list[list[int]]:
     return owners
 
 
+def evaluate_both(
+    queries: np.ndarray, references: np.ndarray, right: Sequence[Sequence[int]]
+) -> dict[str, dict[str, Estimate]]:
+    """`evaluate` from queries to references and back; those that belong to nothing are candidates alone."""
+    directions = {
+        "query -> reference": (queries, references, right),
+        "reference -> query": (references, queries, reverse(right, len(references))),
+    }
+    figures = {}
+    for name, (askers, candidates, answers) in directions.items():
+        asking = [index for index, own in enumerate(answers) if len(own)]
+        figures[name] = evaluate(askers[asking], candidates, [answers[index] for index in asking])
+    return figures
+
+
 # ---------- scores ----------
 
 
@@ -189,10 +206,10 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     """Between normal distributions fitted to the two sets: |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½).
 
     Heusel et al. 2017, equation 6. The trace of the root is the sum of the roots of the eigenvalues of R C2 R, where
-    R R = C1. Raises ValueError for fewer than two rows in a set.
+    R R = C1. Raises UserError for fewer than two rows in a set.
     """
     if min(len(first), len(second)) < 2:
-        raise ValueError("the Fréchet distance needs two features or more in each set")
+        raise UserError("the Fréchet distance needs two features or more in each set")
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     offset = first.mean(axis=0) - second.mean(axis=0)
     covariances = np.cov(first, rowvar=False), np.cov(second, rowvar=False)

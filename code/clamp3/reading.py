@@ -1,0 +1,150 @@
+"""Raw files of any kind -> the sequences that the towers read. A file that cannot be read is an item too."""
+
+import contextlib
+import itertools
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clamp3.errors import RepairWarning, UserError
+from clamp3.files import load_array, read_text
+
+if TYPE_CHECKING:
+    from clamp3.embedding import Embedder
+    from clamp3.inputs import InputEncoder
+    from clamp3.mert import Mert
+
+LISTENERS = {"cpu": 1, "other": 4}  # threads that decode ahead of the network; each holds a file's waveform
+
+
+@dataclass
+class Item:
+    """A file that was read: what it holds, or why nothing, and what was mended."""
+
+    index: int  # of the file, in the list that is read
+    modality: str
+    content: np.ndarray | Iterator[np.ndarray] | None = None  # its tower's sequence; of sound, first its windows
+    error: Exception | None = None
+    repairs: list[str] = field(default_factory=list)
+
+
+def raw_modalities() -> dict[str, str]:
+    """The modality of each kind of file, by extension in small letters."""
+    from clamp3.convert.audio import EXTENSIONS
+    from clamp3.convert.midi import MIDI_EXTENSIONS
+
+    symbolic = (".xml", ".musicxml", ".mxl", ".abc", ".mtf", *MIDI_EXTENSIONS)
+    return {
+        ".txt": "text",
+        **dict.fromkeys(symbolic, "symbolic"),
+        ".npy": "audio",
+        **dict.fromkeys(EXTENSIONS, "audio"),
+    }
+
+
+def is_sound(path: Path) -> bool:
+    from clamp3.convert.audio import EXTENSIONS
+
+    return path.suffix.lower() in EXTENSIONS
+
+
+def read_raw(embedder: "Embedder", paths: Sequence[Path]) -> Iterator[Item]:
+    """The items of `paths` of any kinds, sound last: its windows go through MERT together."""
+    sounds = [index for index, path in enumerate(paths) if is_sound(path)]
+    for index, path in enumerate(paths):
+        if not is_sound(path):
+            modality = raw_modalities().get(path.suffix.lower(), "symbolic")
+            yield read_item(Item(index, modality), partial(read_file, embedder, path))
+    if sounds:
+        for item in listen(embedder.mert, [paths[index] for index in sounds]):
+            item.index = sounds[item.index]
+            if item.content is not None:
+                features = item.content.mean(axis=0)
+                item.content = None
+                read_item(item, partial(embedder.encode_audio_features, features))
+            yield item
+
+
+def read_file(encoder: "InputEncoder", path: Path) -> np.ndarray:
+    """The sequence of a file that holds no sound: text, MERT features, else a score or MIDI."""
+    extension = path.suffix.lower()
+    if extension == ".txt":
+        return encoder.encode_text(read_text(path))
+    if extension == ".npy":
+        return encoder.encode_audio_features(load_array(path))
+    from clamp3.convert import read_symbolic
+
+    return encoder.encode_symbolic(read_symbolic(path))
+
+
+def read_item(item: Item, read: Callable[[], np.ndarray]) -> Item:
+    """Fill `item` with what `read` returns, or with its error, and with its RepairWarnings."""
+    with warnings.catch_warnings(record=True) as caught, _errors_noted(item):
+        warnings.simplefilter("always", RepairWarning)
+        item.content = read()
+    repairs = [str(warning.message) for warning in caught if issubclass(warning.category, RepairWarning)]
+    item.repairs += dict.fromkeys(repairs)
+    return item
+
+
+@contextlib.contextmanager
+def _errors_noted(item: Item) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except SystemExit as error:
+        item.error = ValueError(f"its converter gave up: {error}")
+    except Exception as error:  # whatever a damaged file leads a reader to, the others go on
+        item.error = error
+
+
+# ---------- sound ----------
+
+
+def listen(mert: "Mert", paths: Sequence[Path]) -> Iterator[Item]:
+    """The items of `paths` with their MERT features (layers, windows, hidden), in any order."""
+    waiting: dict[int, Item] = {}  # those whose windows MERT has taken, in the order in which it took them
+    unreadable: list[Item] = []
+
+    def readable() -> Iterator[Iterator[np.ndarray]]:
+        taken = itertools.count()
+        for item in _read_ahead(paths, LISTENERS["cpu" if mert.device.type == "cpu" else "other"]):
+            if item.error is not None:
+                unreadable.append(item)
+            else:
+                waiting[next(taken)] = item
+                yield item.content
+
+    for number, features in mert.extract_windows(readable()):
+        item = waiting.pop(number)
+        item.content = features  # in place of the windows, and with them of the waveform
+        yield item
+    yield from unreadable
+
+
+def _read_ahead(paths: Sequence[Path], readers: int) -> Iterator[Item]:
+    """The sound of `paths`, in their order, the next of them read while one is used."""
+    waiting = iter(enumerate(paths))
+    with ThreadPoolExecutor(readers) as pool:
+        upcoming = deque(pool.submit(_decode, *file) for file in itertools.islice(waiting, readers))
+        while upcoming:
+            item = upcoming.popleft().result()
+            upcoming.extend(pool.submit(_decode, *file) for file in itertools.islice(waiting, 1))
+            yield item
+
+
+def _decode(index: int, path: Path) -> Item:
+    from clamp3.convert.audio import read_audio, windows
+
+    item = Item(index, "audio")
+    with _errors_noted(item):
+        item.content = windows(read_audio(path, item.repairs.append), item.repairs.append)
+    return item

@@ -1,0 +1,74 @@
+"""How well the files of one folder find those of another: MRR, Hit@1/10/100, median rank, nDCG@10, in both directions.
+
+The right references of a query have its relative folder and its name up to the first dot; there may be several:
+    python clamp3_eval.py QUERY_DIR REF_DIR
+Where names do not tell, by lines "query,reference", relative to the folders:
+    python clamp3_eval.py QUERY_DIR REF_DIR --pairs FILE.csv
+Each folder (language, genre) by itself too: its queries, and the references that belong to them or lie in the folder
+of the same name:
+    python clamp3_eval.py QUERY_DIR REF_DIR --by_folder --json figures.jsonl
+A rank is that of the best right reference; wrong ones that tie with it count before it. In brackets are 95 %
+intervals, by bootstrap over queries. The folders may hold files of all kinds that clamp3_embd.py takes, or features
+(.npy of the shape (1, 768)) that it made with --get_global: make those first where a folder is large.
+"""
+
+from pathlib import Path
+
+from cli import answers_parser, print_table, run, save_json
+
+
+def main() -> int:
+    parser = answers_parser(__doc__, "query_dir", "folder of raw files or of features, searched recursively")
+    parser.add_argument("--pairs", type=Path, metavar="FILE.csv", help="which query belongs to which reference")
+    parser.add_argument("--by_folder", action="store_true", help="each folder of QUERY_DIR by itself too")
+    args = parser.parse_args()
+
+    # Only now, so that --help and mistyped options answer at once.
+    import utils
+    from clamp3.batch import show
+    from clamp3.collection import check_comparable, load_collection
+    from clamp3.distributed import start
+    from clamp3.pairing import folder_parts, pair_by_csv, pair_by_name, unpaired
+    from clamp3.retrieval import evaluate_both
+
+    load_embedder = utils.embedder_loader(args, start(args.device, args.threads).device)
+    queries, references = (load_collection(path, load_embedder) for path in (args.query_dir, args.ref_dir))
+    check_comparable(queries, references)
+    names = queries.files, references.files
+    right = pair_by_csv(args.pairs, *names) if args.pairs else pair_by_name(*names)
+    alone = unpaired(*names, right)
+
+    parts = [(None, list(range(len(queries.files))), list(range(len(references.files))))]
+    if args.by_folder:
+        parts += folder_parts(*names, right)
+    records = []
+    for folder, asking, candidates in parts:
+        place = {reference: index for index, reference in enumerate(candidates)}
+        answers = [[place[reference] for reference in right[query]] for query in asking]
+        figures = evaluate_both(queries.features[asking], references.features[candidates], answers)
+        several = sum(len(own) > 1 for own in answers)
+        counts = {"queries": len(asking), "with several right references": several, "references": len(candidates)}
+        print(f"{folder or 'all'}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+        print_figures(figures)
+        for direction, estimates in figures.items():
+            values = {name: [estimate.value, estimate.low, estimate.high] for name, estimate in estimates.items()}
+            records.append({"folder": folder, "direction": direction, **counts, **values})
+    save_json(args.json, records)
+    show("without a partner, so candidates alone", alone)
+    queries.report()
+    references.report()
+    return 1 if queries.failures or references.failures else 0
+
+
+def print_figures(figures: dict[str, dict]) -> None:
+    """Print a table with a row for each figure and a column for each direction."""
+    rows = zip(*(estimates.items() for estimates in figures.values()), strict=True)
+    table = [
+        (both[0][0], *(f"{value.value:.4f} [{value.low:.4f}, {value.high:.4f}]" for _, value in both)) for both in rows
+    ]
+    print_table(("", *figures), table)
+    print()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,47 @@
+"""Search a folder: the files closest to a text, or to a file of any kind.
+
+By a text in any language, in quotes:
+    python clamp3_search.py "a lively Irish reel" REF_DIR
+By a file, for the 20 closest, as JSON lines too:
+    python clamp3_search.py QUERY.mid REF_DIR --top_k 20 --json found.jsonl
+With the small model that comes with the code, which needs no download:
+    python clamp3_search.py "a slow air" REF_DIR --variant tiny
+QUERY and the files under REF_DIR may be of any kinds that clamp3_embd.py takes: they are embedded on the way, and
+those that cannot be read are listed (exit code 1). For large or often searched folders make features first:
+    python clamp3_embd.py REF_DIR FEATURES --get_global
+    python clamp3_search.py "a lively Irish reel" FEATURES
+A .npy of the shape (1, 768) is such a feature; one of (…, T, 768) is MERT features, and is embedded. The hidden
+states that clamp3_embd.py and extract_clamp3.py write without --get_global are neither, but look like MERT features.
+"""
+
+from cli import answers_parser, positive, print_table, run, save_json
+
+
+def main() -> int:
+    parser = answers_parser(__doc__, "query", "a file, or a text in quotes")
+    parser.add_argument("--top_k", type=positive, default=10, help="how many to show; default: %(default)s")
+    args = parser.parse_args()
+
+    # Only now, so that --help and mistyped options answer at once.
+    import utils
+    from clamp3.collection import check_comparable, load_collection, load_query
+    from clamp3.distributed import start
+    from clamp3.retrieval import top_k
+
+    load_embedder = utils.embedder_loader(args, start(args.device, args.threads).device)
+    query = load_query(args.query, load_embedder)
+    references = load_collection(args.ref_dir, load_embedder)
+    check_comparable(query, references)
+    indices, cosines = top_k(query.features, references.features, args.top_k)
+    found = [
+        {"rank": rank, "cosine": float(cosine), "file": references.files[index]}
+        for rank, (index, cosine) in enumerate(zip(indices[0], cosines[0], strict=True), 1)
+    ]
+    print_table(("rank", "cosine", "file"), (record.values() for record in found))
+    save_json(args.json, ({"query": args.query, **record} for record in found))
+    references.report()
+    return 1 if references.failures else 0
+
+
+if __name__ == "__main__":
+    run(main)
