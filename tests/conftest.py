@@ -101,17 +101,15 @@ class TrainingData:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.fixture(scope="session")
-def training_data(tmp_path_factory) -> TrainingData:
-    """48 folk tunes in ABC, their descriptions in the fields of M4-RAG, and random features in place of audio."""
+def write_training_data(folder: Path, count: int) -> TrainingData:
+    """Folk tunes in ABC, their descriptions in the fields of M4-RAG, and random features in place of audio."""
     from corpus import describe, folk_tunes
 
-    folder = tmp_path_factory.mktemp("data")
     data = TrainingData(folder, folder / "symbolic.jsonl", folder / "audio.jsonl", folder / "abc")
-    data.abc.mkdir()
+    data.abc.mkdir(parents=True)
     rng = np.random.default_rng(0)
     with open(data.symbolic, "w", encoding="utf-8") as symbolic, open(data.audio, "w", encoding="utf-8") as audio:
-        for number, tune in enumerate(islice(folk_tunes(), 48)):
+        for number, tune in enumerate(islice(folk_tunes(), count)):
             item = {"id": f"tune {number}", "title": tune.title, "genres": [tune.rhythm], "analysis": describe(tune)}
             item |= {"artists": None, "tags": [], "language": "en", "translations": None}
             if number % 2:
@@ -121,6 +119,11 @@ def training_data(tmp_path_factory) -> TrainingData:
             symbolic.write(json.dumps({**item, "filepaths": [f"abc/{number}.abc"]}) + "\n")
             audio.write(json.dumps({**item, "filepaths": [f"{number}.npy"]}) + "\n")
     return data
+
+
+@pytest.fixture(scope="session")
+def training_data(tmp_path_factory) -> TrainingData:
+    return write_training_data(tmp_path_factory.mktemp("data"), 48)
 
 
 @pytest.fixture(scope="session")

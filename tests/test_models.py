@@ -10,7 +10,6 @@ from transformers import DistilBertConfig, DistilBertModel
 
 from clamp3.losses import ClipLoss
 from clamp3.models import CLaMP3Model, M3Model, ModelSizes, PatchEmbedding, encode, masked_mean, text_config
-from conftest import BIN, ROOT, run
 from golden_model import GOLDEN, golden_json, golden_model
 
 RECORDED = golden_json("model.json")
@@ -181,9 +180,3 @@ def test_clip_loss_is_the_symmetric_cross_entropy():
     columns = -np.diag(logits - np.log(np.exp(logits).sum(axis=0, keepdims=True))).mean()
     loss = ClipLoss(logit_scale=3)(torch.from_numpy(text), torch.from_numpy(music))
     assert loss.item() == pytest.approx((rows + columns) / 2)
-
-
-def test_clip_loss_of_two_processes_is_that_of_the_global_batch():
-    """A step of DistributedDataParallel on two halves of a batch against one process on all of it."""
-    done = run(BIN / "torchrun", "--nproc_per_node", "2", ROOT / "tests" / "two_processes_loss.py", cwd=ROOT)
-    assert done.stdout.count("equal") == 2

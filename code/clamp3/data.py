@@ -5,6 +5,9 @@ not from what was drawn before: the number of workers and processes and restarts
 """
 
 import json
+import multiprocessing
+import os
+import threading
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,6 +28,7 @@ NOT_TEXT = ("id", "filepaths", "language", "translations")
 MUSIC_EXTENSIONS = {"symbolic": (".abc", ".mtf"), "audio": (".npy",)}
 WITHOUT_INSTRUMENTS = 0.9  # share of the symbolic training items that lose their instruments' names and programs
 MASKED, SHUFFLED = 0.8, 0.1  # shares of the pieces whose selected patches are masked, or shuffled (else: kept)
+ON_CPU = ("selected", "targets")
 SHOWN_ERRORS = 20
 
 
@@ -324,8 +328,7 @@ def shuffled(patch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 class Batch:
     """Examples of one process, stacked: by sequence, a tensor (batch, longest, …) and masks (batch, longest).
 
-    Masks, and what says which patches are selected, stay on the CPU: their ones are counted without waiting for the
-    device.
+    Masks and what is ON_CPU stay there: what they select can be counted without waiting for the device.
     """
 
     names: list[str]
@@ -336,7 +339,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         moved = {
-            name: (tensor if name == "selected" else tensor.to(device, non_blocking=True), masks)
+            name: (tensor if name in ON_CPU else tensor.to(device, non_blocking=True), masks)
             for name, (tensor, masks) in self.tensors.items()
         }
         return Batch(self.names, moved)
@@ -411,17 +414,28 @@ def loader(
         collate_fn=collate,
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=end_with_parent if workers else None,
         multiprocessing_context="spawn" if workers else None,  # forks of a process with threads may hang
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # its own, so that training's random numbers do not depend on restarts
     )
 
 
+def end_with_parent(_worker: int) -> None:
+    """Let this worker process end when the one that started it does, even if that is killed."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def checked(batches: Iterable[Batch | ItemError]) -> Iterator[Batch]:
     """The batches of a loader. Raises the ItemError of an item that could not be read."""
     for batch in batches:
         if isinstance(batch, ItemError):
-            raise batch
+            raise ItemError(str(batch))  # not itself: in a cycle with this frame, it would keep workers alive
         yield batch
 
 

@@ -3,6 +3,8 @@
 Parameter names are those of the released checkpoints.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -87,23 +89,39 @@ def encode(tower: nn.Module, masks: Tensor, **inputs: Tensor) -> BaseModelOutput
 
 def encode_layer(layer: nn.Module, hidden_states: Tensor, real: Tensor, attended: Tensor) -> Tensor:
     """One BERT layer over packed positions (positions, hidden), which `real` numbers in the padded batch."""
-    context = _attend(layer.attention.self, hidden_states, real, attended)
+    attention, shape = layer.attention.self, (attended.shape[0], attended.shape[-1])
+    projected = [projection(hidden_states) for projection in (attention.query, attention.key, attention.value)]
+    context = _attend(projected, real, shape, attention.num_attention_heads, attention.dropout, attn_mask=attended)
     hidden_states = layer.attention.output(context, hidden_states)
     return layer.output(layer.intermediate(hidden_states), hidden_states)
 
 
-def _attend(attention: nn.Module, hidden_states: Tensor, real: Tensor, attended: Tensor) -> Tensor:
-    """Multi-head self-attention of packed positions (positions, hidden), each within its own item of the batch."""
-    batch, length = attended.shape[0], attended.shape[-1]
+def decode_layer(layer: nn.Module, hidden_states: Tensor, real: Tensor, shape: tuple[int, int]) -> Tensor:
+    """One GPT-2 layer over packed positions (positions, hidden), which `real` numbers in a batch (batch, length).
+
+    Padding comes last, where nothing before attends to it.
+    """
+    attention = layer.attn
+    projected = attention.c_attn(layer.ln_1(hidden_states)).chunk(3, dim=-1)
+    context = _attend(projected, real, shape, attention.num_heads, attention.attn_dropout, is_causal=True)
+    hidden_states = hidden_states + attention.resid_dropout(attention.c_proj(context))
+    return hidden_states + layer.mlp(layer.ln_2(hidden_states))
+
+
+def _attend(
+    projected: Sequence[Tensor], real: Tensor, shape: tuple[int, int], num_heads: int, dropout: nn.Dropout, **masking
+) -> Tensor:
+    """Multi-head self-attention of packed positions (positions, hidden), each within its own item of the batch.
+
+    `projected` holds queries, keys and values.
+    """
     heads = [
-        _unpack(projection(hidden_states), real, (batch, length))
-        .unflatten(-1, (attention.num_attention_heads, -1))
-        .transpose(1, 2)  # (batch, heads, length, head size)
-        for projection in (attention.query, attention.key, attention.value)
+        _unpack(part, real, shape).unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (batch, heads, length, head size)
+        for part in projected
     ]
-    dropout = attention.dropout.p if attention.training else 0.0
-    context = F.scaled_dot_product_attention(*heads, attn_mask=attended, dropout_p=dropout)
-    return context.transpose(1, 2).reshape(batch * length, -1)[real]
+    dropout_p = dropout.p if dropout.training else 0.0
+    context = F.scaled_dot_product_attention(*heads, dropout_p=dropout_p, **masking)
+    return context.transpose(1, 2).flatten(0, 1).flatten(1)[real]
 
 
 def _unpack(packed: Tensor, real: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -168,16 +186,25 @@ class M3TokenDecoder(nn.Module):
         )
 
     def forward(self, patch_features: Tensor, target_patches: Tensor) -> Tensor:
-        """Mean cross-entropy of `target_patches` (patches, patch_size) given `patch_features` (patches, hidden)."""
+        """Mean cross-entropy of `target_patches` (patches, patch_size) given `patch_features` (patches, hidden).
+
+        The same as GPT-2's own `forward`, but over characters alone: most patches are far shorter than they may be.
+        Targets may stay on the CPU; then nothing has to wait for the device.
+        """
+        device, gpt = patch_features.device, self.base.transformer
         targets = target_patches.long()
-        is_character = targets != PAD_ID
-        embeddings = self.base.transformer.wte(targets)  # (patches, patch_size, hidden)
-        embeddings = torch.cat([patch_features.unsqueeze(1), embeddings[:, 1:]], dim=1)
-        logits = self.base(inputs_embeds=embeddings, attention_mask=is_character.long()).logits
-        labels = targets.masked_fill(~is_character, IGNORED_LABEL)
-        return F.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED_LABEL
-        )
+        shape = tuple(targets.shape)
+        real = (targets.flatten() != PAD_ID).nonzero().squeeze(1)  # (characters,)
+        following = F.pad(targets[:, 1:], (0, 1), value=PAD_ID).flatten()[real]
+        labels = copied(following.masked_fill(following == PAD_ID, IGNORED_LABEL), device)
+        characters, real = copied(targets.flatten()[real], device), copied(real, device)
+        places = real % shape[1]
+        embeddings = torch.where((places == 0)[:, None], patch_features[real // shape[1]], gpt.wte(characters))
+        hidden_states = gpt.drop(embeddings + gpt.wpe(places))  # (characters, hidden)
+        for layer in gpt.h:
+            hidden_states = decode_layer(layer, hidden_states, real, shape)
+        logits = self.base.lm_head(gpt.ln_f(hidden_states))
+        return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL)
 
 
 class M3Model(nn.Module):
@@ -193,9 +220,10 @@ class M3Model(nn.Module):
     ) -> Tensor:
         """The loss over the patches that `selected_indices` (batch, length) marks; `target_patches` is clean."""
         hidden_states = self.encoder(input_patches, input_masks).last_hidden_state
-        selected = copied(selected_indices.flatten().nonzero().squeeze(1), hidden_states.device)  # (patches,)
-        targets = target_patches.reshape(hidden_states.shape[0] * hidden_states.shape[1], -1)  # (…, patch_size)
-        return self.decoder(hidden_states.flatten(0, 1)[selected], targets[selected])
+        selected = selected_indices.flatten().nonzero().squeeze(1)  # (patches,)
+        targets = target_patches.reshape(len(selected_indices.flatten()), -1)  # (…, patch_size)
+        features = hidden_states.flatten(0, 1)[copied(selected, hidden_states.device)]
+        return self.decoder(features, targets[selected.to(targets.device)])
 
     def get_symbolic_features(self, inputs: Tensor, masks: Tensor, get_global: bool = False) -> Tensor:
         """Hidden states (batch, length, hidden) of patches (batch, length, patch_size); M3 has no global feature."""

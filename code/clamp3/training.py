@@ -155,7 +155,7 @@ class Reconstruction:
         with autocast():
             loss = self.loss(batch)
         weight = characters_to_predict(batch)
-        loss = loss * weight / mean_over_processes(weight)
+        loss = loss * weight / mean_over_processes(copied(weight, loss.device))
         scale(loss).backward()
         return loss.detach()
 
@@ -171,10 +171,9 @@ class Reconstruction:
 
 
 def characters_to_predict(batch: Batch) -> Tensor:
-    """How many characters the loss of an M3 batch is the mean of, as a scalar on the batch's device."""
+    """How many characters the loss of an M3 batch is the mean of, as a scalar."""
     selected, targets = batch.tensors["selected"][0], batch.tensors["targets"][0]
-    rows = copied(selected.flatten().nonzero().squeeze(1), targets.device)
-    return (targets.flatten(0, 1)[rows, 1:] != PAD_ID).sum().float()
+    return (targets[selected.bool()][:, 1:] != PAD_ID).sum().float()
 
 
 # ---------- random numbers and processes ----------
@@ -444,8 +443,9 @@ class Trainer:
         """Take everything but the weights from a checkpoint of this stage, ours or the original's."""
         if states := optimizer_states(checkpoint, self.model):
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
-            self.scheduler.last_epoch = checkpoint["lr_sched"]["last_epoch"]
-            for group in self.optimizer.param_groups:  # the learning rate is the configured one
+            own = self.scheduler.state_dict()
+            self.scheduler.load_state_dict({**own, **checkpoint["lr_sched"], "base_lrs": own["base_lrs"]})
+            for group in self.optimizer.param_groups:  # the rate is the configured one
                 group["lr"] = group["initial_lr"] * self.warm_up(self.scheduler.last_epoch)
         else:
             self.say("optimizer and warm-up start anew: the checkpoint has no such state, or one that does not fit")
@@ -567,12 +567,14 @@ def draw_curves(logs_path: Path, picture: Path) -> int:
         epochs = epochs if figures["epoch"] > 1 else {}
         epochs[figures["epoch"]] = figures
     figure = Figure(figsize=(10, 4), layout="constrained")
-    names = [name for name in next(iter(epochs.values())) if name.endswith(("loss", "MRR", "Hit@10"))]
-    losses = [name for name in names if name.endswith("loss")]
-    for axes, shown in zip(figure.subplots(1, 2), (losses, [n for n in names if n not in losses]), strict=True):
-        for name in shown:
+    last = next(reversed(epochs.values()))
+    groups = [[name for name in last if name.endswith(ends)] for ends in ("loss", ("MRR", "Hit@10"))]
+    groups = [names for names in groups if names]  # M3 has losses alone
+    for axes, names in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+        for name in names:
             axes.plot(list(epochs), [figures[name] for figures in epochs.values()], marker=".", label=name)
         axes.set_xlabel("epoch")
         axes.legend()
+    picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=120)
     return 0

@@ -1,0 +1,536 @@
+"""The training loop: gradients, figures, restarts, logs, and the commands as users run them."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from clamp3.checkpoints import start_from_m3
+from clamp3.data import Collate, checked
+from clamp3.errors import UserError
+from clamp3.files import partial_name
+from clamp3.models import M3Model
+from clamp3.training import Settings, Trainer, draw_curves, prepare_layers
+from conftest import BIN, CODE, ROOT, run, write_training_data
+from training_runs import (
+    HELD_OUT,
+    assert_same_weights,
+    differences,
+    make_trainer,
+    with_plain_steps,
+)
+
+
+@pytest.fixture
+def trainer_of(small_model, training_data, tmp_path):
+    """Makes a trainer whose weights and logs go to a folder of the test."""
+
+    def make(kind: str, output: str = "run", data_folder=training_data.folder, **options) -> Trainer:
+        return make_trainer(kind, small_model.folder, data_folder, tmp_path / output, **options)
+
+    return make
+
+
+# ---------- gradients and figures ----------
+
+
+def test_two_processes_step_like_one_on_the_global_batch(small_model, training_data):
+    """Weights after an epoch and all figures; for M3 too, and with batches in pieces."""
+    command = [BIN / "torchrun", "--nproc_per_node", "2", ROOT / "tests" / "two_processes.py"]
+    done = run(*command, small_model.folder, training_data.folder, cwd=ROOT)
+    assert done.stdout.count("equal: ") == 2 * 4
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "audio"])
+def test_batches_in_pieces_have_the_gradients_of_the_whole(trainer_of, kind):
+    whole = with_plain_steps(trainer_of(kind, dropout=False))
+    pieces = with_plain_steps(trainer_of(kind, dropout=False, micro_batch=3))
+    for trainer in (whole, pieces):
+        trainer.train_epoch()
+    assert pieces.progress.loss_sum == pytest.approx(whole.progress.loss_sum, rel=1e-5)
+    assert_same_weights(pieces.model, whole.model, atol=1e-6, rtol=1e-5)
+
+
+def test_pieces_drop_out_the_same_the_second_time(trainer_of):
+    """Against one graph over the same pieces, with dropout."""
+    trainer = trainer_of("symbolic", micro_batch=3)
+    objective, model = trainer.objective, trainer.model.train()
+    batch = next(checked(trainer.loaders[0]))
+    torch.manual_seed(0)
+    loss = objective.backward(batch, trainer.autocast, lambda loss: loss)
+    after = torch.get_rng_state()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    torch.manual_seed(0)
+    text, music = zip(*(objective.features(piece) for piece in batch.pieces(3)), strict=True)
+    expected = model.loss(torch.cat(text), torch.cat(music))
+    expected.backward()
+    assert torch.equal(torch.get_rng_state(), after)
+    torch.testing.assert_close(loss, expected.detach())
+    assert gradients.keys() == {name for name, p in model.named_parameters() if p.grad is not None}
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, model.get_parameter(name).grad, atol=1e-5, rtol=1e-4)
+    with pytest.raises(AssertionError):  # other dropout would show
+        torch.testing.assert_close(loss, objective.backward(batch, trainer.autocast, lambda loss: loss))
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "m3"])
+def test_recomputing_layers_changes_nothing(trainer_of, kind):
+    plain, changed = trainer_of(kind), trainer_of(kind)
+    prepare_layers(towers_of(changed.model), compile_layers=False, recompute_layers=True)
+    for trainer in (plain, changed):
+        torch.manual_seed(0)
+        with_plain_steps(trainer).train_epoch()
+    assert changed.progress.loss_sum == plain.progress.loss_sum
+    assert_same_weights(changed.model, plain.model, atol=0, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("clang")), reason="needs a C++ compiler")
+def test_compiled_layers_have_the_same_gradients(trainer_of):
+    """Without dropout, which compiled code draws in another order."""
+    plain, changed = (trainer_of("m3", dropout=False) for _ in range(2))
+    prepare_layers(towers_of(changed.model), compile_layers=True, recompute_layers=False)
+    for trainer in (plain, changed):
+        with_plain_steps(trainer).train_epoch()
+    assert changed.progress.loss_sum == pytest.approx(plain.progress.loss_sum, rel=1e-5)
+    assert_same_weights(changed.model, plain.model, atol=1e-6, rtol=1e-5)
+
+
+def towers_of(model) -> list:
+    return [model.encoder.base] if isinstance(model, M3Model) else [model.text_model, model.symbolic_model.base]
+
+
+def test_figures_are_those_of_plain_numpy(trainer_of):
+    """Loss and retrieval over all held-out items, the last and short batch too: each item alone, without padding."""
+    trainer = trainer_of("symbolic", batch_size=4, new=True)
+    figures = trainer.evaluate()
+    examples = trainer.loaders[1].dataset
+    trainer.model.eval()
+    features = {"text": [], "music": []}
+    for index in range(len(examples)):
+        batch = Collate({})([examples[0, index]])
+        with torch.no_grad():
+            for name, part in zip(features, trainer.objective.features(batch), strict=True):
+                features[name].append(part[0].numpy())
+    text, music = (np.array(part, np.float64) for part in features.values())
+
+    losses = []
+    for start in range(0, HELD_OUT, 4):
+        logits = text[start : start + 4] @ music[start : start + 4].T
+        for square in (logits, logits.T):
+            losses += list(-np.diag(square - np.log(np.exp(square).sum(axis=1, keepdims=True))))
+    assert len(losses) == 2 * HELD_OUT
+    expected = {"eval_loss": np.mean(losses)}
+    cosines = (text / np.linalg.norm(text, axis=1, keepdims=True)) @ (music / np.linalg.norm(music, axis=1)[:, None]).T
+    for direction, scores in (("text_to_music", cosines), ("music_to_text", cosines.T)):
+        # Two of the tunes have one text: what ties with the right one ranks before it.
+        ranks = np.array([sum(row > row[index] - 1e-6) for index, row in enumerate(scores)])
+        expected[f"{direction}_MRR"] = np.mean(1 / ranks)
+        expected |= {f"{direction}_Hit@{k}": np.mean(ranks <= k) for k in (1, 10, 100)}
+    assert figures == pytest.approx(expected, rel=1e-4)
+
+
+def test_train_loss_is_the_mean_over_the_items_of_the_epoch(trainer_of):
+    trainer, seen = trainer_of("symbolic", log_steps=3), []
+    backward = trainer.objective.backward
+
+    def noting(batch, *others):
+        loss = backward(batch, *others)
+        seen.append((loss.item(), len(batch)))
+        return loss
+
+    trainer.objective.backward = noting
+    trainer.train_epoch()
+    losses, counts = zip(*seen, strict=True)
+    assert trainer.progress.items == sum(counts) == 32
+    assert trainer.progress.loss_sum / trainer.progress.items == pytest.approx(np.average(losses, weights=counts))
+
+
+# ---------- learning ----------
+
+
+def test_warm_up_is_a_thousand_steps_and_goes_on_after_a_restart(trainer_of):
+    assert trainer_of("m3", warmup_steps=Settings.warmup_steps).warm_up(0) == 0.001
+    trainer, rates = trainer_of("symbolic", warmup_steps=6, save_steps=3), []
+    step = trainer.step
+
+    def noting(batch):
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        step(batch)
+
+    trainer.step = noting
+    trainer.fit()
+    assert rates == pytest.approx([1e-3 * min(1, number / 6) for number in range(1, 9)])
+    resumed = trainer_of("symbolic", warmup_steps=6, epochs=3)
+    assert resumed.restore() and resumed.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+    assert resumed.scheduler.last_epoch == 8
+    # A checkpoint from within the warm-up, and a changed knob, which counts.
+    early = trainer_of("symbolic", "early", warmup_steps=16, epochs=1)
+    early.fit()
+    other = trainer_of("symbolic", "early", warmup_steps=16, learning_rate=1e-2)
+    assert other.restore() and other.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * 5 / 16)
+
+
+def test_frozen_parts_stay_as_they_are_bit_for_bit(trainer_of):
+    frozen = ("text_model", "text_proj")
+    trainer = trainer_of("symbolic", frozen=frozen)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.fit()
+    assert not trainer.model.text_model.training and not trainer.model.audio_model.training
+    after = trainer.model.state_dict()
+    changed = {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed == {"symbolic_model", "symbolic_proj"}
+
+
+def test_m3_learns_bars_that_it_has_not_seen_and_gives_clamp3_a_start(small_model, tmp_path):
+    """On 240 tunes. Chance, for characters by their frequency, is about 2.9 nats. Then, from M3's encoder or from
+    scratch, text and music are brought together for as many steps: the loss from M3's is lower."""
+    write_training_data(tmp_path / "data", 240)
+
+    def trainer(kind: str, output: str, epochs: int) -> Trainer:
+        folders = small_model.folder, tmp_path / "data", tmp_path / output
+        return make_trainer(kind, *folders, new=True, held_out=40, batch_size=16, epochs=epochs)
+
+    m3 = trainer("m3", "m3", 6)
+    untrained = m3.evaluate()["eval_loss"]
+    m3.fit()
+    characters = Counter("".join(path.read_text() for path in tmp_path.glob("data/abc/*")))
+    shares = np.array(list(characters.values())) / sum(characters.values())
+    chance = -(shares * np.log(shares)).sum()
+    assert m3.progress.min_eval_loss < 0.7 * chance < 0.7 * untrained
+
+    losses = {}
+    for start in ("M3", "scratch"):
+        clamp3 = trainer("symbolic", start, 5)
+        if start == "M3":
+            start_from_m3(clamp3.model, tmp_path / "m3" / "weights_m3.pth")
+        clamp3.fit()
+        losses[start] = clamp3.progress.min_eval_loss
+    assert losses["M3"] < losses["scratch"]
+
+
+# ---------- checkpoints ----------
+
+
+def test_runs_that_are_killed_and_started_again_give_the_same_weights(small_model, training_data, tmp_path):
+    """By kill -9 at random moments, with and without data workers, in one process and in two; bit for bit."""
+    seed = np.random.default_rng().integers(10**6)
+    command = [sys.executable, ROOT / "tests" / "killed_runs.py", small_model.folder, training_data.folder, tmp_path]
+    done = run(*command, seed, cwd=ROOT)
+    assert done.stdout.count("equal after 2 kills") == 3, done.stdout
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("weights*")}
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_as_it_was(trainer_of, tmp_path):
+    trainer_of("symbolic", epochs=1).fit()
+    folder = tmp_path / "run"
+    before = contents(folder)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = len(before["weights_clamp3_last.pth"])
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"weights_clamp3_last\.pth cannot be written .*checkpoint is as it was"):
+            trainer_of("symbolic", save_steps=2).fit()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert contents(folder) == before and not list(folder.glob(".*"))
+    trainer_of("symbolic", save_steps=2).fit()
+    whole = trainer_of("symbolic", "whole", save_steps=2)
+    whole.fit()
+    checkpoints = [torch.load(tmp_path / run / "weights_clamp3_last.pth") for run in ("run", "whole")]
+    assert not differences(*checkpoints)
+
+
+def test_what_a_killed_process_was_writing_is_removed(trainer_of, tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    tmp_path.joinpath("run").mkdir()
+    left, others = (tmp_path / "run" / partial_name(process) for process in (gone.pid, os.getppid()))
+    for path in (left, others):
+        path.write_bytes(b"half a checkpoint")
+    trainer_of("symbolic", epochs=0).fit()
+    assert not left.exists() and others.exists()
+
+
+def test_checkpoints_hold_what_the_original_writes_and_more(trainer_of, tmp_path):
+    trainer_of("symbolic", save_every=1).fit()
+    checkpoint = torch.load(tmp_path / "run" / "weights_clamp3_last.pth", weights_only=True)
+    assert checkpoint["epoch"] == 2 and checkpoint["modality"] == "symbolic"
+    for key in ("model", "optimizer", "lr_sched", "best_epoch", "min_eval_loss", "scaler", "random_states"):
+        assert key in checkpoint
+    each = [torch.load(tmp_path / "run" / f"weights_clamp3_{epoch}.pth", weights_only=True) for epoch in (1, 2)]
+    assert [saved["epoch"] for saved in each] == [1, 2] and not differences(each[1], checkpoint)
+    trainer_of("m3", epochs=1).fit()
+    assert "modality" not in torch.load(tmp_path / "run" / "weights_m3_last.pth", weights_only=True)
+
+
+@pytest.mark.parametrize("other_order", [False, True])
+def test_a_run_of_the_original_is_taken_up(trainer_of, tmp_path, other_order):
+    """Its best weights, with the optimizer's state over all parameters, in whatever order its library had them."""
+    trainer_of("symbolic", epochs=1).fit()
+    ours = torch.load(tmp_path / "run" / "weights_clamp3_last.pth", weights_only=True)
+    weights, saved = ours["model"], ours["optimizer"]
+    if other_order:
+        weights = dict(sorted(weights.items()))
+        places = {name: place for place, name in enumerate(ours["model"])}
+        states = {new: saved["state"].get(places[name]) for new, name in enumerate(weights)}
+        saved = {**saved, "state": {place: state for place, state in states.items() if state}}
+    keys = ("lr_sched", "epoch", "best_epoch", "min_eval_loss", "modality")
+    folder = tmp_path / "original"
+    folder.mkdir()
+    theirs = {"model": weights, "optimizer": saved, **{key: ours[key] for key in keys}}
+    torch.save(theirs, folder / "weights_clamp3.pth")
+    resumed, trainer = trainer_of("symbolic", "original"), trainer_of("symbolic")
+    for taken in (resumed, trainer):
+        assert taken.restore()
+    assert not differences(resumed.optimizer.state_dict(), trainer.optimizer.state_dict())
+    assert resumed.progress == trainer.progress and resumed.progress.epoch == 1
+    resumed.fit()
+    assert resumed.progress.epoch == 2 and resumed.scheduler.last_epoch == 8
+
+
+def test_an_optimizer_that_does_not_fit_starts_anew(trainer_of, tmp_path, capsys):
+    trainer = trainer_of("symbolic", epochs=1)
+    trainer.fit()
+    path = tmp_path / "run" / "weights_clamp3_last.pth"
+    for saved in (None, {"state": {}, "param_groups": [{"params": [0, 1]}]}):
+        torch.save({**torch.load(path, weights_only=True), "optimizer": saved}, path)
+        resumed = trainer_of("symbolic")
+        assert resumed.restore() and resumed.progress.epoch == 1 and not resumed.optimizer.state
+        assert "optimizer and warm-up start anew" in capsys.readouterr().out
+
+
+def test_another_modality_or_another_frozen_part_is_a_new_stage(trainer_of, tmp_path, capsys):
+    frozen = ("text_model", "text_proj")
+    symbolic = trainer_of("symbolic", epochs=3)
+    symbolic.fit()
+    best = torch.load(tmp_path / "run" / "weights_clamp3.pth", weights_only=True)
+    for kind, frozen_parts in (("audio", frozen), ("audio", ()), ("symbolic", frozen)):
+        stage = trainer_of(kind, frozen=frozen_parts, epochs=1)
+        assert stage.restore() and stage.progress == trainer_of("audio").progress and not stage.optimizer.state
+        assert not differences(dict(stage.model.state_dict()), best["model"])
+        assert "a new stage" in capsys.readouterr().out
+        stage.fit()
+        assert stage.progress.epoch == 1
+        best = torch.load(tmp_path / "run" / "weights_clamp3.pth", weights_only=True)
+        assert best["epoch"] == 1 and best["modality"] == kind
+    again = trainer_of("symbolic", frozen=frozen, epochs=1)
+    again.fit()
+    assert "all 1 epochs are done" in capsys.readouterr().out
+    scratch = trainer_of("symbolic", frozen=frozen, epochs=1, resume=False)
+    scratch.fit(lambda: "from the very start")
+    assert "from the very start" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [3e38, -3e38])
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_items(trainer_of, training_data, tmp_path, value):
+    trainer_of("audio", epochs=1).fit()
+    before = contents(tmp_path / "run")
+    data = tmp_path / "data"
+    shutil.copytree(training_data.folder, data)
+    huge = np.where(np.arange(128) % 2, value, value / 2).astype(np.float32)  # but finite, so that no check refuses it
+    for number in (20, 30):
+        np.save(data / f"{number}.npy", np.tile(huge, (1, 4, 1)))
+    trainer = trainer_of("audio", data_folder=data, save_steps=1)
+    with pytest.raises(UserError, match=r"the loss of step \d is nan: .*items of that step: .*tune (20|30)\b"):
+        trainer.fit()
+    files = contents(tmp_path / "run")
+    assert files["weights_clamp3.pth"] == before["weights_clamp3.pth"]
+    last = torch.load(tmp_path / "run" / "weights_clamp3_last.pth", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in last["model"].values())
+
+
+def test_weights_that_are_no_numbers_are_not_saved(trainer_of, tmp_path):
+    trainer = trainer_of("symbolic", epochs=1)
+    trainer.fit()
+    before = contents(tmp_path / "run")
+    with torch.no_grad():
+        trainer.model.text_proj.weight[0, 0] = float("nan")
+    with pytest.raises(UserError, match="weights that are not finite"):
+        trainer.save(tmp_path / "run" / "weights_clamp3_last.pth")
+    assert contents(tmp_path / "run") == before
+
+
+def test_small_sets_will_do(trainer_of):
+    """Batches larger than the set, in training and in evaluation."""
+    trainer = trainer_of("symbolic", batch_size=100, epochs=1)
+    trainer.fit()
+    assert trainer.progress.step == 1 and np.isfinite(trainer.progress.min_eval_loss)
+
+
+# ---------- logs ----------
+
+
+def test_logs_are_as_documented_and_go_on(trainer_of, tmp_path):
+    trainer_of("symbolic", epochs=1).fit()
+    trainer_of("symbolic", epochs=2).fit()
+    number = r"\d+\.\d+(e-\d+)?"
+    entry = rf"Epoch {{}}\ntrain_loss: {number}\neval_loss: {number}\ntime: \w+ \w+ [\d :]+\n\n"
+    log = tmp_path / "run" / "logs_clamp3.txt"
+    assert re.fullmatch("".join(entry.format(epoch) for epoch in (1, 2)), log.read_text())
+    figures = [json.loads(line) for line in log.with_suffix(".jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in figures] == [1, 2] and [line["step"] for line in figures] == [4, 8]
+    assert {"train_loss", "eval_loss", "text_to_music_MRR", "music_to_text_Hit@100", "seconds"} <= set(figures[0])
+    assert log.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    draw_curves(log, tmp_path / "more" / "curves.png")
+    assert tmp_path.joinpath("more", "curves.png").stat().st_size > 10_000
+    with pytest.raises(UserError, match="no epoch has ended yet"):
+        draw_curves(tmp_path / "logs_none.txt", tmp_path / "curves.png")
+
+
+def test_wandb_is_used_where_it_works_and_missed_by_nobody_where_not(trainer_of, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    trainer_of("m3", epochs=1, wandb_log=True).fit()
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    trainer_of("m3", epochs=2, wandb_log=True).fit()
+    assert "no log to Weights & Biases" in capsys.readouterr().out
+
+
+# ---------- the commands ----------
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node=2", "--use_env"]
+TORCHRUN = [BIN / "torchrun", "--nproc_per_node", "2"]
+
+
+@pytest.fixture
+def environment(small_model, training_data, tmp_path):
+    """The environment of a command that trains on the small data, with weights in `folder` of the test's."""
+
+    def make(folder: str, kind: str = "symbolic", **knobs) -> dict[str, str]:
+        chosen = {
+            "CLAMP3_TRAIN_JSONL": str(training_data.folder / f"{kind}.jsonl"),
+            "M3_TRAIN_FOLDERS": [str(training_data.abc)],
+            "CLAMP3_WEIGHTS_PATH": str(tmp_path / folder / "weights_clamp3.pth"),
+            "M3_WEIGHTS_PATH": str(tmp_path / folder / "weights_m3.pth"),
+            "EVAL_SPLIT": 0.2,
+            "CLAMP3_BATCH_SIZE": 4,
+            "CLAMP3_NUM_EPOCH": 2,
+            "CLAMP3_LEARNING_RATE": 1e-3,
+            "M3_NUM_EPOCH": 1,
+            "TRAIN_WORKERS": 0,
+            "SAVE_STEPS": 2,
+            "SAVE_EVERY": 1,
+            "CLAMP3_WANDB_LOG": False,
+            "M3_WANDB_LOG": False,
+            **knobs,
+        }
+        return {**small_model.environment(**chosen), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+
+    return make
+
+
+def last(folder) -> dict:
+    return torch.load(folder / "weights_clamp3_last.pth", weights_only=True)
+
+
+def test_documented_launch_and_a_lost_process(environment, training_data, tmp_path):
+    """Two processes to the end by the documented command; then by torchrun, where one is killed, and again: the same
+    weights bit for bit. Only rank 0 speaks; features are extracted with the weights of an epoch."""
+    done = run(*LAUNCH, "train_clamp3_symbolic.py", env=environment("whole"))
+    lines = done.stdout.splitlines()
+    assert [line.split(",")[0] for line in lines if line.startswith("epoch")] == ["epoch 1", "epoch 2"]
+    assert len(lines) == 3 and lines[0].startswith("the text tower starts with random weights")
+    assert done.stderr.count("evaluation: 100%") == 2 and "item/s, loss=" in done.stderr
+    assert last(tmp_path / "whole")["epoch"] == 2
+
+    command = [*map(str, TORCHRUN), "train_clamp3_symbolic.py"]
+    process = subprocess.Popen(command, env=environment("lost"), cwd=CODE, stderr=subprocess.PIPE, text=True)
+    path, deadline = tmp_path / "lost" / "weights_clamp3_last.pth", time.monotonic() + 120
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(children_of(process.pid)[1], signal.SIGKILL)
+    assert "SIGKILL" in process.communicate(timeout=100)[1] and process.returncode != 0
+    done = run(*command, env=environment("lost"))
+    assert "going on from" in done.stdout
+    assert not differences(last(tmp_path / "lost"), last(tmp_path / "whole"))
+
+    (tmp_path / "in").mkdir()
+    shutil.copy(training_data.abc / "0.abc", tmp_path / "in")
+    extract = [sys.executable, "extract_clamp3.py", "--epoch", "1", tmp_path / "in", tmp_path / "out", "--get_global"]
+    run(*extract, env=environment("whole"))
+    assert np.load(tmp_path / "out" / "0.npy").shape == (1, 96)
+
+
+def children_of(process: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True, check=True)
+    return [int(line) for line in found.stdout.split()]
+
+
+def test_two_nodes_train_audio_and_stop_together_at_a_bad_loss(environment, training_data, tmp_path):
+    """Two agents on the loopback. In the second run an item's features overflow."""
+    data = tmp_path / "data"
+    shutil.copytree(training_data.folder, data)
+    knobs = {"CLAMP3_TRAIN_JSONL": str(data / "audio.jsonl"), "CLAMP3_NUM_EPOCH": 1}
+
+    def nodes(port: int, **more) -> list[tuple[int, str, str]]:
+        address = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d"]
+        command = [BIN / "torchrun", *address, "--rdzv_endpoint", f"127.0.0.1:{port}", "train_clamp3_audio.py"]
+        options = {"env": environment("nodes", **knobs, **more), "cwd": CODE, "text": True}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        agents = [subprocess.Popen(list(map(str, command)), **options, **pipes) for _ in range(2)]
+        return [(*agent.communicate(timeout=200), agent.returncode) for agent in agents]
+
+    found = nodes(free_port())
+    assert [code for *_, code in found] == [0, 0], found
+    assert sum("epoch 1," in stdout for stdout, *_ in found) == 1
+    before = contents(tmp_path / "nodes")
+    for number in range(48):
+        np.save(data / f"{number}.npy", np.tile(np.float32([[[3e38, 1e38]]]), (1, 4, 64)))
+    found = nodes(free_port(), CLAMP3_NUM_EPOCH=2)
+    assert all(code != 0 for *_, code in found)
+    errors = [re.search(r"error: the loss of step 10 is nan.*items of that step: (.*)", err) for _, err, _ in found]
+    assert all(error and error[1].count("tune") == 8 for error in errors), found
+    assert contents(tmp_path / "nodes") == before
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_plain_python_trains_m3_with_workers_checks_and_plots(environment, training_data, tmp_path):
+    script = [sys.executable, CODE / "train_m3.py"]
+    env = environment("m3", M3_WANDB_LOG=True, TRAIN_WORKERS=1)
+    assert run(*script, "--check", env=env, cwd=tmp_path).stdout == "all 38 + 10 items can be trained on\n"
+    assert "epoch 1," in run(*script, env=env, cwd=tmp_path).stdout
+    assert list(tmp_path.glob("wandb/offline-run-*"))
+    run(*script, "--plot", "curves.png", env=env, cwd=tmp_path)
+    assert tmp_path.joinpath("curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bad_data_are_refused_before_training_and_bad_files_in_it(environment, training_data, tmp_path):
+    """By two processes, of which either may be the one to meet a file that cannot be read."""
+    rows = training_data.rows(training_data.symbolic)
+    for row in rows:
+        row["filepaths"] = [str(training_data.folder / name) for name in row["filepaths"]]
+    tmp_path.joinpath("latin.abc").write_bytes(b"K:C\nC4|\n% caf\xe9\n")
+    rows[7]["filepaths"] = rows[30]["filepaths"] = ["latin.abc"]
+    path = tmp_path / "items.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    env = environment("bad", CLAMP3_TRAIN_JSONL=str(path))
+    done = run(*TORCHRUN, "train_clamp3_symbolic.py", env=env, check=None)
+    assert done.returncode != 0
+    assert re.search(rf"error: {path}:(8|31): .*latin\.abc: not UTF-8", done.stderr)
+    path.write_text(path.read_text() + "{}\n")
+    done = run(sys.executable, "train_clamp3_symbolic.py", "--check", env=env, check=2)
+    assert f"{path}:49: no text in any of its fields" in done.stderr and not done.stdout

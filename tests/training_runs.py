@@ -1,0 +1,91 @@
+"""Small training runs on real tunes, for the tests of training and for their helper scripts."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import nn
+
+from clamp3.data import JsonLines, Pairs, Pieces, find_pieces
+from clamp3.inputs import InputEncoder
+from clamp3.models import CLaMP3Model, M3Model, ModelSizes
+from clamp3.training import Contrastive, Reconstruction, Settings, Trainer
+from golden_model import golden_json, golden_model
+
+ALONE = SimpleNamespace(num_processes=1, process_index=0, is_main_process=True, device=torch.device("cpu"))
+HELD_OUT = 11  # of the 48 tunes: the last evaluation batch is a short one
+
+
+def make_trainer(
+    kind: str,
+    model_folder: Path,
+    data_folder: Path,
+    output: Path,
+    state=ALONE,
+    dropout: bool = True,
+    micro_batch: int = 0,
+    frozen: tuple[str, ...] = (),
+    new: bool = False,
+    held_out: int = HELD_OUT,
+    **settings,
+) -> Trainer:
+    """A trainer of the golden model, or a `new` one; `kind` is "m3", or a modality of CLaMP 3; `output` a folder."""
+    dims = golden_json("model.json")["dims"]
+    sizes = ModelSizes.from_knobs({**dims, "TEXT_MODEL_NAME": str(model_folder), "LOGIT_SCALE": 1.0})
+    encoder, pad_values = InputEncoder(sizes), {}
+    torch.manual_seed(0)
+    model_class = M3Model if kind == "m3" else CLaMP3Model
+    model = model_class(sizes) if new else golden_model(model_class, sizes)
+    if kind == "m3":
+        paths = find_pieces([data_folder / "abc"])
+        parts = paths[held_out:], paths[:held_out]
+        sets = [Pieces(part, encoder, 0.45, 0, training) for part, training in zip(parts, (True, False), strict=True)]
+        objective = Reconstruction(model)
+    else:
+        lines = JsonLines(data_folder / f"{kind}.jsonl")
+        parts = np.arange(held_out, len(lines)), np.arange(held_out)
+        sets = [
+            Pairs(lines, part, encoder, kind, 0, training) for part, training in zip(parts, (True, False), strict=True)
+        ]
+        other = {"symbolic": "audio", "audio": "symbolic"}[kind]
+        model.set_trainable([f"{other}_model", f"{other}_proj", *frozen])
+        objective, pad_values = Contrastive(model, kind, micro_batch), {"text": encoder.tokenizer.pad_token_id}
+    if not dropout:
+        no_dropout(objective.model)
+    name = "m3" if kind == "m3" else "clamp3"
+    chosen = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 5, "log_steps": 3, **settings}
+    chosen = Settings(output / f"weights_{name}.pth", output / f"logs_{name}.txt", **chosen)
+    return Trainer(objective, *sets, pad_values, chosen, state)
+
+
+def no_dropout(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def with_plain_steps(trainer: Trainer) -> Trainer:
+    """AdamW's steps hardly depend on the gradient's size; these do, so that a wrong gradient shows."""
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.5)
+    trainer.scheduler = torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, trainer.warm_up)
+    return trainer
+
+
+def assert_same_weights(found: nn.Module, wanted: nn.Module, **tolerances) -> None:
+    weights = wanted.state_dict()
+    for name, tensor in found.state_dict().items():
+        torch.testing.assert_close(tensor, weights[name], msg=lambda text, name=name: f"{name}: {text}", **tolerances)
+
+
+def differences(found, wanted, place: str = "") -> list[str]:
+    """Where two checkpoints are not bit for bit the same; how long things took does not count."""
+    if isinstance(wanted, dict):
+        same_keys = [] if found.keys() == wanted.keys() else [f"{place}: {found.keys()} {wanted.keys()}"]
+        keys = [key for key in wanted if key in found and key != "seconds"]
+        return sum((differences(found[key], wanted[key], f"{place}.{key}") for key in keys), same_keys)
+    if isinstance(wanted, list | tuple):
+        parts = [differences(f, w, f"{place}.{n}") for n, (f, w) in enumerate(zip(found, wanted, strict=True))]
+        return sum(parts, [])
+    same = torch.equal(found, wanted) if isinstance(wanted, torch.Tensor) else found == wanted
+    return [] if same else [f"{place}: {found} is not {wanted}"]

@@ -1,0 +1,74 @@
+"""Run by torchrun: the steps and figures of these processes against those of one process on the global batches.
+
+torchrun --nproc_per_node 2 tests/two_processes.py MODEL_FOLDER DATA_FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "code"))
+from clamp3.data import checked
+from clamp3.distributed import start
+from training_runs import ALONE, assert_same_weights, make_trainer, with_plain_steps
+
+RUNS = {
+    "symbolic": {"kind": "symbolic"},
+    "audio with frozen texts": {"kind": "audio", "frozen": ("text_model", "text_proj")},
+    "M3, with unequal numbers of characters": {"kind": "m3"},
+    "symbolic in pieces": {"kind": "symbolic", "micro_batch": 2},
+}
+
+
+def main() -> None:
+    folders = [Path(argument) for argument in sys.argv[1:]]
+    state = start("cpu")
+    found = {}
+    for name, options in RUNS.items():
+        trainer = make_trainer(**options, **names(folders), state=state, dropout=False, batch_size=4)
+        found[name] = figures_of_an_epoch(with_plain_steps(trainer)), trainer
+    check_pieces_with_dropout(folders, state)
+    dist.destroy_process_group()
+    for name, options in RUNS.items():
+        figures, trainer = found[name]
+        whole = make_trainer(**{**options, "micro_batch": 0}, **names(folders), state=ALONE, dropout=False)
+        expected = figures_of_an_epoch(with_plain_steps(whole))
+        assert figures.keys() == expected.keys()
+        for key, figure in expected.items():
+            assert abs(figures[key] - figure) < 1e-4 * max(1, abs(figure)), (name, key, figures[key], figure)
+        assert_same_weights(trainer.model, whole.model, atol=2e-6, rtol=2e-5)
+        print(f"equal: {name}", flush=True)
+
+
+def names(folders: list[Path]) -> dict[str, Path]:
+    return {"model_folder": folders[0], "data_folder": folders[1], "output": folders[1]}
+
+
+def figures_of_an_epoch(trainer) -> dict[str, float]:
+    trainer.train_epoch()
+    return {"train_loss": trainer.progress.loss_sum / trainer.progress.items, **trainer.evaluate()}
+
+
+def check_pieces_with_dropout(folders: list[Path], state) -> None:
+    """Gradients of a batch in pieces, against one graph over the same pieces: dropout on, in all processes at once."""
+    trainer = make_trainer("symbolic", **names(folders), state=state, batch_size=6, micro_batch=4)
+    trainer.model.train()
+    objective, model = trainer.objective, trainer.model
+    batch = next(checked(trainer.loaders[0]))
+    torch.manual_seed(dist.get_rank())
+    loss = objective.backward(batch, trainer.autocast, lambda loss: loss)
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad()
+    torch.manual_seed(dist.get_rank())
+    text, music = zip(*(objective.features(piece) for piece in batch.pieces(4)), strict=True)
+    expected = model.loss(torch.cat(text), torch.cat(music))
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach())
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, model.get_parameter(name).grad, atol=1e-5, rtol=1e-4)
+
+
+if __name__ == "__main__":
+    main()
