@@ -16,8 +16,10 @@ from clamp3.convert.audio import read_audio
 from clamp3.convert.midi import midi_to_mtf
 from clamp3.convert.musicxml import musicxml_to_abc
 from clamp3.embedding import Embedder
+from clamp3.errors import RepairWarning
 from clamp3.mert import Mert
 from clamp3.models import CLaMP3Model
+from clamp3.reading import Item
 from conftest import MERT_TINY
 from golden_model import golden_json
 
@@ -108,6 +110,40 @@ def test_errors_name_the_file(embedder, files, tmp_path, name, content, complain
         embedder.embed_files([files["e.txt"], tmp_path / name])
     with pytest.raises(OSError, match="missing.txt"):
         embedder.embed_files([tmp_path / "missing.txt"])
+
+
+def test_repairs_are_warnings_that_name_their_file(embedder, files, tmp_path):
+    """Among other files too, which a thread reads meanwhile."""
+    sounds = [tmp_path / f"{number}.wav" for number in range(3)]
+    for path in sounds:
+        soundfile.write(path, np.ones(4000) * 0.1, 24_000)
+    with pytest.warns(RepairWarning) as caught:
+        embedder.embed_files([sounds[0], files["e.txt"], *sounds[1:], files["b.abc"]])
+    said = {str(warning.message) for warning in caught}
+    assert len(caught) == 3 and said == {f"{path}: 0.17 s of sound, repeated up to 1 s" for path in sounds}
+
+
+def test_no_more_is_read_than_fits_into_two_chunks(small_model):
+    """However many files there are, and of whatever modalities; those with an error go through."""
+    small = Embedder(CLaMP3Model(small_model.sizes), small_model.sizes, batch_tokens=8)
+    taken = []
+
+    def items():
+        for index in range(200):
+            taken.append(index)
+            if index % 50 == 7:
+                yield Item(index, "text", error=ValueError("bad"))
+            else:
+                modality = ("text", "symbolic")[index % 2]
+                text = "a reel" if modality == "text" else "M:4/4\nK:C\nC4|\n"
+                yield Item(index, modality, getattr(small, f"encode_{modality}")(text))
+
+    lead, found = 0, {}
+    for item, feature in small.embed_items(items()):
+        found[item.index] = feature
+        lead = max(lead, len(taken) - len(found))
+    assert sorted(found) == list(range(200)) and lead < 120
+    assert [index for index in found if found[index] is None] == [7, 57, 107, 157]
 
 
 def test_the_network_that_listens_is_loaded_with_the_first_sound_alone(small_model, files, monkeypatch):

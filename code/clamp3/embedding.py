@@ -189,15 +189,17 @@ class Embedder(InputEncoder):
         """
         paths = [Path(path) for path in paths]
         features: dict[int, np.ndarray] = {}
+        repairs = []
         for item, feature in self.embed_items(read_raw(self, paths), pooled):
             path = paths[item.index]
-            for repair in item.repairs:
-                warnings.warn(RepairWarning(f"{path}: {repair}"), stacklevel=2)
+            repairs += [f"{path}: {repair}" for repair in item.repairs]
             if isinstance(item.error, OSError):
                 raise item.error
             if item.error is not None:
                 raise ValueError(f"{path}: {reason(item.error)}") from item.error
             features[item.index] = feature
+        for repair in repairs:  # only now: the thread that reads catches warnings, whoever gives them
+            warnings.warn(RepairWarning(repair), stacklevel=2)
         return self._in_order(features, normalize, pooled)
 
     def embed_items(self, items: Iterator[Item], pooled: bool = True) -> Iterator[tuple[Item, np.ndarray | None]]:

@@ -40,6 +40,8 @@ def extract(
     def load(jobs: list[Job]) -> Embedder:
         embedder = load_embedder()
         embedder.prepare_for(job.source for job in jobs)
+        if state.is_main_process and embedder.weights:
+            print(f"weights: {embedder.weights}")
         return embedder
 
     outcomes = partial(_outcomes, read=read or read_inputs, pooled=pooled)
