@@ -27,11 +27,11 @@ def main() -> int:
     import utils
     from clamp3.batch import show
     from clamp3.collection import check_comparable, load_collection
-    from clamp3.distributed import start
+    from clamp3.distributed import start_alone
     from clamp3.pairing import folder_parts, pair_by_csv, pair_by_name, unpaired
     from clamp3.retrieval import evaluate_both
 
-    load_embedder = utils.embedder_loader(args, start(args.device, args.threads).device)
+    load_embedder = utils.embedder_loader(args, start_alone(args.device, args.threads))
     queries, references = (load_collection(path, load_embedder) for path in (args.query_dir, args.ref_dir))
     check_comparable(queries, references)
     names = queries.files, references.files
@@ -71,4 +71,4 @@ def print_figures(figures: dict[str, dict]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, keeps_work=False)

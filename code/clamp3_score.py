@@ -33,9 +33,9 @@ def main() -> int:
     # Only now, so that --help and mistyped options answer at once.
     import utils
     from clamp3.collection import check_comparable, load_collection
-    from clamp3.distributed import start
+    from clamp3.distributed import start_alone
 
-    load_embedder = utils.embedder_loader(args, start(args.device, args.threads).device)
+    load_embedder = utils.embedder_loader(args, start_alone(args.device, args.threads))
     queries, references = (load_collection(path, load_embedder) for path in (args.query_dir, args.ref_dir))
     check_comparable(queries, references)
     complete = score_groups(queries, references, args) if args.group else score_pairs(queries, references, args)
@@ -93,4 +93,4 @@ def score_pairs(queries: "Collection", references: "Collection", args: Namespace
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, keeps_work=False)

@@ -25,10 +25,10 @@ def main() -> int:
     # Only now, so that --help and mistyped options answer at once.
     import utils
     from clamp3.collection import check_comparable, load_collection, load_query
-    from clamp3.distributed import start
+    from clamp3.distributed import start_alone
     from clamp3.retrieval import top_k
 
-    load_embedder = utils.embedder_loader(args, start(args.device, args.threads).device)
+    load_embedder = utils.embedder_loader(args, start_alone(args.device, args.threads))
     query = load_query(args.query, load_embedder)
     references = load_collection(args.ref_dir, load_embedder)
     check_comparable(query, references)
@@ -44,4 +44,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, keeps_work=False)

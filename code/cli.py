@@ -129,7 +129,7 @@ def positive(text: str) -> int:
     return number
 
 
-def run(main: Callable[[], int]) -> None:
+def run(main: Callable[[], int], keeps_work: bool = True) -> None:
     """Run a script's `main` and exit with its code; 2 for the user's errors, 130 for Ctrl-C, 143 for SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if hasattr(sys.stdout, "reconfigure"):
@@ -142,6 +142,6 @@ def run(main: Callable[[], int]) -> None:
             print(f"error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print("interrupted" + "; the same command goes on where it stopped" * keeps_work, file=sys.stderr)
         code = 130
     sys.exit(code)

@@ -233,6 +233,12 @@ def test_what_cannot_be_searched_is_said(tmp_path, monkeypatch, capsys):
     assert "2 files failed" in printed and "NaN" in printed and "floating-point" in printed
 
 
+def test_one_process_answers(features):
+    torchrun = (BIN / "torchrun", "--nproc_per_node", "2")
+    done = run(*torchrun, "clamp3_search.py", features / "tunes" / "3.npy", features, check=1)
+    assert done.stderr.count("error: this command works in one process") == 1
+
+
 # ---------- clamp3_score.py and clamp3_eval.py ----------
 
 

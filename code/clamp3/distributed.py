@@ -66,6 +66,17 @@ def start(device: str | None = None, threads: int | None = None) -> "PartialStat
     return state
 
 
+def start_alone(device: str | None = None, threads: int | None = None) -> torch.device:
+    """`start` for commands that one process answers; returns the device. Raises UserError among several processes."""
+    state = start(device, threads)
+    if state.num_processes > 1:
+        raise UserError(
+            "this command works in one process; several can make the features that it compares: "
+            "accelerate launch clamp3_embd.py INPUT_DIR OUTPUT_DIR --get_global"
+        )
+    return state.device
+
+
 def _threads_are_the_launchers() -> bool:
     """Whether OMP_NUM_THREADS is the 1 that launchers set where the user has said nothing."""
     launched = "LOCAL_WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ class Item:
     repairs: list[str] = field(default_factory=list)
 
 
+@cache
 def raw_modalities() -> dict[str, str]:
     """The modality of each kind of file, by extension in small letters."""
     from clamp3.convert.audio import EXTENSIONS
