@@ -319,12 +319,13 @@ class Trainer:
                 self.progress.items += step_items
                 self.progress.seconds = seconds + time.perf_counter() - begin
                 bar.update(step_items)
-                if self.progress.step % self.settings.log_steps == 0:
+                save_now = self.settings.save_steps and self.progress.step % self.settings.save_steps == 0
+                if save_now or self.progress.step % self.settings.log_steps == 0:
                     bar.set_postfix(loss=f"{self.settle():.4f}")
-                if self.settings.save_steps and self.progress.step % self.settings.save_steps == 0:
-                    self.settle()
+                if save_now:
                     self.save(last_path(self.settings.weights_path))
-        self.settle()
+            if self.pending:
+                bar.set_postfix(loss=f"{self.settle():.4f}")
 
     def step(self, batch: Batch) -> None:
         """One optimizer step."""
@@ -342,8 +343,6 @@ class Trainer:
 
         Raises UserError in all processes, with the step's items, where one is not a finite number.
         """
-        if not self.pending:
-            return float("nan")
         losses = mean_over_processes(torch.stack([loss for _, loss in self.pending]).float()).tolist()
         for position, loss in enumerate(losses):
             if not np.isfinite(loss):
