@@ -47,8 +47,9 @@ def main() -> int:
         answers = [[place[reference] for reference in right[query]] for query in asking]
         figures = evaluate_both(queries.features[asking], references.features[candidates], answers)
         several = sum(len(own) > 1 for own in answers)
-        counts = {"queries": len(asking), "with several right references": several, "references": len(candidates)}
-        print(f"{folder or 'all'}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+        counts = {"queries": len(asking), "several_right": several, "references": len(candidates)}
+        shown = "{} queries, {} with several right references, {} references".format(*counts.values())
+        print(f"{folder or 'all'}: {shown}")
         print_figures(figures)
         for direction, estimates in figures.items():
             values = {name: [estimate.value, estimate.low, estimate.high] for name, estimate in estimates.items()}

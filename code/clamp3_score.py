@@ -48,9 +48,9 @@ def score_groups(queries: "Collection", references: "Collection", args: Namespac
     from clamp3.retrieval import frechet_distance, group_similarity
 
     record = {"queries": len(queries.files), "references": len(references.files)}
-    record["group similarity"] = group_similarity(queries.features, references.features)
+    record["group_similarity"] = group_similarity(queries.features, references.features)
     if args.frechet:
-        record["Fréchet distance"] = frechet_distance(queries.features, references.features)
+        record["frechet_distance"] = frechet_distance(queries.features, references.features)
     print_table(tuple(record), [record.values()])
     save_json(args.json, [record])
     return True
@@ -86,9 +86,9 @@ def score_pairs(queries: "Collection", references: "Collection", args: Namespace
         means = (np.mean([record[name] for record in records]) for name in ("cosine", "percentile"))
         print("mean of {} pairs: cosine {:.4f}, percentile {:.1f}".format(len(records), *means))
     save_json(args.json, records)
-    show("not scored, for names do not decide; --pairs FILE.csv does", undecided)
+    show("not scored, for names do not decide; --pairs FILE.csv does", undecided, most=None)
     show("several queries for one reference; if they are not meant to share it, use --pairs FILE.csv", shared)
-    show("without a partner", alone)
+    show("without a partner", alone, most=None)
     return not undecided
 
 

@@ -263,7 +263,7 @@ def test_raw_files_are_scored_and_evaluated_against_features_of_the_same_names(r
         "texts/deep",
         "tunes",
     ]
-    assert {record["direction"] for record in records} == {"query -> reference", "reference -> query"}
+    assert {record["direction"] for record in records} == {"query_to_reference", "reference_to_query"}
     assert all(record["MRR"] == record["Hit@1"] == record["nDCG@10"] == [1, 1, 1] for record in records)
     assert records[0]["queries"] == records[0]["references"] == len(raw.files)
 
@@ -334,8 +334,8 @@ def test_folders_as_groups(folders, tmp_path, monkeypatch, capsys):
     first, second = (np.concatenate([np.load(path) for path in folder.rglob("*.npy")]) for folder in folders)
     (record,) = lines(tmp_path / "g.jsonl")
     assert record["queries"] == 8 and record["references"] == 6
-    assert record["group similarity"] == pytest.approx(group_similarity(first, second), abs=1e-6)
-    assert record["Fréchet distance"] == pytest.approx(frechet_distance(first, second))
+    assert record["group_similarity"] == pytest.approx(group_similarity(first, second), abs=1e-6)
+    assert record["frechet_distance"] == pytest.approx(frechet_distance(first, second))
     with pytest.raises(SystemExit):
         answer(monkeypatch, clamp3_score, *folders, "--frechet")
 
@@ -350,7 +350,7 @@ def test_figures_with_several_right_references_and_by_folder(folders, tmp_path, 
         )
         assert record["queries"] == len(queries) and record["references"] == len(references)
         sides = [(folders[0], queries), (folders[1], references)]
-        if record["direction"] == "reference -> query":
+        if record["direction"] == "reference_to_query":
             sides.reverse()
         (_, askers), (_, candidates) = sides
         right = {asker: [i for i, name in enumerate(candidates) if stem(name) == stem(asker)] for asker in askers}

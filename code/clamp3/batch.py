@@ -238,17 +238,17 @@ def _save_remarks(path: Path, remarks: list[Remark]) -> None:
         file.writelines(json.dumps(asdict(remark)).encode() + b"\n" for remark in remarks)
 
 
-def show(title: str, remarks: list[Remark]) -> None:
-    """Print the first of `remarks` as a table."""
+def show(title: str, remarks: list[Remark], most: int | None = SHOWN_REMARKS) -> None:
+    """Print `remarks` as a table, the first ones or, where `most` is None, all."""
     if not remarks:
         return
     print(f"{title}:")
-    shown = [(printable(remark.file), remark.reason) for remark in remarks[:SHOWN_REMARKS]]
+    shown = [(printable(remark.file), remark.reason) for remark in remarks[:most]]
     width = max(len(file) for file, _ in shown)
     for file, why in shown:
         print(f"  {file:{width}}  {why}")
-    if len(remarks) > SHOWN_REMARKS:
-        print(f"  … and {len(remarks) - SHOWN_REMARKS} more")
+    if len(remarks) > len(shown):
+        print(f"  … and {len(remarks) - len(shown)} more")
 
 
 def printable(name: str) -> str:

@@ -160,8 +160,8 @@ def evaluate_both(
 ) -> dict[str, dict[str, Estimate]]:
     """`evaluate` from queries to references and back; those that belong to nothing are candidates alone."""
     directions = {
-        "query -> reference": (queries, references, right),
-        "reference -> query": (references, queries, reverse(right, len(references))),
+        "query_to_reference": (queries, references, right),
+        "reference_to_query": (references, queries, reverse(right, len(references))),
     }
     figures = {}
     for name, (askers, candidates, answers) in directions.items():
