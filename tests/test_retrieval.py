@@ -82,6 +82,8 @@ def test_ties_count_against_us(small_blocks):
     zeros = np.zeros((4, 16))
     assert ranks_of_pairs(zeros, features(4)).tolist() == [4] * 4
     assert ranks_of_pairs(features(4), zeros).tolist() == [4] * 4
+    broken = features(4) * np.array([[1], [np.nan], [np.inf], [1]])
+    assert ranks_of_pairs(broken, features(4))[1:3].tolist() == [4, 4]
     # Other right answers are no competition.
     assert positions(same[:1], same[:3], [[0, 2]]).tolist() == [[2, 3]]
 

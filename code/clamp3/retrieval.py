@@ -20,10 +20,11 @@ DEPTH = 10  # of nDCG
 
 
 def normalized(features: np.ndarray) -> np.ndarray:
-    """Rows (n, hidden) scaled to length one, float32; rows of zeros stay zeros."""
+    """Rows (n, hidden) scaled to length one, float32; rows of zeros, or with NaN, become zeros: they tie with all."""
     features = np.asarray(features, np.float32)
     norms = np.linalg.norm(features, axis=-1, keepdims=True)
-    return features / np.where(norms > 0, norms, 1)
+    usable = np.isfinite(norms) & (norms > 0)
+    return np.where(usable, features, 0) / np.where(usable, norms, 1)
 
 
 def spans(length: int, size: int) -> Iterator[slice]:
