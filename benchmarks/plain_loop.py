@@ -1,7 +1,7 @@
-"""Feature extraction the way the original does it, in our own words: what benchmarks/extraction.py measures against.
+"""Extraction and training as the original does them, in our own words: what the benchmarks measure against.
 
-One item at a time, each segment padded to its tower's maximum, patches as one-hot vectors made on the CPU, and a
-pooler whose output nobody uses.
+Everything is read by the one process and padded to its tower's maximum, patches are one-hot vectors made on the CPU,
+and there is a pooler whose output nobody uses. Extraction takes one item at a time.
 """
 
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clamp3.data import Example
 from clamp3.models import CLaMP3Model, ModelSizes
 from clamp3.patchilizer import VOCAB_SIZE, M3Patchilizer
 
@@ -23,6 +24,11 @@ class PlainLoop:
         self.sizes = sizes
         self.tokenizer = tokenizer
         self.patchilizer = M3Patchilizer(sizes.patch_size)
+        self.max_lengths = {
+            "symbolic": sizes.patch_length,
+            "text": sizes.max_text_length,
+            "audio": sizes.max_audio_length,
+        }
 
     @torch.no_grad()
     def extract(self, modality: str, input_dir: Path, output_dir: Path) -> None:
@@ -46,34 +52,63 @@ class PlainLoop:
 
     def feature(self, modality: str, sequence: Tensor) -> Tensor:
         """The mean of the segments' features, each weighted by the positions that it adds: (1, hidden)."""
-        encode, max_length = {
-            "symbolic": (self.symbolic_states, self.sizes.patch_length),
-            "text": (self.text_states, self.sizes.max_text_length),
-            "audio": (self.audio_states, self.sizes.max_audio_length),
-        }[modality]
+        encode = getattr(self, f"{modality}_states")
+        max_length = self.max_lengths[modality]
         project = getattr(self.model, f"{modality}_proj")
         features, weights = [], []
         for start in range(0, len(sequence), max_length):
             weights.append(len(sequence[start : start + max_length]))
             # The last segment reaches back, so that it is full where the sequence is long enough.
             segment = sequence[min(start, max(0, len(sequence) - max_length)) :][:max_length]
-            masks = torch.zeros(1, max_length)
-            masks[0, : len(segment)] = 1
-            states = encode(segment, masks)  # (1, max_length, hidden)
+            states, masks = encode([segment])  # (1, max_length, hidden), (1, max_length)
             features.append(project((states * masks[..., None]).sum(dim=1) / masks.sum(dim=1, keepdim=True)))
         return torch.einsum("sbh,s->bh", torch.stack(features), torch.tensor(weights) / len(sequence))
 
-    def symbolic_states(self, patches: Tensor, masks: Tensor) -> Tensor:
+    def symbolic_states(self, sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
         tower = self.model.symbolic_model
-        padded = F.pad(patches, (0, 0, 0, masks.shape[1] - len(patches)))[None]
-        one_hot = F.one_hot(padded, VOCAB_SIZE).float().flatten(2)  # (1, patches, patch_size * vocabulary)
+        padded, masks = self.padded("symbolic", sequences, 0)
+        one_hot = F.one_hot(padded, VOCAB_SIZE).float().flatten(2)  # (batch, patches, patch_size * vocabulary)
         embedded = F.linear(one_hot, tower.patch_embedding.weight, tower.patch_embedding.bias)
-        return tower.base(inputs_embeds=embedded, attention_mask=masks).last_hidden_state
+        return tower.base(inputs_embeds=embedded, attention_mask=masks).last_hidden_state, masks
 
-    def text_states(self, ids: Tensor, masks: Tensor) -> Tensor:
-        padded = F.pad(ids, (0, masks.shape[1] - len(ids)), value=self.tokenizer.pad_token_id)[None]
-        return self.model.text_model(input_ids=padded, attention_mask=masks).last_hidden_state
+    def text_states(self, sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
+        padded, masks = self.padded("text", sequences, self.tokenizer.pad_token_id)
+        return self.model.text_model(input_ids=padded, attention_mask=masks).last_hidden_state, masks
 
-    def audio_states(self, frames: Tensor, masks: Tensor) -> Tensor:
-        padded = F.pad(frames, (0, 0, 0, masks.shape[1] - len(frames)))[None]
-        return self.model.audio_model(inputs_embeds=padded, attention_mask=masks).last_hidden_state
+    def audio_states(self, sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
+        padded, masks = self.padded("audio", sequences, 0)
+        return self.model.audio_model(inputs_embeds=padded, attention_mask=masks).last_hidden_state, masks
+
+    def padded(self, modality: str, sequences: list[Tensor], value: int) -> tuple[Tensor, Tensor]:
+        """Sequences (length, …) -> (batch, max_length, …), and masks (batch, max_length)."""
+        max_length = self.max_lengths[modality]
+        padded = sequences[0].new_full((len(sequences), max_length, *sequences[0].shape[1:]), value)
+        masks = torch.zeros(len(sequences), max_length)
+        for row, mask, sequence in zip(padded, masks, sequences, strict=True):
+            row[: len(sequence)] = sequence
+            mask[: len(sequence)] = 1
+        return padded, masks
+
+
+class PlainTraining:
+    """Steps of CLaMP 3 with symbolic music."""
+
+    def __init__(self, model: CLaMP3Model, sizes: ModelSizes, tokenizer, learning_rate: float, warm_up: int):
+        self.loop = PlainLoop(model, sizes, tokenizer)
+        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / warm_up))
+
+    def step(self, examples: list[Example]) -> int:
+        """One step on a batch; returns how many items it had."""
+        model = self.loop.model
+        self.optimizer.zero_grad()
+        features = []
+        for modality, name in (("text", "text"), ("symbolic", "music")):
+            sequences = [torch.from_numpy(example.sequences[name].astype(np.int64)) for example in examples]
+            states, masks = getattr(self.loop, f"{modality}_states")(sequences)
+            mean = (states * masks[..., None]).sum(dim=1) / masks.sum(dim=1, keepdim=True)
+            features.append(getattr(model, f"{modality}_proj")(mean))
+        model.loss(*features).backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        return len(examples)

@@ -3,6 +3,8 @@
 import json
 import sys
 
+import pytest
+
 from conftest import ROOT, run
 
 
@@ -28,3 +30,17 @@ def test_preprocessing_is_measured_against_what_makes_the_same(tmp_path):
     assert figures["quick"] and "| 8 MIDI files to MTF |" in printed
     found = figures["rows"]["midi"]
     assert found["speed"] > 0 and found["baseline_speed"] > 0 and found["ratio"] > 0 and found["target"] == 2
+
+
+def test_training_is_measured_against_a_loop_that_learns_the_same(tmp_path):
+    """Equal models, the same batches; what differs is how the dropout falls."""
+    command = [sys.executable, "benchmarks/training.py", "--quick", "--json", tmp_path / "figures.json"]
+    printed = run(*command, cwd=ROOT).stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["quick"] and "SHALLOW models" in printed
+    for name in ("tiny", "full"):
+        assert min(figures[name]["clamp3"], figures[name]["loop"]) > 0 and figures[name]["padding_ratio"] > 5
+    ours, theirs = figures["loss"]["clamp3"], figures["loss"]["loop"]
+    assert ours["epochs"] == theirs["epochs"] == 1 and ours["eval_loss"] == pytest.approx(
+        theirs["eval_loss"], rel=0.01
+    )

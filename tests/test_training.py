@@ -194,31 +194,26 @@ def test_frozen_parts_stay_as_they_are_bit_for_bit(trainer_of):
     assert changed == {"symbolic_model", "symbolic_proj"}
 
 
-def test_m3_learns_bars_that_it_has_not_seen_and_gives_clamp3_a_start(small_model, tmp_path):
-    """On 240 tunes. Chance, for characters by their frequency, is about 2.9 nats. Then, from M3's encoder or from
-    scratch, text and music are brought together for as many steps: the loss from M3's is lower."""
+def test_m3_reconstructs_bars_that_it_has_not_seen_far_better_than_chance(small_model, tmp_path):
+    """After two epochs on 200 tunes. Chance: characters by how often they occur."""
     write_training_data(tmp_path / "data", 240)
-
-    def trainer(kind: str, output: str, epochs: int) -> Trainer:
-        folders = small_model.folder, tmp_path / "data", tmp_path / output
-        return make_trainer(kind, *folders, new=True, held_out=40, batch_size=16, epochs=epochs)
-
-    m3 = trainer("m3", "m3", 6)
-    untrained = m3.evaluate()["eval_loss"]
-    m3.fit()
+    folders = small_model.folder, tmp_path / "data", tmp_path / "run"
+    trainer = make_trainer("m3", *folders, new=True, held_out=40, batch_size=16, epochs=2)
+    untrained = trainer.evaluate()["eval_loss"]
+    trainer.fit()
     characters = Counter("".join(path.read_text() for path in tmp_path.glob("data/abc/*")))
     shares = np.array(list(characters.values())) / sum(characters.values())
     chance = -(shares * np.log(shares)).sum()
-    assert m3.progress.min_eval_loss < 0.7 * chance < 0.7 * untrained
+    assert trainer.progress.min_eval_loss < 0.7 * chance < 0.7 * untrained
 
-    losses = {}
-    for start in ("M3", "scratch"):
-        clamp3 = trainer("symbolic", start, 5)
-        if start == "M3":
-            start_from_m3(clamp3.model, tmp_path / "m3" / "weights_m3.pth")
-        clamp3.fit()
-        losses[start] = clamp3.progress.min_eval_loss
-    assert losses["M3"] < losses["scratch"]
+
+def test_clamp3_starts_from_m3s_encoder(trainer_of, tmp_path):
+    trainer_of("m3", epochs=1).fit()
+    m3 = torch.load(tmp_path / "run" / "weights_m3.pth", weights_only=True)["model"]
+    model = trainer_of("symbolic").model
+    start_from_m3(model, tmp_path / "run" / "weights_m3.pth")
+    for name, tensor in model.symbolic_model.state_dict().items():
+        assert torch.equal(tensor, m3[f"encoder.{name}"])
 
 
 # ---------- checkpoints ----------

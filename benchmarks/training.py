@@ -1,0 +1,249 @@
+"""How fast CLaMP 3 trains on folk tunes and their descriptions, against a plain loop that does what the original does.
+
+    python benchmarks/training.py                         all of it: some 25 minutes on two cores
+    python benchmarks/training.py --only tiny,full        items/s alone: some 6 minutes
+    python benchmarks/training.py --only loss             a small model's time to a given evaluation loss
+    python benchmarks/training.py --json figures.json     the figures as JSON too
+    python benchmarks/training.py --quick                 few items, a shallow model, one round: does it run?
+It prints a Markdown table, with each target beside its figure. Both contenders train the same model on the same items
+in one process; ours has the data workers that config.py says. They take turns, and the ratio is the median over the
+rounds. Run it on an otherwise idle machine: it says how much of the processor other work took.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from extraction import MUCH_INTERFERENCE, at_least, table_row
+
+PARTS = {"tiny": "hidden size 128", "full": "full-size", "loss": "hidden size 128, to a loss"}
+TARGETS = {"tiny": 10.0, "full": 4.0}  # times the plain loop's items/s
+LAYERS = 3  # of each tower of the tiny model
+LEARNING_RATE, WARM_UP = 3e-4, 100  # of the run to a loss
+HELD_OUT = 256
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How much is measured of a part."""
+
+    items: int
+    batch_size: int
+    plain_steps: int  # in each round; ours takes an epoch
+
+
+MEASURES = {"tiny": Measure(2048, 64, 2), "full": Measure(96, 8, 2), "loss": Measure(4096, 64, 0)}
+QUICK = {"tiny": Measure(24, 8, 1), "full": Measure(16, 4, 1), "loss": Measure(24, 8, 0)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", type=parts, default=list(PARTS), help=f"of {','.join(PARTS)}, separated by commas")
+    parser.add_argument("--rounds", type=int, help="of both contenders in turn; default 3")
+    parser.add_argument(
+        "--loss", type=float, default=2.5, help="of batches of 64, to be reached; default: %(default)s"
+    )
+    parser.add_argument("--quick", action="store_true", help="few items, a shallow model, one round")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    args = parser.parse_args()
+
+    # Only now, so that --help and mistyped options answer at once.
+    import measure
+
+    measures, rounds = (QUICK, 1) if args.quick else (MEASURES, args.rounds or 3)
+    interference = measure.Interference()
+    figures = {"machine": measure.machine(), "quick": args.quick, "rounds": rounds}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.only:
+            measure.note(PARTS[name])
+            contest = Contest(Path(folder, name), name, measures[name], args.quick)
+            if name == "loss":
+                figures[name] = contest.race(math.inf if args.quick else args.loss)
+            else:
+                figures[name] = contest.speeds(rounds)
+    figures["interference"] = interference.share()
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    print("\n".join(markdown(figures)))
+    return 0
+
+
+def parts(text: str) -> list[str]:
+    """An argparse type: some of PARTS."""
+    names = text.split(",")
+    if unknown := set(names) - set(PARTS):
+        raise argparse.ArgumentTypeError(f"no such part: {', '.join(sorted(unknown))}")
+    return names
+
+
+class Contest:
+    """The library's training and the plain loop, on one data set and with equal models."""
+
+    def __init__(self, folder: Path, name: str, measure: Measure, quick: bool):
+        import config
+        from clamp3.data import JsonLines
+        from clamp3.distributed import start
+        from clamp3.inputs import InputEncoder
+        from clamp3.sizes import ModelSizes
+        from workload import music, save_text_model
+
+        self.folder, self.measure, self.workers = folder, measure, 0 if quick else config.TRAIN_WORKERS
+        tunes, texts = music(measure.items + (HELD_OUT if name == "loss" and not quick else 8))
+        write_items(folder, tunes)
+        text_folder = folder / "text_model"
+        save_text_model(text_folder, texts, small=quick)
+        sizes = {"text_model_name": str(text_folder)}
+        if name != "full" or quick:
+            layers = 1 if quick else LAYERS
+            save_tiny_text_model(text_folder, layers)
+            sizes |= {"m3_hidden_size": 128, "audio_hidden_size": 128, "clamp3_hidden_size": 128}
+            sizes |= {"patch_num_layers": layers, "audio_num_layers": 1}
+        self.sizes, self.state = ModelSizes(**sizes), start("cpu")
+        self.encoder, self.lines = InputEncoder(self.sizes), JsonLines(folder / "items.jsonl")
+
+    def trainer(self, **settings):
+        """A trainer of a new model, the same each time."""
+        import numpy as np
+        import torch
+
+        from clamp3.data import Pairs
+        from clamp3.models import CLaMP3Model
+        from clamp3.training import Contrastive, Settings, Trainer
+
+        torch.manual_seed(0)
+        model = CLaMP3Model(self.sizes)
+        model.set_trainable(["audio_model", "audio_proj"])
+        places = np.random.default_rng(0).permutation(len(self.lines))
+        sets = [
+            Pairs(self.lines, part, self.encoder, "symbolic", 0, training)
+            for part, training in ((places[: self.measure.items], True), (places[self.measure.items :], False))
+        ]
+        options = {"epochs": 1000, "batch_size": self.measure.batch_size, "learning_rate": LEARNING_RATE, **settings}
+        paths = self.folder / "weights.pth", self.folder / "logs.txt"
+        chosen = Settings(*paths, workers=self.workers, warmup_steps=WARM_UP, **options)
+        pad_values = {"text": self.encoder.tokenizer.pad_token_id}
+        return Trainer(Contrastive(model, "symbolic"), *sets, pad_values, chosen, self.state)
+
+    def plain(self, trainer):
+        """The plain loop, on the model of a trainer."""
+        from plain_loop import PlainTraining
+
+        return PlainTraining(trainer.model, self.sizes, self.encoder.tokenizer, LEARNING_RATE, WARM_UP)
+
+    def speeds(self, rounds: int) -> dict:
+        """Items/s of both, and the median of their ratios. They share a model, whose values do not matter here."""
+        trainer = self.trainer()
+        plain = self.plain(trainer)
+        train_epoch(trainer)  # workers start, and memory is taken
+        speeds = {"loop": [], "clamp3": []}
+        for _ in range(rounds):
+            begin = time.perf_counter()
+            train_epoch(trainer)
+            speeds["clamp3"].append(len(trainer.shares[0]) * trainer.shares[0].step / (time.perf_counter() - begin))
+            begin = time.perf_counter()
+            items = sum(plain.step(batch) for batch in plain_batches(trainer, self.measure.plain_steps))
+            speeds["loop"].append(items / (time.perf_counter() - begin))
+        ratios = [ours / theirs for ours, theirs in zip(speeds["clamp3"], speeds["loop"], strict=True)]
+        lengths = [len(trainer.loaders[0].dataset[0, place].sequences["music"]) for place in range(self.measure.items)]
+        return {
+            **{contender: median(values) for contender, values in speeds.items()},
+            "ratio": median(ratios),
+            "batch_size": self.measure.batch_size,
+            "mean_length": sum(lengths) / len(lengths),
+            "padding_ratio": self.sizes.patch_length * len(lengths) / sum(lengths),
+        }
+
+    def race(self, loss: float) -> dict:
+        """Seconds of training until the evaluation loss is at most `loss`, looked at after each epoch."""
+        found = {"loss": loss if math.isfinite(loss) else None}
+        for contender in ("clamp3", "loop"):
+            trainer, seconds, reached = self.trainer(), 0.0, math.inf
+            plain = self.plain(trainer)
+            while reached > loss or not seconds:
+                begin = time.perf_counter()
+                if contender == "clamp3":
+                    train_epoch(trainer)
+                else:
+                    trainer.model.train()
+                    for batch in plain_batches(trainer, len(trainer.shares[0])):
+                        plain.step(batch)
+                    trainer.progress.epoch += 1
+                seconds += time.perf_counter() - begin
+                reached = trainer.evaluate()["eval_loss"]
+            found[contender] = {"seconds": seconds, "epochs": trainer.progress.epoch, "eval_loss": reached}
+        return found
+
+
+def train_epoch(trainer) -> None:
+    trainer.train_epoch()
+    trainer.progress.epoch, trainer.progress.items = trainer.progress.epoch + 1, 0
+
+
+def plain_batches(trainer, count: int) -> Iterator[list]:
+    """The first `count` batches of the trainer's epoch, read by this process."""
+    share, examples = trainer.shares[0], trainer.loaders[0].dataset
+    share.set(trainer.progress.epoch)
+    for _, keys in zip(range(count), share, strict=False):
+        yield [examples[key] for key in keys]
+
+
+def write_items(folder: Path, tunes: list[tuple[str, str, str]]) -> None:
+    """Tunes (name, ABC, description) as training items."""
+    folder.mkdir()
+    with open(folder / "items.jsonl", "w", encoding="utf-8") as file:
+        for name, abc, text in tunes:
+            folder.joinpath(f"{name}.abc").write_text(abc, encoding="utf-8")
+            item = {"id": name, "filepaths": [f"{name}.abc"], "title": text.split("\n")[0], "analysis": text}
+            file.write(json.dumps(item) + "\n")
+
+
+def save_tiny_text_model(folder: Path, layers: int) -> None:
+    """The configuration of a text tower of hidden size 128, beside the tokenizer in `folder`."""
+    from transformers import XLMRobertaConfig
+
+    from workload import TEXT_VOCABULARY
+
+    sizes = {"hidden_size": 128, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 512}
+    limits = {"vocab_size": TEXT_VOCABULARY, "max_position_embeddings": 130, "type_vocab_size": 1}
+    XLMRobertaConfig(**sizes, **limits).save_pretrained(folder)
+
+
+def markdown(figures: dict) -> Iterator[str]:
+    """The table, as lines."""
+    machine = figures["machine"]
+    size = "SHALLOW models and few items, whose figures say nothing; " if figures["quick"] else ""
+    yield (
+        f"{machine['date']}, {size}{machine['threads']} threads of an {machine['cpu']} ({machine['instructions']}), "
+        f"torch {machine['torch']}, medians of {figures['rounds']} rounds."
+    )
+    yield f"Other work took {figures['interference']:.0%} of the processor meanwhile."
+    if not figures["interference"] <= MUCH_INTERFERENCE:
+        yield "**That is too much for figures to be relied on.**"
+    yield ""
+    yield table_row("model", "patches, padded to", "batch", "plain loop", "clamp3", "over the plain loop")
+    yield "|---|---|---|---|---|---|"
+    for name, target in TARGETS.items():
+        if found := figures.get(name):
+            lengths = f"{found['mean_length']:.0f}, {found['padding_ratio']:.0f}x"
+            speeds = (f"{found[contender]:.1f} items/s" for contender in ("loop", "clamp3"))
+            ratio = at_least(found["ratio"], target, "{:.1f}x")
+            yield table_row(PARTS[name], lengths, str(found["batch_size"]), *speeds, ratio)
+    if found := figures.get("loss"):
+        yield ""
+        ours, theirs = found["clamp3"], found["loop"]
+        yield (
+            f"Evaluation loss {ours['eval_loss']:.2f} after {ours['seconds']:.0f} s of training; in the plain loop "
+            f"{theirs['eval_loss']:.2f} after {theirs['seconds']:.0f} s: {theirs['seconds'] / ours['seconds']:.1f}x."
+        )
+
+
+if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "code"))  # config.py, for the knobs
+    sys.exit(main())
