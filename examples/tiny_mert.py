@@ -1,7 +1,7 @@
 """A small network of MERT's kind that has learned what plain synthesized tunes are made of, and the features it gives.
 
 MERT itself was trained on 1,000 hours of music. This one hears a few thousand tunes and is told, frame by frame, which
-note sounds, how far it is from the note before and how long it lasts; and of each window its metre and key signature.
+note sounds, how far it is from the note before and how long it lasts; and of each piece its metre and key signature.
 """
 
 import json
@@ -21,6 +21,7 @@ from clamp3.convert.audio import SAMPLING_RATE, WINDOW, windows
 from notes import INSTRUMENTS, TEMPO, Melody, read_melody, to_sound
 
 SECONDS = 15  # of each tune that are rendered
+PIECE = 2 * SAMPLING_RATE  # samples; it learns from such pieces, and then reads whole windows
 NOISE = 0.03  # at most, of the loudest sample
 HOP, FIELD = 320, 400  # samples between frames, and that a frame sees
 CONFIG = {
@@ -48,19 +49,19 @@ LENGTHS = (0.0, 0.3, 0.6, 0.9, 1.4, 1.9, 2.9)  # beats, from which on a note bel
 WIDEST_STEP = 12  # semitones
 METRES = ("2/4", "3/4", "4/4", "2/2", "3/8", "6/8", "9/8", "4/2", "3/2", "6/4")
 SILENCE = 128  # as a pitch
-# What is learned of each frame, and how many classes it has; then the same of each window.
+# What is learned of each frame, and how many classes it has; then the same of each piece.
 FRAME_TARGETS = {"pitch": SILENCE + 1, "step": 2 * WIDEST_STEP + 2, "length": len(LENGTHS) + 1}
-WINDOW_TARGETS = {"metre": len(METRES) + 1, "fifths": 15}
+WHOLE_TARGETS = {"metre": len(METRES) + 1, "fifths": 15}
 BATCH, LEARNING_RATE, WARMUP = 16, 1e-3, 50
 
 
 @dataclass(frozen=True)
 class Heard:
-    """A window of sound, float32 (samples,), and what is to be learned about it."""
+    """A piece of sound, float32 (samples,), and what is to be learned about it."""
 
     samples: np.ndarray
     frames: dict[str, np.ndarray]  # (frames,)
-    window: dict[str, int]
+    whole: dict[str, int]
 
 
 def render(melody: Melody, rng: np.random.Generator) -> np.ndarray:
@@ -86,15 +87,17 @@ def frame_targets(melody: Melody, start: float, count: int) -> dict[str, np.ndar
 
 
 def hear(melody: Melody, rng: np.random.Generator) -> Heard | None:
-    """A random one of the windows that the network will read; None where the tune has no whole one."""
-    parts = [part for part in windows(render(melody, rng), note=lambda _: None) if len(part) == WINDOW]
+    """A random piece of the windows that the network will read; None where the tune is too short."""
+    parts = [part for part in windows(render(melody, rng), note=lambda _: None) if len(part) > PIECE]
     if not parts:
         return None
     chosen = rng.integers(len(parts))
+    first = rng.integers(len(parts[chosen]) - PIECE)
+    start = (chosen * WINDOW + first) / SAMPLING_RATE
     metre = "/".join(map(str, melody.metre or ()))
     return Heard(
-        parts[chosen],
-        frame_targets(melody, chosen * WINDOW / SAMPLING_RATE, (WINDOW - FIELD) // HOP + 1),
+        parts[chosen][first : first + PIECE],
+        frame_targets(melody, start, (PIECE - FIELD) // HOP + 1),
         {"metre": METRES.index(metre) if metre in METRES else len(METRES), "fifths": melody.fifths + 7},
     )
 
@@ -118,7 +121,7 @@ def train_mert(melodies: list[Melody], folder: Path, steps: int, seed: int) -> d
     torch.manual_seed(seed)
     model = HubertModel(HubertConfig(**CONFIG, apply_spec_augment=False, layerdrop=0.0)).train()
     heads = nn.ModuleDict(
-        {name: nn.Linear(CONFIG["hidden_size"], n) for name, n in (FRAME_TARGETS | WINDOW_TARGETS).items()}
+        {name: nn.Linear(CONFIG["hidden_size"], n) for name, n in (FRAME_TARGETS | WHOLE_TARGETS).items()}
     )
     parameters = [*model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
@@ -138,7 +141,7 @@ def train_mert(melodies: list[Melody], folder: Path, steps: int, seed: int) -> d
                 logits = head(states[-1]).flatten(0, 1)
                 targets = torch.from_numpy(np.concatenate([w.frames[name] for w in batch]))
             else:
-                logits, targets = head(mean.mean(1)), torch.tensor([w.window[name] for w in batch])
+                logits, targets = head(mean.mean(1)), torch.tensor([w.whole[name] for w in batch])
             loss = loss + F.cross_entropy(logits, targets)
             accuracies[name] = float((logits.argmax(-1) == targets).float().mean())
         optimizer.zero_grad()
