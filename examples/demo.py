@@ -2,38 +2,31 @@
 
     make demo
     python examples/demo.py --output DIR --tunes 40 --scores 5
-It runs the documented commands, with a small model of random weights that it makes itself, and shows what they write.
-It takes a minute on two CPU cores and needs no network. A folder that an earlier run made is emptied first.
+It runs the documented commands with the small model in weights/tiny, on tunes that its training has not seen, and
+shows what they write and what can be found with it. It takes a minute on two CPU cores and needs no network. A folder
+that an earlier run made is emptied first.
 """
 
 import argparse
-import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from corpus import COLLECTIONS, Tune, describe, folk_tunes, scores, write
+from clamp3.retrieval import metrics, normalized, ranks_of_pairs
+from corpus import COLLECTIONS, Tune, folk_tunes, scores, write
+from descriptions import full_description
 
-CODE = Path(__file__).resolve().parents[1] / "code"
+ROOT = Path(__file__).resolve().parents[1]
+CODE, TINY = ROOT / "code", ROOT / "weights" / "tiny"
 MARK = ".made_by_demo"  # a folder without it is not ours to empty
-SMALL = {
-    "PATCH_NUM_LAYERS": 3,
-    "TOKEN_NUM_LAYERS": 1,
-    "M3_HIDDEN_SIZE": 128,
-    "AUDIO_HIDDEN_SIZE": 128,
-    "AUDIO_NUM_LAYERS": 1,
-    "CLAMP3_HIDDEN_SIZE": 128,
-}
-TEXT_LAYERS = 3
-SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]  # XLM-R's, with its ids 0 to 3
 NEIGHBOURS = 3
+QUERIES = ("Irish reel", "slip jig", "Chinese folk song in 2/4", "deutsches Volkslied", "gigue irlandaise", "中国民歌")
 
 
 def main() -> int:
@@ -51,35 +44,38 @@ def main() -> int:
 
     heading("1. Real music as model inputs")
     write(output / "inputs", tunes, scores(args.scores))
+    write_texts(output / "inputs", tunes)
     show_inputs(output / "inputs", tunes[0])
 
     heading("2. A small model")
-    config = make_model(output / "model", [describe(tune) for tune in tunes])
-    print(
-        "Its weights are RANDOM, for no trained weights come with the code: what follows shows that everything runs,"
-    )
-    print("and how fast. Neighbours share their surface (metre, key, note lengths), and texts find no music.")
-    print("Trained weights have the same form: set CLAMP3_CONFIG or edit code/config.py, and the commands stay.")
+    sizes = {path.name: path.stat().st_size / 1e6 for path in sorted(TINY.glob("*.safetensors"))}
+    print(", ".join(f"{name} ({size:.1f} MB)" for name, size in sizes.items()), f"in {shown(TINY)}")
+    print("It was trained on folk tunes, but on none of these. Its README has its figures.")
+    print("The released weights are used in the same way: leave --variant out, and the commands download them.")
 
     heading("3. The documented commands")
-    print(f"$ export PATH={shown(Path(sys.executable).parent)}:$PATH CLAMP3_CONFIG={shown(config)}")
+    print(f"$ export PATH={shown(Path(sys.executable).parent)}:$PATH")
     print("(The note of default values is accelerate's own: `accelerate config` ends it.)")
     inputs, mtf = output / "inputs", output / "inputs" / "mtf"
-    launch(config, "extract_clamp3.py", inputs, output / "features", "--get_global")
-    launch(config, "extract_clamp3.py", mtf, output / "hidden")
-    launch(config, "extract_m3.py", mtf, output / "m3")
+    launch("extract_clamp3.py", inputs, output / "features", "--get_global")
+    launch("extract_clamp3.py", mtf, output / "hidden")
+    launch("extract_m3.py", mtf, output / "m3")
 
     heading("4. What they wrote")
-    for folder in ("features/abc", "features/mtf", "features/txt", "hidden", "m3"):
+    for folder in ("features/abc", "features/mtf", "features/txt", "features/queries", "hidden", "m3"):
         show_arrays(output / folder)
 
-    heading("5. Nearest neighbours")
-    show_neighbours(output / "features" / "abc", tunes)
+    heading("5. Found by text")
+    music = load(output / "features" / "abc", [tune.name for tune in tunes])
+    show_found(output / "features", music, tunes)
+
+    heading("6. Nearest neighbours")
+    show_neighbours(music, tunes)
 
     heading(f"Done in {time.perf_counter() - start:.0f} s. What to do next")
-    print(f"- Look around in {shown(output)}: inputs, model, features, hidden (CLaMP 3, per bar), m3 (M3, per bar).")
+    print(f"- Look around in {shown(output)}: inputs, features, hidden (CLaMP 3, per bar), m3 (M3, per bar).")
     print("- Put .abc, .mtf, .txt or .npy files of your own into a folder, and run a command of step 3 on it.")
-    print("- Take the released weights: without CLAMP3_CONFIG the same commands download and use them.")
+    print("- Take the released weights: without --variant the same commands download and use them.")
     return 0
 
 
@@ -106,9 +102,10 @@ def clean(folder: Path) -> Path:
 
 
 def chosen(count: int) -> list[Tune]:
-    """`count` of all folk tunes, from each collection alike and evenly across it."""
+    """`count` of the held-out folk tunes, from each collection alike and evenly across it."""
     tunes: list[Tune] = []
-    everything = list(folk_tunes())
+    held_out = set(TINY.joinpath("held_out.txt").read_text(encoding="utf-8").split())
+    everything = [tune for tune in folk_tunes() if tune.name in held_out]
     for left, collection in zip(range(len(COLLECTIONS), 0, -1), COLLECTIONS, strict=True):
         group = [tune for tune in everything if tune.collection == collection.title]
         share = min((count - len(tunes)) // left, len(group))
@@ -118,87 +115,39 @@ def chosen(count: int) -> list[Tune]:
 
 def show_inputs(folder: Path, tune: Tune) -> None:
     """How many files of each kind, and one as an example."""
-    contents = {"abc": "folk tunes, interleaved ABC", "mtf": "scores by Bach, MIDI as text", "txt": "descriptions"}
+    contents = {
+        "abc": "folk tunes, interleaved ABC",
+        "mtf": "scores by Bach, MIDI as text",
+        "txt": "descriptions",
+        "queries": "queries",
+    }
     for kind, content in contents.items():
         sizes = [path.stat().st_size for path in folder.joinpath(kind).iterdir()]
-        print(f"{len(sizes):5} .{kind}  {sum(sizes) / 1000:6.0f} kB  {content}, in {shown(folder / kind)}")
+        print(f"{len(sizes):5} {kind:7}  {sum(sizes) / 1000:6.0f} kB  {content}, in {shown(folder / kind)}")
     print(f"\nFor example {tune.name}.abc:")
     lines = tune.abc.splitlines()
     print("".join(f"    {line}\n" for line in (*lines[:9], "…")), end="")
     print(f"and {tune.name}.txt:")
-    print("".join(f"    {line}\n" for line in describe(tune).splitlines()), end="")
+    print(f"    {full_description(tune)}")
 
 
-def make_model(folder: Path, texts: list[str]) -> Path:
-    """Small CLaMP 3 and M3 weights and a text model in `folder`; returns the knobs that go with them, a JSON file."""
-    import torch
-
-    from clamp3.models import CLaMP3Model, M3Model, ModelSizes
-
-    make_text_model(folder / "text", texts)
-    small = {name.lower(): size for name, size in SMALL.items()}
-    sizes = ModelSizes(**small, text_model_name=str(folder.absolute() / "text"))
-    torch.manual_seed(0)
-    m3, clamp3 = M3Model(sizes), CLaMP3Model(sizes)
-    clamp3.symbolic_model.load_state_dict(m3.encoder.state_dict())  # as training starts it
-    knobs = {name.upper(): value for name, value in asdict(sizes).items()}
-    for knob, model in (("M3_WEIGHTS_PATH", m3), ("CLAMP3_WEIGHTS_PATH", clamp3)):
-        path = folder.absolute() / f"weights_{knob.split('_')[0].lower()}_random.pth"
-        torch.save({"model": model.state_dict(), "epoch": 0, "best_epoch": 0, "min_eval_loss": 100.0}, path)
-        knobs[knob] = str(path)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        print(f"{parameters / 1e6:4.1f} million parameters in {shown(path)}")
-    config = folder / "config.json"
-    config.write_text(json.dumps(knobs, indent=4) + "\n", encoding="utf-8")
-    return config
+def write_texts(folder: Path, tunes: list[Tune]) -> None:
+    """In `folder`, the tunes' descriptions as the small model knows them, and the queries."""
+    for tune in tunes:
+        folder.joinpath("txt", f"{tune.name}.txt").write_text(full_description(tune), encoding="utf-8")
+    folder.joinpath("queries").mkdir()
+    for number, query in enumerate(QUERIES):
+        folder.joinpath("queries", f"{number}.txt").write_text(query, encoding="utf-8")
 
 
-def make_text_model(folder: Path, texts: list[str]) -> None:
-    """In `folder`, a tokenizer of XLM-R's kind with the vocabulary of `texts`, and a small XLM-R's configuration."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast, XLMRobertaConfig
-
-    bos, pad, eos, unknown = SPECIAL_TOKENS
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=1000, special_tokens=SPECIAL_TOKENS, unk_token=unknown, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A {eos}", special_tokens=[(token, SPECIAL_TOKENS.index(token)) for token in (bos, eos)]
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=bos,
-        cls_token=bos,
-        eos_token=eos,
-        sep_token=eos,
-        pad_token=pad,
-        unk_token=unknown,
-    )
-    fast.save_pretrained(folder)
-    width = SMALL["M3_HIDDEN_SIZE"]
-    XLMRobertaConfig(
-        vocab_size=len(fast),
-        hidden_size=width,
-        num_hidden_layers=TEXT_LAYERS,
-        num_attention_heads=width // 64,
-        intermediate_size=4 * width,
-        max_position_embeddings=514,
-        type_vocab_size=1,
-    ).save_pretrained(folder)
-
-
-def launch(config: Path, script: str, inputs: Path, outputs: Path, *options: str) -> None:
+def launch(script: str, inputs: Path, outputs: Path, *options: str) -> None:
     """Run an extraction command as a user would, and say how fast it was. Exits where it fails."""
-    command = ["accelerate", "launch", shown(CODE / script), shown(inputs), shown(outputs), *options]
+    tiny = ["--variant", "tiny"]
+    command = ["accelerate", "launch", shown(CODE / script), *tiny, shown(inputs), shown(outputs), *options]
     print(f"\n$ {shlex.join(command)}")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     start = time.perf_counter()
-    code = subprocess.run(command, env={**os.environ, "PATH": path, "CLAMP3_CONFIG": shown(config)}).returncode
+    code = subprocess.run(command, env={**os.environ, "PATH": path}).returncode
     seconds = time.perf_counter() - start
     if code != 0:
         sys.exit(f"error: the command ended with exit code {code}")
@@ -217,14 +166,30 @@ def show_arrays(folder: Path) -> None:
     print(f"{len(arrays):5} .npy  {dtypes}  {extent:31} in {shown(folder)}")
 
 
-def show_neighbours(folder: Path, tunes: list[Tune]) -> None:
-    """For the first tune of each collection, those whose features are most like its own."""
-    features = np.concatenate([np.load(folder / f"{tune.name}.npy") for tune in tunes])  # (tunes, hidden)
-    features -= features.mean(axis=0)  # random towers give all inputs much in common
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
+def load(folder: Path, names: list[str]) -> np.ndarray:
+    """Global features (names, hidden), of length one."""
+    return normalized(np.concatenate([np.load(folder / f"{name}.npy") for name in names]))
+
+
+def show_found(folder: Path, music: np.ndarray, tunes: list[Tune]) -> None:
+    """The tunes closest to each query, and how often a full description finds its own tune."""
+    queries = load(folder / "queries", [str(number) for number in range(len(QUERIES))])
+    print("by the cosine of the .txt and the .abc features")
+    for query, cosines in zip(QUERIES, queries @ music.T, strict=True):
+        print(f"\n         {query}")
+        for index in np.argsort(-cosines)[:NEIGHBOURS]:
+            print(f"  {cosines[index]:.3f}  {in_a_line(tunes[index])}")
+    ranks = ranks_of_pairs(load(folder / "txt", [tune.name for tune in tunes]), music)
+    chance = metrics(np.arange(1, len(tunes) + 1))
+    print(f"\nA full description finds its tune among the {len(tunes)}:")
+    print(", ".join(f"{name} {value:.2f} (chance {chance[name]:.2f})" for name, value in metrics(ranks).items()))
+
+
+def show_neighbours(features: np.ndarray, tunes: list[Tune]) -> None:
+    """For the first tune of each collection, those whose features (tunes, hidden) are most like its own."""
     cosines = features @ features.T
     np.fill_diagonal(cosines, -1)  # no tune is its own neighbour
-    print("by the cosine of the .abc features, their mean subtracted (random weights: see step 2)")
+    print("by the cosine of the .abc features")
     first = {tune.collection: index for index, tune in reversed(list(enumerate(tunes)))}
     for query in sorted(first.values()):
         print(f"\n         {in_a_line(tunes[query])}")

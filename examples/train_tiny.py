@@ -72,7 +72,7 @@ STAGES = (
     Stage("audio", False, 1, 1e-3),
     Stage("symbolic", True, 1, 1e-3),
     # Beyond the paper's four: the rates above stay high to the end, and a last pass at low ones settles the towers.
-    Stage("symbolic", False, 2, 6e-4),
+    Stage("symbolic", False, 1, 6e-4),
     Stage("audio", True, 3, 1e-3),
 )
 

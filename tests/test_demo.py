@@ -1,11 +1,14 @@
 """The demo, as its user runs it."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from clamp3.patchilizer import M3Patchilizer
 
 DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo.py"
 TUNES, SCORES = 12, 3
@@ -26,12 +29,19 @@ def demo(tmp_path_factory):
 def test_it_runs_through_and_says_what_it_does(demo):
     process, folder = demo
     assert process.returncode == 0, process.stderr
-    assert "RANDOM" in process.stdout
+    code, tiny = DEMO.parents[1] / "code", "--variant tiny"
     for command in (
-        f"accelerate launch {DEMO.parents[1]}/code/extract_clamp3.py {folder}/inputs {folder}/features --get_global",
-        f"accelerate launch {DEMO.parents[1]}/code/extract_m3.py {folder}/inputs/mtf {folder}/m3",
+        f"accelerate launch {code}/extract_clamp3.py {tiny} {folder}/inputs {folder}/features --get_global",
+        f"accelerate launch {code}/extract_m3.py {tiny} {folder}/inputs/mtf {folder}/m3",
     ):
         assert command.replace(f"{Path.cwd()}/", "") in process.stdout
+    assert "         Irish reel\n" in process.stdout
+
+
+def test_descriptions_find_their_tunes(demo):
+    process, _ = demo
+    found = re.search(r"MRR ([\d.]+) \(chance ([\d.]+)\)", process.stdout)
+    assert float(found[1]) > 2 * float(found[2])
 
 
 def test_every_input_has_its_global_feature(demo):
@@ -45,14 +55,15 @@ def test_every_input_has_its_global_feature(demo):
         assert len({feature.tobytes() for feature in features.values()}) == count
 
 
-def test_hidden_states_are_those_of_m3_whose_encoder_clamp3_starts_from(demo):
+def test_hidden_states_have_a_row_for_each_patch(demo):
     _, folder = demo
-    paths = sorted(folder.joinpath("hidden").glob("*.npy"))
-    assert len(paths) == SCORES
-    for path in paths:
-        hidden_states = np.load(path)
-        assert hidden_states.ndim == 3 and hidden_states.shape[::2] == (1, 128)
-        np.testing.assert_allclose(np.load(folder / "m3" / path.name), hidden_states, atol=1e-5)
+    for kind in ("hidden", "m3"):
+        paths = sorted(folder.joinpath(kind).glob("*.npy"))
+        assert len(paths) == SCORES
+        for path in paths:
+            text = folder.joinpath("inputs", "mtf", f"{path.stem}.mtf").read_text(encoding="utf-8")
+            patches = M3Patchilizer().encode(text, add_special_patches=True)
+            assert np.load(path).shape == (1, len(patches), 128)
 
 
 def test_a_folder_of_others_is_left_alone(tmp_path):
