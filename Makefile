@@ -20,7 +20,7 @@ train-demo: setup
 	$(BIN)/python examples/train_tiny.py
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 lint: setup
 	$(BIN)/ruff check .
