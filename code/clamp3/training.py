@@ -282,6 +282,7 @@ class Trainer:
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # a check, not what makes runs repeatable
         torch.manual_seed(settings.seed + self.state.process_index)  # processes drop out different things
         if self.state.is_main_process:
             self.prepare_folders()
