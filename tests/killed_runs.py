@@ -59,7 +59,7 @@ def train(options: dict, processes: int, saves: int, chance: random.Random) -> b
             assert not any(codes), codes
             return True
         time.sleep(0.001)
-    time.sleep(chance.uniform(0, 0.3))
+    time.sleep(chance.uniform(0, 0.1))
     for child in chance.sample(children, len(children)):
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
