@@ -13,6 +13,8 @@ EVAL_SPLIT = 0.01  # share of the training set held out where no evaluation set 
 SEED = 42  # of initial weights, splits, orders and dropout
 SAVE_STEPS = 1000  # a run that is killed goes on from the last multiple; 0: only from the last epoch
 TRAIN_WORKERS = 2  # processes, for each GPU, that read and encode
+WARMUP_STEPS = 1000  # in which the learning rate rises
+RATE_DECAY = "none"  # after them; or "cosine": to 0 at the end of the last epoch
 TRAIN_PRECISION = "auto"  # bf16 or fp16 on GPUs and fp32 on CPUs; or one of these three
 COMPILE_LAYERS = False  # by torch.compile: slow to start, then faster on GPUs
 RECOMPUTE_LAYERS = False  # gradient checkpointing: a third slower, with far less memory
@@ -27,7 +29,6 @@ PATCH_LENGTH = 512  # patches in a sequence
 PATCH_NUM_LAYERS = 12  # layers of the patch encoder
 TOKEN_NUM_LAYERS = 3  # layers of the character decoder
 M3_HIDDEN_SIZE = 768
-
 M3_NUM_EPOCH = 100
 M3_LEARNING_RATE = 1e-4
 M3_BATCH_SIZE = 16  # per GPU
@@ -45,7 +46,6 @@ MAX_TEXT_LENGTH = 128  # tokens
 AUDIO_HIDDEN_SIZE = 768
 AUDIO_NUM_LAYERS = 12
 MAX_AUDIO_LENGTH = 128  # frames of 5 s each: 640 s
-
 CLAMP3_NUM_EPOCH = 100
 CLAMP3_LEARNING_RATE = 1e-5
 CLAMP3_BATCH_SIZE = 256  # per GPU

@@ -44,6 +44,8 @@ def settings_of(stage: str, **others) -> "Settings":
         wandb_key=config.WANDB_KEY,
         seed=config.SEED,
         save_steps=config.SAVE_STEPS,
+        warmup_steps=config.WARMUP_STEPS,
+        decay=config.RATE_DECAY,
         workers=config.TRAIN_WORKERS,
         precision=config.TRAIN_PRECISION,
         compile_layers=config.COMPILE_LAYERS,

@@ -46,6 +46,7 @@ SIZES = {
     "CLAMP3_HIDDEN_SIZE": WIDTH,
 }
 PROCESSES = 2
+SCHEDULE = {"WARMUP_STEPS": 100, "RATE_DECAY": "cosine"}  # of each stage
 M3_KNOBS = {"M3_NUM_EPOCH": 1, "M3_LEARNING_RATE": 2e-3, "M3_BATCH_SIZE": 16, "M3_WANDB_LOG": False}
 CLAMP3_KNOBS = {"CLAMP3_BATCH_SIZE": 64, "CLAMP3_WANDB_LOG": False, "SAVE_EVERY": 0}
 MERT_STEPS = 600
@@ -67,13 +68,10 @@ class Stage:
 
 
 STAGES = (
-    Stage("symbolic", False, 5, 1e-3),
-    Stage("audio", True, 5, 2e-3),
-    Stage("audio", False, 1, 1e-3),
-    Stage("symbolic", True, 1, 1e-3),
-    # Beyond the paper's four: the rates above stay high to the end, and a last pass at low ones settles the towers.
-    Stage("symbolic", False, 1, 6e-4),
-    Stage("audio", True, 3, 1e-3),
+    Stage("symbolic", False, 6, 1.5e-3),
+    Stage("audio", True, 8, 2e-3),
+    Stage("audio", False, 1, 3e-4),
+    Stage("symbolic", True, 1, 5e-4),
 )
 
 
@@ -191,7 +189,7 @@ def make_text_model(folder: Path, texts: list[str]) -> None:
 
 def train(script: str, work: Path, knobs: dict) -> None:
     """Run a training command in two processes, with the model's sizes and `knobs`. Exits where it fails."""
-    common = {"TEXT_MODEL_NAME": str(work / "text"), "TRAIN_WORKERS": 0, "SEED": SEED, "SAVE_STEPS": 0}
+    common = {"TEXT_MODEL_NAME": str(work / "text"), "TRAIN_WORKERS": 0, "SEED": SEED, "SAVE_STEPS": 0, **SCHEDULE}
     weights = Path(knobs["CLAMP3_WEIGHTS_PATH" if "CLAMP3_WEIGHTS_PATH" in knobs else "M3_WEIGHTS_PATH"])
     config = weights.with_name(f"{weights.stem.replace('weights', 'config')}.json")
     config.write_text(json.dumps({**SIZES, **common, **knobs}, indent=4), encoding="utf-8")

@@ -162,7 +162,7 @@ def test_train_loss_is_the_mean_over_the_items_of_the_epoch(trainer_of):
 
 
 def test_warm_up_is_a_thousand_steps_and_goes_on_after_a_restart(trainer_of):
-    assert trainer_of("m3", warmup_steps=Settings.warmup_steps).warm_up(0) == 0.001
+    assert trainer_of("m3", warmup_steps=Settings.warmup_steps).rate_share(0) == 0.001
     trainer, rates = trainer_of("symbolic", warmup_steps=6, save_steps=3), []
     step = trainer.step
 

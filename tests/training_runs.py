@@ -68,7 +68,7 @@ def no_dropout(model: nn.Module) -> None:
 def with_plain_steps(trainer: Trainer) -> Trainer:
     """AdamW's steps hardly depend on the gradient's size; these do, so that a wrong gradient shows."""
     trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.5)
-    trainer.scheduler = torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, trainer.warm_up)
+    trainer.scheduler = torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, trainer.rate_share)
     return trainer
 
 

@@ -391,9 +391,13 @@ class ShareOfBatches(Sampler):
         """Go to batch `first` of `epoch`."""
         self.epoch, self.first = epoch, first
 
+    @property
+    def batches(self) -> int:
+        """How many global batches an epoch has."""
+        return self.size // self.step if self.seed is not None else -(-self.size // self.step)
+
     def __len__(self) -> int:
-        batches = self.size // self.step if self.seed is not None else -(-self.size // self.step)
-        return batches - self.first
+        return self.batches - self.first
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.arange(self.size)

@@ -1,6 +1,7 @@
 """One training loop for M3 and for CLaMP 3 with symbolic music or audio, in one process or many."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 STOPPED = "training has stopped, and the last checkpoint is as it was"
+DECAYS = ("none", "cosine")
 BUCKET = 2**26  # numbers that are averaged over processes in one message
 
 
@@ -44,6 +46,7 @@ class Settings:
     learning_rate: float
     seed: int = 42
     warmup_steps: int = 1000
+    decay: str = "none"  # of DECAYS
     save_every: int = 0  # epochs
     save_steps: int = 0
     log_steps: int = 10
@@ -247,21 +250,23 @@ class Trainer:
         self.model = objective.model.to(state.device)
         self.log: Callable[[dict, int], None] = lambda _figures, _step: None
         self.frozen = sorted({n.split(".")[0] for n, p in self.model.named_parameters() if not p.requires_grad})
-        # Frozen parameters are in it too, but have no gradients: so a checkpoint fits whatever is frozen.
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.learning_rate, fused=state.device.type in ("cpu", "cuda")
-        )
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.warm_up)
-        precision = chosen_precision(settings.precision, state.device)
-        self.autocast = partial(torch.autocast, state.device.type, precision, enabled=precision != torch.float32)
-        self.scaler = torch.amp.GradScaler(state.device.type, enabled=precision == torch.float16)
-        self.progress = Progress()
         self.shares = [
             ShareOfBatches(len(examples), settings.batch_size, state.num_processes, state.process_index, seed)
             for examples, seed in ((training, settings.seed), (evaluation, None))
         ]
         if not self.shares[0].step:
             raise UserError(f"{len(training)} items cannot be shared out to {state.num_processes} processes")
+        if settings.decay not in DECAYS:
+            raise UserError(f"RATE_DECAY must be one of {', '.join(DECAYS)}, not {settings.decay!r}")
+        # Frozen parameters are in it too, but have no gradients: so a checkpoint fits whatever is frozen.
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=settings.learning_rate, fused=state.device.type in ("cpu", "cuda")
+        )
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.rate_share)
+        precision = chosen_precision(settings.precision, state.device)
+        self.autocast = partial(torch.autocast, state.device.type, precision, enabled=precision != torch.float32)
+        self.scaler = torch.amp.GradScaler(state.device.type, enabled=precision == torch.float16)
+        self.progress = Progress()
         collate = Collate(pad_values)
         self.loaders = [
             loader(examples, share, collate, settings.workers, state.device)
@@ -269,9 +274,13 @@ class Trainer:
         ]
         self.pending: list[tuple[list[str], Tensor]] = []  # of the steps since losses were last looked at
 
-    def warm_up(self, step: int) -> float:
+    def rate_share(self, step: int) -> float:
         """The share of the learning rate that step `step`, from 0, is taken with."""
-        return min(1.0, (step + 1) / max(1, self.settings.warmup_steps))
+        warmup_steps = self.settings.warmup_steps
+        if step < warmup_steps or self.settings.decay == "none":
+            return min(1.0, (step + 1) / max(1, warmup_steps))
+        done = (step - warmup_steps) / max(1, self.settings.epochs * self.shares[0].batches - warmup_steps)
+        return (1 + math.cos(math.pi * min(1.0, done))) / 2
 
     def fit(self, start_weights: Callable[[], str] = lambda: "all weights start at random") -> None:
         """Train all epochs that are left, from the last checkpoint; where there is none, from `start_weights()`.
@@ -446,7 +455,7 @@ class Trainer:
             own = self.scheduler.state_dict()
             self.scheduler.load_state_dict({**own, **checkpoint["lr_sched"], "base_lrs": own["base_lrs"]})
             for group in self.optimizer.param_groups:  # the rate is the configured one
-                group["lr"] = group["initial_lr"] * self.warm_up(self.scheduler.last_epoch)
+                group["lr"] = group["initial_lr"] * self.rate_share(self.scheduler.last_epoch)
         else:
             self.say("optimizer and warm-up start anew: the checkpoint has no such state, or one that does not fit")
         if "progress" not in checkpoint:  # the original's
