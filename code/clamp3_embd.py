@@ -16,7 +16,7 @@ OUTPUT_DIR/failures.jsonl, and the exit code is 1; damaged ones that can be read
 OUTPUT_DIR/warnings.jsonl. Weights and sizes are set in config.py; weights that are missing are downloaded.
 """
 
-from cli import add_raw_options, extraction_parser, run
+from cli import add_raw_options, extraction_parser, feature_cache, run
 
 
 def main() -> int:
@@ -27,11 +27,12 @@ def main() -> int:
 
     # Only now, so that --help and mistyped options answer at once.
     import utils
+    from clamp3.cache import embed_files_once
     from clamp3.distributed import start
     from clamp3.extraction import extract
     from clamp3.reading import raw_modalities, read_raw
 
-    state = start(args.device, args.threads)
+    state, cache = start(args.device, args.threads), feature_cache(args)
     return extract(
         utils.embedder_loader(args, state.device),
         args.input_dir,
@@ -39,7 +40,11 @@ def main() -> int:
         extensions=tuple(raw_modalities()),
         pooled=args.get_global,
         state=state,
-        read=read_raw,
+        embed=lambda embedder, paths: (
+            embed_files_once(embedder, paths, cache)
+            if args.get_global
+            else embedder.embed_items(read_raw(embedder, paths), pooled=False)
+        ),
     )
 
 

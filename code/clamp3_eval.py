@@ -14,7 +14,7 @@ intervals, by bootstrap over queries. The folders may hold files of all kinds th
 
 from pathlib import Path
 
-from cli import answers_parser, print_table, run, save_json
+from cli import answers_parser, feature_cache, print_table, print_weights, run, save_json
 
 
 def main() -> int:
@@ -26,13 +26,13 @@ def main() -> int:
     # Only now, so that --help and mistyped options answer at once.
     import utils
     from clamp3.batch import show
-    from clamp3.collection import check_comparable, load_collection
+    from clamp3.collection import check_comparable, load_collection, made_by
     from clamp3.distributed import start_alone
     from clamp3.pairing import folder_parts, pair_by_csv, pair_by_name, unpaired
     from clamp3.retrieval import evaluate_both
 
-    load_embedder = utils.embedder_loader(args, start_alone(args.device, args.threads))
-    queries, references = (load_collection(path, load_embedder) for path in (args.query_dir, args.ref_dir))
+    embedding = utils.embedder_loader(args, start_alone(args.device, args.threads)), feature_cache(args)
+    queries, references = (load_collection(path, *embedding) for path in (args.query_dir, args.ref_dir))
     check_comparable(queries, references)
     names = queries.files, references.files
     right = pair_by_csv(args.pairs, *names) if args.pairs else pair_by_name(*names)
@@ -41,7 +41,7 @@ def main() -> int:
     parts = [(None, list(range(len(queries.files))), list(range(len(references.files))))]
     if args.by_folder:
         parts += folder_parts(*names, right)
-    records = []
+    records, weights = [], made_by(queries, references)
     for folder, asking, candidates in parts:
         place = {reference: index for index, reference in enumerate(candidates)}
         answers = [[place[reference] for reference in right[query]] for query in asking]
@@ -53,7 +53,8 @@ def main() -> int:
         print_figures(figures)
         for direction, estimates in figures.items():
             values = {name: [estimate.value, estimate.low, estimate.high] for name, estimate in estimates.items()}
-            records.append({"folder": folder, "direction": direction, **counts, **values})
+            records.append({"folder": folder, "direction": direction, **counts, **values, "weights": weights})
+    print_weights(weights)
     save_json(args.json, records)
     show("without a partner, so candidates alone", alone)
     queries.report()

@@ -15,7 +15,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli import answers_parser, print_table, run, save_json
+from cli import answers_parser, feature_cache, print_table, print_weights, run, save_json
 
 if TYPE_CHECKING:
     from clamp3.collection import Collection
@@ -35,8 +35,8 @@ def main() -> int:
     from clamp3.collection import check_comparable, load_collection
     from clamp3.distributed import start_alone
 
-    load_embedder = utils.embedder_loader(args, start_alone(args.device, args.threads))
-    queries, references = (load_collection(path, load_embedder) for path in (args.query_dir, args.ref_dir))
+    embedding = utils.embedder_loader(args, start_alone(args.device, args.threads)), feature_cache(args)
+    queries, references = (load_collection(path, *embedding) for path in (args.query_dir, args.ref_dir))
     check_comparable(queries, references)
     complete = score_groups(queries, references, args) if args.group else score_pairs(queries, references, args)
     queries.report()
@@ -45,6 +45,7 @@ def main() -> int:
 
 
 def score_groups(queries: "Collection", references: "Collection", args: Namespace) -> bool:
+    from clamp3.collection import made_by
     from clamp3.retrieval import frechet_distance, group_similarity
 
     record = {"queries": len(queries.files), "references": len(references.files)}
@@ -52,7 +53,8 @@ def score_groups(queries: "Collection", references: "Collection", args: Namespac
     if args.frechet:
         record["frechet_distance"] = frechet_distance(queries.features, references.features)
     print_table(tuple(record), [record.values()])
-    save_json(args.json, [record])
+    print_weights(weights := made_by(queries, references))
+    save_json(args.json, [{**record, "weights": weights}])
     return True
 
 
@@ -61,6 +63,7 @@ def score_pairs(queries: "Collection", references: "Collection", args: Namespace
     import numpy as np
 
     from clamp3.batch import show
+    from clamp3.collection import made_by
     from clamp3.pairing import doubtful, pair_by_csv, pair_by_name, unpaired
     from clamp3.retrieval import pair_scores
 
@@ -85,7 +88,8 @@ def score_pairs(queries: "Collection", references: "Collection", args: Namespace
     if records and records[0]["percentile"] is not None:
         means = (np.mean([record[name] for record in records]) for name in ("cosine", "percentile"))
         print("mean of {} pairs: cosine {:.4f}, percentile {:.1f}".format(len(records), *means))
-    save_json(args.json, records)
+    print_weights(weights := made_by(queries, references))
+    save_json(args.json, ({**record, "weights": weights} for record in records))
     show("not scored, for names do not decide; --pairs FILE.csv does", undecided, most=None)
     show("several queries for one reference; if they are not meant to share it, use --pairs FILE.csv", shared)
     show("without a partner", alone, most=None)

@@ -1,4 +1,4 @@
-"""Search a folder: the files closest to a text, or to a file of any kind.
+"""Search a folder or an index: the files closest to a text, or to a file of any kind.
 
 By a text in any language, in quotes:
     python clamp3_search.py "a lively Irish reel" REF_DIR
@@ -10,11 +10,13 @@ QUERY and the files under REF_DIR may be of any kinds that clamp3_embd.py takes:
 those that cannot be read are listed (exit code 1). For large or often searched folders make features first:
     python clamp3_embd.py REF_DIR FEATURES --get_global
     python clamp3_search.py "a lively Irish reel" FEATURES
+or an index, which clamp3_index.py builds and keeps up to date:
+    python clamp3_search.py "a lively Irish reel" INDEX
 A .npy of the shape (1, 768) is such a feature; one of (…, T, 768) is MERT features, and is embedded. The hidden
 states that clamp3_embd.py and extract_clamp3.py write without --get_global are neither, but look like MERT features.
 """
 
-from cli import answers_parser, positive, print_table, run, save_json
+from cli import answers_parser, feature_cache, positive, print_found, run, save_json
 
 
 def main() -> int:
@@ -24,21 +26,22 @@ def main() -> int:
 
     # Only now, so that --help and mistyped options answer at once.
     import utils
-    from clamp3.collection import check_comparable, load_collection, load_query
+    from clamp3.collection import load_collection, search_collection
     from clamp3.distributed import start_alone
-    from clamp3.retrieval import top_k
+    from clamp3.index import Index, is_index
+    from clamp3.indexing import search_index
 
-    load_embedder = utils.embedder_loader(args, start_alone(args.device, args.threads))
-    query = load_query(args.query, load_embedder)
-    references = load_collection(args.ref_dir, load_embedder)
-    check_comparable(query, references)
-    indices, cosines = top_k(query.features, references.features, args.top_k)
-    found = [
-        {"rank": rank, "cosine": float(cosine), "file": references.files[index]}
-        for rank, (index, cosine) in enumerate(zip(indices[0], cosines[0], strict=True), 1)
-    ]
-    print_table(("rank", "cosine", "file"), (record.values() for record in found))
+    embedding = utils.embedder_loader(args, start_alone(args.device, args.threads)), feature_cache(args)
+    if is_index(args.ref_dir):
+        references = None
+        found = search_index(Index(args.ref_dir), args.query, *embedding, k=args.top_k)
+    else:
+        references = load_collection(args.ref_dir, *embedding)
+        found = search_collection(references, args.query, *embedding, k=args.top_k)
+    print_found(found)
     save_json(args.json, ({"query": args.query, **record} for record in found))
+    if references is None:
+        return 0
     references.report()
     return 1 if references.failures else 0
 

@@ -8,17 +8,26 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clamp3.errors import ItemError, UserError
+
+if TYPE_CHECKING:
+    from clamp3.cache import FeatureCache
 
 NUMBER = re.compile(r"-?[\d.]*%?")
 
 
-def folders_parser(description: str) -> argparse.ArgumentParser:
-    """A parser of an input and an output folder; `description` is the script's docstring."""
-    parser = argparse.ArgumentParser(
+def script_parser(description: str) -> argparse.ArgumentParser:
+    """A parser without options; `description` is the script's docstring."""
+    return argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+
+
+def folders_parser(description: str) -> argparse.ArgumentParser:
+    """A parser of an input and an output folder; `description` is the script's docstring."""
+    parser = script_parser(description)
     parser.add_argument("input_dir", type=Path, help="folder of inputs, searched recursively")
     parser.add_argument("output_dir", type=Path, help="folder for the outputs, which mirrors INPUT_DIR")
     return parser
@@ -60,6 +69,21 @@ def add_raw_options(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that take raw files, in addition to `add_model_options`."""
     parser.add_argument("--epoch", type=int, help="use the weights of this epoch, ..._EPOCH.pth")
     parser.add_argument("--mert", help="what listens to sound: a folder, or a name on the hub; default: MERT-v1-95M")
+    parser.add_argument(
+        "--cache_limit",
+        type=positive,
+        metavar="MB",
+        default=2000,
+        help="of the features that are kept, by content, for the next time; default: %(default)s",
+    )
+    parser.add_argument("--no_cache", action="store_true", help="embed all files anew, and keep nothing")
+
+
+def feature_cache(args: argparse.Namespace) -> "FeatureCache | None":
+    """The cache that the options of `add_raw_options` ask for."""
+    from clamp3.cache import FeatureCache
+
+    return None if args.no_cache else FeatureCache(args.cache_limit)
 
 
 def add_computing_options(parser: argparse.ArgumentParser) -> None:
@@ -76,15 +100,22 @@ def add_computing_options(parser: argparse.ArgumentParser) -> None:
 
 def answers_parser(description: str, query: str, help_query: str) -> argparse.ArgumentParser:
     """A parser for the commands that compare files: `query`, REF_DIR, and the options that all of them take."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = script_parser(description)
     parser.add_argument(query, type=str if query == "query" else Path, help=help_query)
     parser.add_argument("ref_dir", type=Path, help="folder of raw files or of features, searched recursively")
+    add_json_option(parser)
+    add_embedding_options(parser)
+    return parser
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the answers as JSON lines too")
+
+
+def add_embedding_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the commands that embed raw files in one process: those of the model, and of raw files."""
     add_model_options(parser, ("saas", "c2", "tiny"))
     add_raw_options(parser)
-    return parser
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -97,9 +128,23 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
         print("  ".join(text.rjust(width) if right else text.ljust(width) for text, width, right in columns).rstrip())
 
 
+def print_found(records: Sequence[dict]) -> None:
+    """Print what a search has found, and by which weights."""
+    columns = ["rank", "cosine", "file"] + ["metadata"] * any(record.get("metadata") for record in records)
+    print_table(columns, [[record[column] for column in columns] for record in records])
+    print_weights(records[0]["weights"]) if records else print("nothing found")
+
+
+def print_weights(weights: str) -> None:
+    """Say what made the features of an answer."""
+    print(f"features made by {weights}")
+
+
 def _cell(value: object) -> str:
     if value is None:
         return "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {text}" for name, text in value.items())
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 

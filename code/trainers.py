@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import config
-from cli import positive
+from cli import positive, script_parser
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 def training_parser(description: str) -> argparse.ArgumentParser:
     """A parser of the training options; `description` is the script's docstring."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = script_parser(description)
     parser.add_argument("--check", action="store_true", help="read and encode all data once, and train nothing")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the curves so far as a PNG, and train nothing")
     parser.add_argument("--device", help='such as "cpu" or "cuda:1"; default: an accelerator if there is one')

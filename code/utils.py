@@ -1,5 +1,6 @@
 """What the scripts import: the library's classes, and builders that read config.py's knobs."""
 
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from functools import cache
@@ -62,6 +63,30 @@ def build_embedder(
 
 
 def embedder_loader(args: Namespace, device) -> Callable[[], Embedder]:
-    """What builds, once, the Embedder that the options of `add_model_options` and `add_raw_options` ask for."""
-    options = {"precision": args.precision, "batch_tokens": args.batch_tokens, "mert": args.mert}
-    return cache(lambda: build_embedder(CLaMP3Model, args.epoch, args.variant, device=device, **options))
+    """What builds, once, the Embedder that the options of `add_model_options` and `add_raw_options` ask for.
+
+    Where they ask for none, and the released weights that config.py names are not at hand, it is the small model's.
+    """
+    options = {"precision": args.precision, "batch_tokens": args.batch_tokens, "mert": args.mert, "device": device}
+
+    @cache
+    def load() -> Embedder:
+        variant = args.variant
+        if variant is None and args.epoch is None and (release := missing_release()) and TINY.is_dir():
+            print(
+                f"note: the weights of {release} are not here, so this is the small model, which knows folk tunes "
+                f"only; --variant {release} downloads them",
+                file=sys.stderr,
+            )
+            variant = "tiny"
+        return build_embedder(CLaMP3Model, args.epoch, variant, **options)
+
+    return load
+
+
+def missing_release() -> str | None:
+    """The release whose CLaMP 3 weights config.py names, if they are not here."""
+    path = config.CLAMP3_WEIGHTS_PATH
+    if find_weights(configured_path(path)):
+        return None
+    return next((name for name, release in RELEASES.items() if release.file_name == Path(path).name), None)

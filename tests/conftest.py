@@ -76,6 +76,12 @@ class SmallModel:
         return {**os.environ, **offline, "PYTHONPATH": ""}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory) -> None:
+    """No test sees or fills the user's cache of features."""
+    os.environ["CLAMP3_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory) -> SmallModel:
     folder = tmp_path_factory.mktemp("model")

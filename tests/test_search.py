@@ -1,7 +1,6 @@
 """Answers from raw files, by the documented commands: features, search, scores and evaluation of real tunes."""
 
 import base64
-import json
 import shutil
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -15,6 +14,7 @@ import torch
 import clamp3_eval
 import clamp3_score
 import clamp3_search
+from answers import answer, lines, save_features, vectors
 from clamp3.embedding import Embedder
 from clamp3.errors import UserError
 from clamp3.models import CLaMP3Model, ModelSizes
@@ -86,24 +86,6 @@ def features(raw, tmp_path_factory) -> Path:
     return folder
 
 
-def save_features(folder: Path, features: dict[str, np.ndarray]) -> None:
-    for name, feature in features.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        np.save(folder / name, feature)
-
-
-def vectors(*names: str, seed: int = 0, hidden: int = 8) -> dict[str, np.ndarray]:
-    """Features by the names of their files: of the same number, alike."""
-    rng = np.random.default_rng(seed)
-    return {f"{name}.npy": rng.normal(size=(1, hidden)).astype(np.float32) for name in names}
-
-
-def answer(monkeypatch, command, *words) -> int:
-    """The exit code of a command in this process, which needs no model where all files are features."""
-    monkeypatch.setattr("sys.argv", [command.__name__, *map(str, words)])
-    return command.main()
-
-
 def outputs(folder: Path) -> dict[str, np.ndarray]:
     return {str(path.relative_to(folder)): np.load(path) for path in folder.rglob("*.npy")}
 
@@ -112,10 +94,6 @@ def assert_same(found, wanted):
     assert found.keys() == wanted.keys()
     for name, feature in wanted.items():
         np.testing.assert_allclose(found[name], feature, atol=2e-5, rtol=1e-4)
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 # ---------- clamp3_embd.py ----------
@@ -200,7 +178,7 @@ def test_a_text_in_any_language_is_a_query(raw, features):
     """And loads the tower of texts alone."""
     done = run(PYTHON, "clamp3_search.py", "爱的曲子", features, env=raw.env)
     assert done.stdout.splitlines()[1].split(maxsplit=2) == ["1", "1.0000", "texts/deep/愛 & $x 'q'.npy"]
-    assert len(done.stdout.splitlines()) == 1 + 10 + 1
+    assert len(done.stdout.splitlines()) == 1 + 10 + 1 + 1
 
 
 def test_what_cannot_be_searched_is_said(tmp_path, monkeypatch, capsys):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from clamp3.errors import UserError
+from clamp3.files import content_hash
 from clamp3.models import CLaMP3Model, M3Model, ModelSizes
 
 STORED_BUFFERS = ("position_ids", "token_type_ids")  # old library versions stored these constants
@@ -145,13 +146,32 @@ def verify(path: Path, etag: str) -> None:
     """Where `etag` is a SHA-256, as for all large files, and `path` has another: remove it and raise OSError."""
     if len(etag) != 64:
         return
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != etag:
+    if content_hash(path) != etag:
         path.unlink()
         raise OSError("the downloaded file is damaged (its SHA-256 differs) and was removed; try again")
+
+
+def fingerprint(path: Path) -> str:
+    """16 digits that tell the weights in a file, or in the files of a folder, from any others.
+
+    They are made from the checksums that PyTorch stores with the tensors, else from all bytes, never from names.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update((stored_checksums(file) or content_hash(file)).encode())
+    return digest.hexdigest()[:16]
+
+
+def stored_checksums(path: Path) -> str | None:
+    """Size and checksum of each part of a PyTorch file; None where it has none, or is another file."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    if not all(part.CRC for part in parts if part.file_size):  # torch can be told not to compute them
+        return None
+    return " ".join(f"{part.file_size}:{part.CRC}" for part in parts)
 
 
 def read_checkpoint(path: Path) -> dict:

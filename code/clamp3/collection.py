@@ -8,10 +8,12 @@ import numpy as np
 from tqdm import tqdm
 
 from clamp3.batch import Plan, Remark, reason, show, walk
+from clamp3.cache import FeatureCache, embed_files_once
 from clamp3.embedding import Embedder
 from clamp3.errors import UserError
 from clamp3.files import load_array
-from clamp3.reading import raw_modalities, read_raw
+from clamp3.reading import raw_modalities
+from clamp3.retrieval import top_k
 
 
 @dataclass
@@ -32,18 +34,19 @@ class Collection:
         made = len(self.files) - self.ready
         print(f"{self.folder}: {self.ready} features read, {made} made, {len(self.failures)} files failed", end="")
         print(f", {self.ignored} of other kinds" if self.ignored else "")
-        if self.weights:
-            print(f"made by {self.weights}")
         show("damaged, but read", self.repairs)
         show("failed", self.failures)
 
 
-def load_collection(path: Path, load_embedder: Callable[[], Embedder]) -> Collection:
+def load_collection(
+    path: Path, load_embedder: Callable[[], Embedder], cache: FeatureCache | None = None
+) -> Collection:
     """A file, or all files under a folder, with their features: those that have one, in the order of their paths.
 
     A .npy of one row, (1, hidden) or (hidden,), is a feature; any other is MERT features, (…, T, hidden), and is
-    embedded like raw files. The embedder is loaded if there is anything to embed. Raises UserError where nothing has a
-    feature, or where features of different widths, which different models gave, would be compared.
+    embedded like raw files, unless the cache has its feature. The embedder is loaded if there are such files. Raises
+    UserError where nothing has a feature, or where features of different widths, which different models gave, would be
+    compared.
     """
     noted = Plan()
     if path.is_dir():
@@ -68,7 +71,7 @@ def load_collection(path: Path, load_embedder: Callable[[], Embedder]) -> Collec
             features[file] = feature
     result.ready = len(features)
     if others:
-        features.update(_embedded(load_embedder(), others, result))
+        features.update(_embedded(load_embedder(), others, cache, result))
     if not features:
         result.report()
         raise UserError(f"nothing in {path} has a feature; what can be read: {' '.join(raw_modalities())}")
@@ -79,7 +82,7 @@ def load_collection(path: Path, load_embedder: Callable[[], Embedder]) -> Collec
     return result
 
 
-def load_query(query: str, load_embedder: Callable[[], Embedder]) -> Collection:
+def load_query(query: str, load_embedder: Callable[[], Embedder], cache: FeatureCache | None = None) -> Collection:
     """What `query` is, a file or else a text, and its feature. Raises UserError for neither and for a folder."""
     path = Path(query)
     try:
@@ -91,11 +94,38 @@ def load_query(query: str, load_embedder: Callable[[], Embedder]) -> Collection:
     if exists and path.is_dir():
         raise UserError(f"{query} is a folder; to compare folders, use clamp3_score.py or clamp3_eval.py")
     if exists:
-        return load_collection(path, load_embedder)
+        return load_collection(path, load_embedder, cache)
     if not query.strip():
         raise UserError("the query is empty: give a text in quotes, or a file")
     embedder = load_embedder()
     return Collection(Path(), [query], embedder.embed_text([query]), weights=embedder.weights)
+
+
+def search_collection(
+    references: Collection,
+    query: str,
+    load_embedder: Callable[[], Embedder],
+    cache: FeatureCache | None = None,
+    k: int = 10,
+) -> list[dict]:
+    """The k files closest to `query`, a file or else a text, as records of rank, cosine, file and weights.
+
+    Raises UserError as `load_query`, and where the features differ in width.
+    """
+    asked = load_query(query, load_embedder, cache)
+    check_comparable(asked, references)
+    indices, cosines = top_k(asked.features, references.features, k)
+    weights = made_by(asked, references)
+    return [
+        {"rank": rank, "cosine": cosine, "file": references.files[index], "weights": weights}
+        for rank, (index, cosine) in enumerate(zip(indices[0], cosines[0].tolist(), strict=True), 1)
+    ]
+
+
+def made_by(*collections: Collection) -> str:
+    """What made the features that were compared, for people."""
+    weights = {str(collection.weights) for collection in collections if collection.weights}
+    return " and ".join(sorted(weights)) or "others: all came ready-made"
 
 
 def ready_feature(path: Path) -> np.ndarray | None:
@@ -116,18 +146,17 @@ def ready_feature(path: Path) -> np.ndarray | None:
     return feature
 
 
-def _embedded(embedder: Embedder, files: list[Path], result: Collection) -> Iterator[tuple[Path, np.ndarray]]:
+def _embedded(
+    embedder: Embedder, files: list[Path], cache: FeatureCache | None, result: Collection
+) -> Iterator[tuple[Path, np.ndarray]]:
     """Each of `files` that can be embedded, with its feature; `result` takes the remarks on them."""
-    embedder.prepare_for(files)
     result.weights = embedder.weights
-    items = embedder.embed_items(read_raw(embedder, files))
+    items = embed_files_once(embedder, files, cache)
     for item, feature in tqdm(items, total=len(files), unit="file", delay=1):
         file = files[item.index]
         result.repairs += [Remark(str(file), repair) for repair in item.repairs]
-        if item.error is not None:
-            result.failures.append(Remark(str(file), reason(item.error)))
-        elif not np.isfinite(feature).all():
-            result.failures.append(Remark(str(file), f"the feature is not finite in {embedder.precision}"))
+        if problem := item.problem(feature, embedder.precision):
+            result.failures.append(Remark(str(file), problem))
         else:
             yield file, feature
 

@@ -1,10 +1,11 @@
 """Sequences -> segments -> batches -> features. `Embedder` is the library's front door."""
 
+import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,13 +15,14 @@ import torch
 from torch import nn
 
 from clamp3.batch import reason
-from clamp3.checkpoints import RELEASES, TINY, build_model, ensure_weights, tiny_sizes
+from clamp3.checkpoints import RELEASES, TINY, build_model, ensure_weights, fingerprint, tiny_sizes
 from clamp3.distributed import PRECISIONS, checked_precision, usable_device
 from clamp3.errors import RepairWarning, UserError
+from clamp3.files import user_cache
 from clamp3.inputs import InputEncoder, pad
 from clamp3.models import CLaMP3Model, M3Model, ModelSizes
 from clamp3.patchilizer import PAD_ID
-from clamp3.reading import Item, is_sound, read_raw
+from clamp3.reading import READING_VERSION, Item, is_sound, read_raw
 
 if TYPE_CHECKING:
     from clamp3.mert import Mert
@@ -139,7 +141,7 @@ class Embedder(InputEncoder):
             path, sizes, mert = TINY / "clamp3.safetensors", sizes or tiny_sizes(), mert or TINY / "mert"
         elif weights in RELEASES:
             name = RELEASES[weights].file_name
-            path = Path(name) if Path(name).is_file() else Path.home() / ".cache" / "clamp3" / name
+            path = Path(name) if Path(name).is_file() else user_cache() / name
         else:
             path = Path(weights)
             if not path.is_file():
@@ -174,6 +176,25 @@ class Embedder(InputEncoder):
         from clamp3.mert import RELEASED, Mert
 
         return Mert.from_pretrained(self.mert_name or RELEASED, self.device, self.precision)
+
+    @cached_property
+    def identity(self) -> str | None:
+        """What tells features that can be compared with this Embedder's, and no others; None for unknown weights.
+
+        It stands for the weights, the sizes at which inputs are cut, and the version of what reads files.
+        """
+        if self.weights is None:
+            return None
+        facts = (fingerprint(self.weights), astuple(replace(self.sizes, text_model_name="")), READING_VERSION)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+    @cached_property
+    def mert_identity(self) -> str:
+        """What tells the network that turns sound into audio features from others."""
+        from clamp3.mert import RELEASED
+
+        name = str(self.mert_name or RELEASED)
+        return fingerprint(Path(name)) if Path(name).is_dir() else name
 
     def prepare_for(self, paths: Iterable[Path]) -> None:
         """Load what reading `paths` takes besides weights. Raises UserError where it cannot be had."""

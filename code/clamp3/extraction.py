@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model")
 MODALITY = {".txt": "text", ".abc": "symbolic", ".mtf": "symbolic", ".npy": "audio"}
-Reader = Callable[[Embedder, Sequence[Path]], Iterator[Item]]
+Embed = Callable[[Embedder, Sequence[Path]], Iterator[tuple[Item, np.ndarray | None]]]
 
 
 def extract(
@@ -30,11 +30,11 @@ def extract(
     extensions: Collection[str],
     pooled: bool,
     state: "PartialState",
-    read: Reader | None = None,
+    embed: Embed | None = None,
 ) -> int:
     """Write a .npy for each input under `input_dir`: (1, clamp3_hidden_size) pooled, else (1, length, hidden).
 
-    `read` makes items of files, by default `read_inputs`; raw files need `read_raw`. Otherwise as `extract_folder`.
+    `embed` says how files become features, by default as inputs of the models. Otherwise as `extract_folder`.
     """
 
     def load(jobs: list[Job]) -> Embedder:
@@ -44,7 +44,7 @@ def extract(
             print(f"weights: {embedder.weights}")
         return embedder
 
-    outcomes = partial(_outcomes, read=read or read_inputs, pooled=pooled)
+    outcomes = partial(_outcomes, embed=embed or partial(embed_inputs, pooled=pooled))
     return extract_folder(load, outcomes, input_dir, output_dir, extensions, state)
 
 
@@ -89,9 +89,9 @@ def _agreed(load: Callable[[], Model], state: "PartialState") -> Model:
     return model
 
 
-def _outcomes(embedder: Embedder, jobs: list[Job], read: Reader, pooled: bool) -> Iterator[Outcome]:
+def _outcomes(embedder: Embedder, jobs: list[Job], embed: Embed) -> Iterator[Outcome]:
     """Do `jobs`, in any order."""
-    for item, feature in embedder.embed_items(read(embedder, [job.source for job in jobs]), pooled):
+    for item, feature in embed(embedder, [job.source for job in jobs]):
         job, repairs = jobs[item.index], tuple(item.repairs)
         if feature is None:
             yield Outcome(job, reason(item.error), repairs)
@@ -110,11 +110,14 @@ def save_feature(job: Job, feature: np.ndarray, precision: str, repairs: tuple[s
     return Outcome(job, warnings=repairs)
 
 
-def read_inputs(embedder: Embedder, paths: Sequence[Path]) -> Iterator[Item]:
-    """The items of `paths`, each an input of a model as it is."""
-    for index, path in enumerate(paths):
-        modality = MODALITY[path.suffix.lower()]
-        yield read_item(Item(index, modality), partial(read, embedder, modality, path))
+def embed_inputs(embedder: Embedder, paths: Sequence[Path], pooled: bool) -> Iterator[tuple[Item, np.ndarray | None]]:
+    """The items of `paths`, each an input of a model as it is, with their features."""
+    kinds = (MODALITY[path.suffix.lower()] for path in paths)
+    items = (
+        read_item(Item(index, kind), partial(read, embedder, kind, path))
+        for index, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+    )
+    return embedder.embed_items(items, pooled)
 
 
 def read(embedder: Embedder, modality: str, path: Path) -> np.ndarray:

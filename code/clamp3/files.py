@@ -1,6 +1,7 @@
 """Single files: written whole or not at all, read without trust."""
 
 import contextlib
+import hashlib
 import os
 import socket
 from collections.abc import Iterator
@@ -70,6 +71,21 @@ def load_array(path: Path, mmap_mode: str | None = None) -> np.ndarray:
         if "Python objects" in str(error) or "Object arrays" in str(error):
             raise ValueError("holds pickled Python objects, which are refused, for they could run code") from None
         raise ValueError(f"not a whole .npy file: {error}") from None
+
+
+def content_hash(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def user_cache() -> Path:
+    """Where this user's downloads and features are kept: $CLAMP3_CACHE, else a folder among the user's caches."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("CLAMP3_CACHE") or Path(caches, "clamp3"))
 
 
 def read_text(path: Path) -> str:

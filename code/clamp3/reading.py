@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clamp3.batch import reason
 from clamp3.errors import RepairWarning, UserError
 from clamp3.files import load_array, read_text
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from clamp3.inputs import InputEncoder
     from clamp3.mert import Mert
 
+# To be raised with each change that makes other sequences of the same file: features before and after do not compare.
+READING_VERSION = 1
 LISTENERS = {"cpu": 1, "other": 4}  # threads that decode ahead of the network; each holds a file's waveform
 
 
@@ -33,6 +36,12 @@ class Item:
     content: np.ndarray | Iterator[np.ndarray] | None = None  # its tower's sequence; of sound, first its windows
     error: Exception | None = None
     repairs: list[str] = field(default_factory=list)
+
+    def problem(self, feature: np.ndarray | None, precision: str) -> str | None:
+        """Why the file has no feature that can be used, if so; `feature` is the one computed in `precision`."""
+        if self.error is not None:
+            return reason(self.error)
+        return None if np.isfinite(feature).all() else f"the feature is not finite in {precision}"
 
 
 @cache

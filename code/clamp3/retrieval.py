@@ -37,13 +37,21 @@ def top_k(queries: np.ndarray, references: np.ndarray, k: int) -> tuple[np.ndarr
 
     Fewer where there are fewer references.
     """
-    queries, references = normalized(queries), normalized(references)
-    k = min(k, len(references))
+    return top_k_of_unit(normalized(queries), normalized(references), k)
+
+
+def top_k_of_unit(
+    queries: np.ndarray, references: np.ndarray, k: int, allowed: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`top_k` of rows that are of length one, among the references that are `allowed` (m,), by default all."""
+    k = min(k, len(references) if allowed is None else int(np.count_nonzero(allowed)))
     indices, cosines = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
     for rows in spans(len(queries), QUERIES):
         best = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries[rows])
-        for block in spans(len(references), REFERENCES):
+        for block in spans(len(references), REFERENCES) if k else ():
             scores = queries[rows] @ references[block].T  # (rows, block)
+            if allowed is not None:
+                scores[:, ~allowed[block]] = -np.inf
             depth = min(k, scores.shape[1])
             least = -np.partition(-scores, depth - 1, axis=1)[:, depth - 1]
             for row, (known, known_scores) in enumerate(best):

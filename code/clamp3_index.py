@@ -1,0 +1,167 @@
+"""An index of a collection: features, paths and metadata in one folder, searched without looking at the files again.
+
+Make one of all files under a folder, of any kinds that clamp3_embd.py takes, or of features that it has made:
+    python clamp3_index.py build INDEX FOLDER
+Bring it up to date, or add another folder; only files that are new or have changed are embedded:
+    python clamp3_index.py add INDEX FOLDER
+With what a CSV file says of them, in a column "file" (relative to FOLDER) and any others:
+    python clamp3_index.py add INDEX FOLDER --metadata tunes.csv
+Search it by a text or a file, among all or among one modality:
+    python clamp3_index.py search INDEX "a lively Irish reel"
+    python clamp3_index.py search INDEX QUERY.mid --modality audio --top_k 20 --json found.jsonl
+See what is in it; forget files or folders, or all files that are no longer there:
+    python clamp3_index.py info INDEX
+    python clamp3_index.py remove INDEX FOLDER/old
+    python clamp3_index.py remove INDEX --missing
+An index holds features of one model, and refuses others. Several processes may use it; one at a time changes it.
+Search is exact; from 100,000 files on it is approximate, if there is faiss (`pip install faiss-cpu`), unless --exact
+says otherwise. For approximate search in a smaller index, build it with --approximate. Files that cannot be read are
+listed (exit code 1); the others are in the index, and an interrupted run is taken up by the same command.
+"""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli import (
+    add_embedding_options,
+    add_json_option,
+    feature_cache,
+    positive,
+    print_found,
+    print_table,
+    run,
+    save_json,
+    script_parser,
+)
+
+if TYPE_CHECKING:
+    from clamp3.index import Index
+
+
+def main() -> int:
+    args = parse()
+
+    # Only now, so that --help and mistyped options answer at once.
+    from clamp3.index import Index, is_index
+
+    if args.command == "build" and not is_index(args.index):
+        Index.create(args.index).close()
+    index = Index(args.index)
+    return {"build": add, "add": add, "remove": remove, "info": info, "search": search}[args.command](index, args)
+
+
+def parse() -> Namespace:
+    parser = script_parser(__doc__)
+    commands = parser.add_subparsers(dest="command", metavar="build|add|remove|info|search", required=True)
+
+    def command(name: str, help_text: str) -> ArgumentParser:
+        added = commands.add_parser(name, help=help_text, allow_abbrev=False)
+        added.add_argument("index", type=Path, help="folder of the index")
+        return added
+
+    for name, help_text in (("build", "make an index, or go on making it"), ("add", "bring an index up to date")):
+        adding = command(name, help_text)
+        adding.add_argument("folder", type=Path, help="folder of files, searched recursively; or a file")
+        adding.add_argument("--metadata", type=Path, metavar="FILE.csv", help="what is known of the files")
+        adding.add_argument("--approximate", action="store_true", help="prepare for that, whatever the size")
+        add_embedding_options(adding)
+    removing = command("remove", "forget files")
+    removing.add_argument("paths", type=Path, nargs="*", help="files or folders")
+    removing.add_argument("--missing", action="store_true", help="all files that are no longer there")
+    informing = command("info", "what is in an index")
+    informing.add_argument("--list", action="store_true", help="each file too")
+    searching = command("search", "find the files closest to a text or a file")
+    searching.add_argument("query", help="a file, or a text in quotes")
+    searching.add_argument("--top_k", type=positive, default=10, help="how many to show; default: %(default)s")
+    searching.add_argument("--modality", choices=["text", "symbolic", "audio"], help="files of this kind alone")
+    how = searching.add_mutually_exclusive_group()
+    how.add_argument("--exact", dest="approximate", action="store_const", const=False, help="look at all of them")
+    how.add_argument("--approximate", action="store_const", const=True, help="look at a part; default: if it is large")
+    add_embedding_options(searching)
+    add_json_option(informing)
+    add_json_option(searching)
+    return parser.parse_args()
+
+
+def add(index: "Index", args: Namespace) -> int:
+    """Bring the index up to date with a folder."""
+    import utils
+    from clamp3.distributed import start_alone
+    from clamp3.indexing import read_metadata, update_index
+
+    load_embedder = utils.embedder_loader(args, start_alone(args.device, args.threads))
+    metadata = read_metadata(args.metadata, args.folder) if args.metadata else None
+    changes = update_index(index, args.folder, load_embedder, feature_cache(args), metadata, args.approximate)
+    changes.report()
+    summary(index)
+    return 1 if changes.failures else 0
+
+
+def remove(index: "Index", args: Namespace) -> int:
+    """Forget what the options name."""
+    from clamp3.errors import UserError
+
+    wanted = [path.resolve() for path in args.paths]
+    with index.writing():
+        found = [
+            entry.path
+            for entry in index.entries()
+            if (args.missing and not entry.path.exists()) or any(entry.path.is_relative_to(path) for path in wanted)
+        ]
+        if not found and not args.missing:
+            raise UserError(f"nothing in {args.index} is one of these, or in one of them")
+        index.remove(found)
+        index.tidy()
+    print(f"{len(found)} files removed")
+    summary(index)
+    return 0
+
+
+def summary(index: "Index") -> dict:
+    """Print what the index holds, and return it."""
+    size = sum(path.stat().st_size for path in index.folder.iterdir())
+    record = {
+        "index": str(index.folder),
+        "files": len(index),
+        **index.counts(),
+        "numbers": index.facts.get("hidden", 0),
+        "weights": index.facts.get("weights"),
+        "approximate": "nearest" in index.facts,
+        "MB": round(size / 1e6, 1),
+    }
+    print_table(tuple(record), [record.values()])
+    return record
+
+
+def info(index: "Index", args: Namespace) -> int:
+    """Show what is in the index."""
+    records = [summary(index)]
+    if args.list:
+        files = [
+            {"file": str(entry.path), "modality": entry.modality, "metadata": entry.metadata}
+            for entry in index.entries()
+        ]
+        print_table(("file", "modality", "metadata"), (record.values() for record in files))
+        records += files
+    save_json(args.json, records)
+    return 0
+
+
+def search(index: "Index", args: Namespace) -> int:
+    """Show the files closest to the query."""
+    import utils
+    from clamp3.distributed import start_alone
+    from clamp3.indexing import search_index
+
+    load_embedder = utils.embedder_loader(args, start_alone(args.device, args.threads))
+    found = search_index(
+        index, args.query, load_embedder, feature_cache(args), args.top_k, args.approximate, args.modality
+    )
+    print_found(found)
+    save_json(args.json, ({"query": args.query, **record} for record in found))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
