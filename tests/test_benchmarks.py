@@ -44,3 +44,15 @@ def test_training_is_measured_against_a_loop_that_learns_the_same(tmp_path):
     assert ours["epochs"] == theirs["epochs"] == 1 and ours["eval_loss"] == pytest.approx(
         theirs["eval_loss"], rel=0.01
     )
+
+
+def test_search_is_measured_against_loading_each_feature(tmp_path):
+    pytest.importorskip("faiss")
+    command = [sys.executable, "benchmarks/search.py", "--sizes", "500", "1000", "--files", "500", "--tunes", "300"]
+    printed = run(*command, "--json", tmp_path / "figures.json", "--folder", tmp_path, cwd=ROOT).stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert "| 500 | 1,000 |" in printed and "over exact search in the index" in printed
+    assert figures["one_npy_each_ms"] > figures["sizes"]["500"]["exact_p50_ms"] > 0
+    for size, found in figures["sizes"].items():
+        assert found["recall_music"] >= 0.98 and found["recall_text"] >= 0.98
+        assert found["disk_MB"] > int(size) * 768 * 5 / 1e6 and found["open_s"] > 0

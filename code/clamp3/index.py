@@ -91,6 +91,7 @@ class Index:
         self.facts = dict(self.database.execute("SELECT name, value FROM facts"))
         self.rows = self.facts.get("rows", 0)  # of the features; some belong to no file any more
         self.gone = np.array([row for (row,) in self.database.execute("SELECT row FROM gone")], np.int64)
+        self.nearest: Nearest | None = None  # loaded when it is first used
         self.features = np.zeros((0, self.facts.get("hidden", 0)), np.float32)  # (rows, hidden), each of length one
         if self.rows:
             shape = (self.rows, self.facts["hidden"])
@@ -149,12 +150,11 @@ class Index:
 
     def _closest(self, query: np.ndarray, k: int, approximate: bool | None, allowed: np.ndarray | None):
         """Indices and cosines of the k rows closest to `query` (hidden,), of length one."""
-        nearest = self._nearest(needed=bool(approximate))
-        if approximate is None:
-            approximate = self.rows >= LARGE
-        found = None
+        large, found = self.rows >= LARGE, None
+        nearest = self._nearest(needed=bool(approximate)) if large or approximate else None
         if nearest:
-            search = nearest.approximate if approximate else nearest.exact
+            partly = large if approximate is None else approximate
+            search = nearest.approximate if partly else nearest.exact
             found = search(query, self.features, k, allowed)
         if found is None:
             indices, cosines = top_k_of_unit(query[None], self.features, k, allowed)
@@ -170,12 +170,13 @@ class Index:
             if needed:
                 raise UserError(f"{self.folder} is not prepared for approximate search: add to it with --approximate")
             return None
-        try:
-            return Nearest.load(self.folder / self.facts["nearest"], self.facts["error"])
-        except UserError:
-            if needed:
-                raise
-            return None
+        if self.nearest is None:
+            try:
+                self.nearest = Nearest.load(self.folder / self.facts["nearest"], self.facts["error"])
+            except UserError:
+                if needed:
+                    raise
+        return self.nearest
 
     # ---------- writing ----------
 
