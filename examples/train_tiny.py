@@ -68,7 +68,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("symbolic", False, 6, 1.5e-3),
+    Stage("symbolic", False, 4, 1.5e-3),
     Stage("audio", True, 8, 2e-3),
     Stage("audio", False, 1, 3e-4),
     Stage("symbolic", True, 1, 5e-4),
