@@ -1,6 +1,7 @@
 """The README's Python runs as it stands, with the small model in place of the released weights."""
 
 import re
+from importlib.util import find_spec
 from itertools import islice
 
 import numpy as np
@@ -35,11 +36,12 @@ def test_the_examples_run_and_find_what_they_should(tmp_path, monkeypatch, capsy
     names = {"tune": tunes[0].abc, "mert_features": np.ones((1, 3, 128), np.float32)}
     assert len(blocks) >= 4
     for block in blocks:
-        if "pandas" in block:
-            pytest.importorskip("pandas")
+        if "pandas" in block and find_spec("pandas") is None:  # which nothing here needs
+            continue
         exec(block.replace('"saas"', '"tiny"', 1), names)
     assert names["similarity"].shape == (2, 2) and names["anything"].shape == (5, 128)
     printed = capsys.readouterr().out
     assert re.search(r"^cosine -?0\.\d{3}$", printed, re.MULTILINE)
     assert len(re.findall(r"^0\.\d{3}  \S+\.abc$", printed, re.MULTILINE)) == 5
-    assert len((tmp_path / "features.csv").read_text().splitlines()) == len(tunes) + 1
+    if find_spec("pandas"):
+        assert len((tmp_path / "features.csv").read_text().splitlines()) == len(tunes) + 1
