@@ -1,9 +1,9 @@
 """Does it help to start from M3? The small model's stage 1, twice, with and without, at equal steps.
 
     python benchmarks/m3_start.py
-It trains on 8,000 items (a folk tune with texts in two languages) for three epochs each, with the knobs of examples/train_tiny.py and the M3 of
-weights/tiny, prints a Markdown table, and draws the curves into benchmarks/m3_start.png. It takes ten minutes on two
-CPU cores.
+It trains on 8,000 items (a folk tune with texts in two languages) for three epochs each, with the knobs of
+examples/train_tiny.py and the M3 of weights/tiny, prints a Markdown table, and draws the curves into
+benchmarks/m3_start.png. It takes ten minutes on two CPU cores.
 """
 
 import argparse
