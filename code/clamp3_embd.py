@@ -28,7 +28,7 @@ def main() -> int:
     # Only now, so that --help and mistyped options answer at once.
     import utils
     from clamp3.cache import embed_files_once
-    from clamp3.distributed import start
+    from clamp3.distributed import own_cores, start
     from clamp3.extraction import extract
     from clamp3.reading import raw_modalities, read_raw
 
@@ -43,7 +43,7 @@ def main() -> int:
         embed=lambda embedder, paths: (
             embed_files_once(embedder, paths, cache)
             if args.get_global
-            else embedder.embed_items(read_raw(embedder, paths), pooled=False)
+            else embedder.embed_items(read_raw(embedder, paths, own_cores()), pooled=False)
         ),
     )
 

@@ -7,7 +7,9 @@ import time
 import warnings
 from pathlib import Path
 
+from clamp3.batch import Job, Outcome
 from clamp3.errors import RepairWarning
+from clamp3.reading import convert_score
 
 
 def obey(path: Path) -> str | bytes | list[str]:
@@ -38,3 +40,11 @@ def count(path: Path) -> int:
     """How many pieces `obey` makes of a file."""
     word, *rest = path.read_text().split() or [""]
     return len(rest) if word == "pieces" else 1
+
+
+def read_or_obey(job: Job) -> Outcome:
+    """What a score is as the models' input, unless its first word is one of the above."""
+    word = job.source.read_text().split()[0]
+    if word in ("kill", "sleep"):
+        obey(job.source)
+    return convert_score(job)

@@ -57,6 +57,7 @@ class Outcome:
     job: Job
     failure: str | None = None
     warnings: tuple[str, ...] = ()
+    content: str | None = None  # what was read, of a job without outputs
 
 
 @dataclass

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clamp3.distributed import own_cores
 from clamp3.embedding import Embedder
 from clamp3.files import content_hash, user_cache
 from clamp3.reading import Item, is_sound, raw_modalities, read_raw
@@ -118,10 +119,11 @@ def embed_files_once(
             missing.append(index)
     if not missing:
         return
-    embedder.prepare_for(paths[index] for index in missing)
+    files = [paths[index] for index in missing]
+    embedder.prepare_for(files)
     fresh: dict[bytes, Kept] = {}
     try:
-        for item, feature in embedder.embed_items(read_raw(embedder, [paths[index] for index in missing])):
+        for item, feature in embedder.embed_items(read_raw(embedder, files, own_cores())):
             item.index = missing[item.index]
             if item.index in keys and feature is not None and np.isfinite(feature).all():
                 fresh[keys[item.index]] = Kept(feature, item.repairs)

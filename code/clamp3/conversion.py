@@ -46,7 +46,7 @@ def convert_folder(
     start = time.perf_counter()
     todo = plan(input_dir, output_dir, extensions, target_extension, count_pieces)
     jobs = sorted(todo.jobs, key=lambda job: -job.size)  # so that no long one is left for the end
-    with contextlib.closing(_in_processes(partial(_convert, convert, strict), jobs, workers, time_limit)) as outcomes:
+    with contextlib.closing(in_processes(partial(_convert, convert, strict), jobs, workers, time_limit)) as outcomes:
         done = tally(outcomes, len(jobs))
     report(output_dir, todo, done, time.perf_counter() - start)
     return 1 if todo.failures or done.failures else 0
@@ -71,7 +71,7 @@ def _convert(convert: Callable, strict: bool, job: Job) -> Outcome:
     return Outcome(job, failure, tuple(dict.fromkeys(repairs)))
 
 
-def _in_processes(
+def in_processes(
     task: Callable[[Job], Outcome], jobs: list[Job], workers: int | None, time_limit: float
 ) -> Iterator[Outcome]:
     """The outcomes of all `jobs`, in the order in which they end; what ends or holds up a process is a failure."""

@@ -59,11 +59,15 @@ def start(device: str | None = None, threads: int | None = None) -> "PartialStat
         if state.device.type == "cuda":
             torch.cuda.set_device(state.device)  # whose random numbers are the ones that are saved and restored
     if threads is None and _threads_are_the_launchers():
-        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        threads = max(1, cores() // local_processes)
+        threads = own_cores()
     if threads is not None:
         torch.set_num_threads(threads)
     return state
+
+
+def own_cores() -> int:
+    """This process's share of the machine's cores, among those that a launcher has started."""
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def start_alone(device: str | None = None, threads: int | None = None) -> torch.device:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clamp3.batch import reason
+from clamp3.batch import Job, Outcome, reason
 from clamp3.errors import RepairWarning, UserError
 from clamp3.files import load_array, read_text
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # To be raised with each change that makes other sequences of the same file: features before and after do not compare.
 READING_VERSION = 1
+MANY = 32  # scores, which are worth starting processes for
 LISTENERS = {"cpu": 1, "other": 4}  # threads that decode ahead of the network; each holds a file's waveform
 
 
@@ -65,11 +66,19 @@ def is_sound(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS
 
 
-def read_raw(embedder: "Embedder", paths: Sequence[Path]) -> Iterator[Item]:
-    """The items of `paths` of any kinds, sound last: its windows go through MERT together."""
+def read_raw(embedder: "Embedder", paths: Sequence[Path], workers: int = 0) -> Iterator[Item]:
+    """The items of `paths` of any kinds, sound last: its windows go through MERT together.
+
+    With `workers`, so many processes convert MANY scores and MIDI files or more, and one that holds up or ends its
+    process is an item with an error. It takes a main module that can be imported, so it is for commands.
+    """
     sounds = [index for index, path in enumerate(paths) if is_sound(path)]
+    scores = {index for index, path in enumerate(paths) if needs_conversion(path)}
+    if not workers or len(scores) < MANY:
+        scores = set()
+    yield from _converted(embedder, paths, sorted(scores), workers)
     for index, path in enumerate(paths):
-        if not is_sound(path):
+        if not is_sound(path) and index not in scores:
             modality = raw_modalities().get(path.suffix.lower(), "symbolic")
             yield read_item(Item(index, modality), partial(read_file, embedder, path))
     if sounds:
@@ -80,6 +89,37 @@ def read_raw(embedder: "Embedder", paths: Sequence[Path]) -> Iterator[Item]:
                 item.content = None
                 read_item(item, partial(embedder.encode_audio_features, features))
             yield item
+
+
+def needs_conversion(path: Path) -> bool:
+    """Whether it is a score or MIDI of another kind than the models read."""
+    extension = path.suffix.lower()
+    return raw_modalities().get(extension) == "symbolic" and extension != ".mtf"
+
+
+def _converted(embedder: "Embedder", paths: Sequence[Path], chosen: list[int], workers: int) -> Iterator[Item]:
+    """The items of the scores at the places `chosen` in `paths`, in any order."""
+    from clamp3.conversion import TIME_LIMIT, in_processes
+
+    places = {paths[index]: index for index in chosen}
+    jobs = [Job(path, (), 0) for path in places]
+    with contextlib.closing(in_processes(convert_score, jobs, workers, TIME_LIMIT)) as outcomes:
+        for outcome in outcomes:
+            item = Item(places[outcome.job.source], "symbolic", repairs=list(outcome.warnings))
+            if outcome.failure is None:
+                read_item(item, partial(embedder.encode_symbolic, outcome.content))
+            else:
+                item.error = ValueError(outcome.failure)
+            yield item
+
+
+def convert_score(job: Job) -> Outcome:
+    """What `read_symbolic` makes of a file, in a process of its own."""
+    from clamp3.convert import read_symbolic
+
+    item = read_item(Item(0, "symbolic"), partial(read_symbolic, job.source))
+    failure = None if item.error is None else reason(item.error)
+    return Outcome(job, failure, tuple(item.repairs), item.content)
 
 
 def read_file(encoder: "InputEncoder", path: Path) -> np.ndarray:
