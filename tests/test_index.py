@@ -217,6 +217,19 @@ def killed_at(when: int, real: Callable) -> Callable:
     return called
 
 
+def test_an_open_index_follows_what_others_change(tmp_path, index):
+    there = vectors(*"abcdefghij")
+    save_features(tmp_path / "in", there)
+    update(index, tmp_path / "in")
+    other = Index(index.folder)
+    with other.writing():
+        other.remove([entry.path for entry in other.entries() if entry.path.stem in "abcdef"])
+        assert {name for name, _ in found(index, np.ones(HIDDEN, np.float32))} == {f"{name}.npy" for name in "ghij"}
+        other.tidy()  # rows get other numbers, in another file
+        assert other.facts["features"] == "features-2.f32"
+    assert_found(index, {f"{name}.npy": there[f"{name}.npy"] for name in "ghij"}, np.ones(HIDDEN, np.float32))
+
+
 def test_two_processes_add_at_once_and_a_third_reads(tmp_path):
     names = {part: [f"{part}{number}" for number in range(300)] for part in "xy"}
     there = {}

@@ -25,6 +25,7 @@ DATABASE = "index.sqlite"
 FORMAT = 1  # to be raised where older code cannot read what is written
 PATIENCE = 60  # seconds for another process's transaction
 BLOCK = 65_536  # rows that are copied at once
+MOST_VALUES = 500  # in one SQL statement
 SPARSE = 0.3  # share of rows that belong to nothing, from which they are cleared away
 OUTDATED = 0.2  # share of rows that `Nearest` does not know, from which it is made anew
 LARGE = 100_000  # rows from which `Nearest` is made, and approximate search is the default
@@ -88,6 +89,7 @@ class Index:
 
     def refresh(self) -> None:
         """Look at the index as it is now."""
+        (self.version,) = self.database.execute("PRAGMA data_version").fetchone()
         self.facts = dict(self.database.execute("SELECT name, value FROM facts"))
         self.rows = self.facts.get("rows", 0)  # of the features; some belong to no file any more
         self.gone = np.array([row for (row,) in self.database.execute("SELECT row FROM gone")], np.int64)
@@ -129,12 +131,26 @@ class Index:
                 f"the query's feature has {feature.size} numbers, each of {self.folder} has {self.features.shape[1]}: "
                 "features of different models cannot be compared"
             )
-        allowed = self._allowed(modality)
-        indices, cosines = self._closest(normalized(feature[None])[0], k, approximate, allowed)
-        marks = ",".join("?" * len(indices))
-        found = {entry.row: entry for entry in self.entries(f"row IN ({marks})", indices.tolist())}
-        pairs = zip(cosines.tolist(), indices.tolist(), strict=True)
-        return [(cosine, found[row]) for cosine, row in pairs if row in found]  # else it has just been removed
+        with self._unchanging():
+            allowed = self._allowed(modality)
+            indices, cosines = self._closest(normalized(feature[None])[0], k, approximate, allowed)
+            entries = {}
+            for part in spans(len(indices), MOST_VALUES):
+                marks = ",".join("?" * len(indices[part]))
+                entries |= {entry.row: entry for entry in self.entries(f"row IN ({marks})", indices[part].tolist())}
+        return [(cosine, entries[row]) for cosine, row in zip(cosines.tolist(), indices.tolist(), strict=True)]
+
+    @contextlib.contextmanager
+    def _unchanging(self) -> Iterator[None]:
+        """The block in which the index is as it is now, and no process changes it."""
+        self.database.execute("BEGIN")
+        try:
+            (version,) = self.database.execute("PRAGMA data_version").fetchone()
+            if version != self.version:  # another process has changed it
+                self.refresh()
+            yield
+        finally:
+            self.database.rollback()
 
     def _allowed(self, modality: str | None) -> np.ndarray | None:
         """Which rows (rows,) may be found; None: all."""
