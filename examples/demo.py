@@ -25,6 +25,7 @@ from descriptions import full_description
 ROOT = Path(__file__).resolve().parents[1]
 CODE, TINY = ROOT / "code", ROOT / "weights" / "tiny"
 MARK = ".made_by_demo"  # a folder without it is not ours to empty
+TINY_MODEL = ("--variant", "tiny")
 NEIGHBOURS = 3
 QUERIES = ("Irish reel", "slip jig", "Chinese folk song in 2/4", "deutsches Volkslied", "gigue irlandaise", "中国民歌")
 
@@ -72,9 +73,15 @@ def main() -> int:
     heading("6. Nearest neighbours")
     show_neighbours(music, tunes)
 
+    heading("7. Answers from raw files")
+    index, query = output / "index", QUERIES[-2]
+    run("python", shown(CODE / "clamp3_index.py"), "build", shown(index), shown(inputs / "abc"), *TINY_MODEL)
+    run("python", shown(CODE / "clamp3_index.py"), "search", shown(index), query, "--top_k", "3", *TINY_MODEL)
+
     heading(f"Done in {time.perf_counter() - start:.0f} s. What to do next")
     print(f"- Look around in {shown(output)}: inputs, features, hidden (CLaMP 3, per bar), m3 (M3, per bar).")
     print("- Put .abc, .mtf, .txt or .npy files of your own into a folder, and run a command of step 3 on it.")
+    print("- Search, score, evaluate and classify folders of your own: the README has the commands.")
     print("- Take the released weights: without --variant the same commands download and use them.")
     return 0
 
@@ -141,18 +148,21 @@ def write_texts(folder: Path, tunes: list[Tune]) -> None:
 
 
 def launch(script: str, inputs: Path, outputs: Path, *options: str) -> None:
-    """Run an extraction command as a user would, and say how fast it was. Exits where it fails."""
-    tiny = ["--variant", "tiny"]
-    command = ["accelerate", "launch", shown(CODE / script), *tiny, shown(inputs), shown(outputs), *options]
+    """Run an extraction command, and say how fast it was."""
+    seconds = run("accelerate", "launch", shown(CODE / script), *TINY_MODEL, shown(inputs), shown(outputs), *options)
+    count = sum(1 for _ in outputs.rglob("*.npy"))
+    print(f"{count / seconds:.1f} files/s with everything: {count} files in {seconds:.1f} s, start of Python included")
+
+
+def run(*command: str) -> float:
+    """Run a command as a user would, and return the seconds that it took. Exits where it fails."""
     print(f"\n$ {shlex.join(command)}")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     start = time.perf_counter()
     code = subprocess.run(command, env={**os.environ, "PATH": path}).returncode
-    seconds = time.perf_counter() - start
     if code != 0:
         sys.exit(f"error: the command ended with exit code {code}")
-    count = sum(1 for _ in outputs.rglob("*.npy"))
-    print(f"{count / seconds:.1f} files/s with everything: {count} files in {seconds:.1f} s, start of Python included")
+    return time.perf_counter() - start
 
 
 def show_arrays(folder: Path) -> None:

@@ -33,9 +33,11 @@ def test_it_runs_through_and_says_what_it_does(demo):
     for command in (
         f"accelerate launch {code}/extract_clamp3.py {tiny} {folder}/inputs {folder}/features --get_global",
         f"accelerate launch {code}/extract_m3.py {tiny} {folder}/inputs/mtf {folder}/m3",
+        f"python {code}/clamp3_index.py build {folder}/index {folder}/inputs/abc {tiny}",
     ):
         assert command.replace(f"{Path.cwd()}/", "") in process.stdout
     assert "         Irish reel\n" in process.stdout
+    assert f"{TUNES} files added" in process.stdout and process.stdout.count("features made by") == 1
 
 
 def test_descriptions_find_their_tunes(demo):
