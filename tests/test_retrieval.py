@@ -185,3 +185,24 @@ def test_frechet_distance():
     )
     with pytest.raises(ValueError, match="two features or more"):
         frechet_distance(few[:1], few)
+
+
+def test_figures_equal_scikit_learns():
+    """Its ranking average precision is the reciprocal rank where one reference is right."""
+    metrics_of = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(5)
+    references, queries = rng.normal(size=(300, 16)), rng.normal(size=(60, 16))
+    cosines = metrics_of.pairwise.cosine_similarity(queries, references)
+    _, best = top_k(queries, references, 5)
+    np.testing.assert_allclose(best, np.sort(cosines, axis=1)[:, :-6:-1], atol=1e-5)
+
+    one = [[index] for index in rng.integers(300, size=60)]
+    several = [sorted(rng.choice(300, rng.integers(1, 5), replace=False)) for _ in range(60)]
+    for right in (one, several):
+        relevant = np.zeros((60, 300))
+        for row, indices in zip(relevant, right, strict=True):
+            row[indices] = 1
+        found = evaluate(queries, references, right)
+        assert found["nDCG@10"].value == pytest.approx(metrics_of.ndcg_score(relevant, cosines, k=10), abs=1e-6)
+    precision = metrics_of.label_ranking_average_precision_score(np.eye(300)[np.ravel(one)], cosines)
+    assert evaluate(queries, references, one)["MRR"].value == pytest.approx(precision, abs=1e-6)
