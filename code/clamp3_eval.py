@@ -14,11 +14,11 @@ intervals, by bootstrap over queries. The folders may hold files of all kinds th
 
 from pathlib import Path
 
-from cli import answers_parser, feature_cache, print_table, print_weights, run, save_json
+from cli import FOLDER, answers_parser, feature_cache, print_table, print_weights, run, save_json
 
 
 def main() -> int:
-    parser = answers_parser(__doc__, "query_dir", "folder of raw files or of features, searched recursively")
+    parser = answers_parser(__doc__, "query_dir", FOLDER)
     parser.add_argument("--pairs", type=Path, metavar="FILE.csv", help="which query belongs to which reference")
     parser.add_argument("--by_folder", action="store_true", help="each folder of QUERY_DIR by itself too")
     args = parser.parse_args()

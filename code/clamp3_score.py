@@ -15,14 +15,14 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli import answers_parser, feature_cache, print_table, print_weights, run, save_json
+from cli import FOLDER, answers_parser, feature_cache, print_table, print_weights, run, save_json
 
 if TYPE_CHECKING:
     from clamp3.collection import Collection
 
 
 def main() -> int:
-    parser = answers_parser(__doc__, "query_dir", "folder of raw files or of features, searched recursively")
+    parser = answers_parser(__doc__, "query_dir", FOLDER)
     parser.add_argument("--pairs", type=Path, metavar="FILE.csv", help="which query belongs to which reference")
     parser.add_argument("--group", action="store_true", help="compare the folders as wholes")
     parser.add_argument("--frechet", action="store_true", help="with --group: the Fréchet distance too")

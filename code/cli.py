@@ -15,6 +15,7 @@ from clamp3.errors import ItemError, UserError
 if TYPE_CHECKING:
     from clamp3.cache import FeatureCache
 
+FOLDER = "folder of raw files or of features, searched recursively"
 NUMBER = re.compile(r"-?[\d.]*%?")
 
 
@@ -98,11 +99,13 @@ def add_computing_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, help="CPU threads of each process; default: the cores, shared")
 
 
-def answers_parser(description: str, query: str, help_query: str) -> argparse.ArgumentParser:
-    """A parser for the commands that compare files: `query`, REF_DIR, and the options that all of them take."""
+def answers_parser(
+    description: str, first: str, help_first: str, second: str = "ref_dir", help_second: str = FOLDER
+) -> argparse.ArgumentParser:
+    """A parser for the commands that answer from files: two arguments, and the options that all of them take."""
     parser = script_parser(description)
-    parser.add_argument(query, type=str if query == "query" else Path, help=help_query)
-    parser.add_argument("ref_dir", type=Path, help="folder of raw files or of features, searched recursively")
+    for name, meaning in ((first, help_first), (second, help_second)):
+        parser.add_argument(name, type=str if name == "query" else Path, help=meaning)
     add_json_option(parser)
     add_embedding_options(parser)
     return parser

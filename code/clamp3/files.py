@@ -1,6 +1,7 @@
 """Single files: written whole or not at all, read without trust."""
 
 import contextlib
+import csv
 import hashlib
 import os
 import socket
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
+from clamp3.errors import UserError
 
 PARTIAL_EXTENSION = ".partial"
 
@@ -99,3 +102,24 @@ def read_text(path: Path) -> str:
     if not text:
         raise ValueError("empty file")
     return text
+
+
+def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[int, list[str]]]:
+    """The lines of a CSV file, numbered from 1, but blank ones and a first one that names the columns.
+
+    Raises UserError where it cannot be read, and for a line of another number of values.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.reader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    numbered = []
+    for number, row in enumerate(rows, 1):
+        values = [value.strip() for value in row]
+        if not any(values) or (number == 1 and values == list(columns)):
+            continue
+        if len(values) != len(columns):
+            raise UserError(f"{path}:{number}: a line must be {','.join(columns)}, not {','.join(row)}")
+        numbered.append((number, values))
+    return numbered

@@ -1,12 +1,12 @@
 """Which references belong to which queries: by the files' names, or as a CSV file says."""
 
-import csv
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from clamp3.batch import Remark
 from clamp3.errors import UserError
+from clamp3.files import read_table
 
 
 def stem(file: str) -> tuple[str, str]:
@@ -33,17 +33,7 @@ def pair_by_csv(path: Path, queries: Sequence[str], references: Sequence[str]) -
         "reference": {file: index for index, file in enumerate(references)},
     }
     pairs: list[list[int]] = [[] for _ in queries]
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.reader(file))
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    for number, row in enumerate(rows, 1):
-        names = [name.strip() for name in row]
-        if not any(names) or (number == 1 and names == ["query", "reference"]):
-            continue
-        if len(names) != 2:
-            raise UserError(f"{path}:{number}: a line must be query,reference, not {','.join(row)}")
+    for number, names in read_table(path, ("query", "reference")):
         for (side, known), name in zip(sides.items(), names, strict=True):
             if name not in known:
                 raise UserError(f"{path}:{number}: no {side} {name} has a feature")
