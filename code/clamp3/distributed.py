@@ -1,7 +1,8 @@
 """Rank, device, precision and threads, for one process or several (accelerate launch, torchrun)."""
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,17 @@ def start_alone(device: str | None = None, threads: int | None = None) -> torch.
             "accelerate launch clamp3_embd.py INPUT_DIR OUTPUT_DIR --get_global"
         )
     return state.device
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread what is too small to gain from more, which on busy cores only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _threads_are_the_launchers() -> bool:
