@@ -1,0 +1,56 @@
+"""Classify with a linear probe that train_cls.py has trained.
+
+The most probable class of each file in a folder:
+    python inference_cls.py WEIGHTS INPUT_DIR
+As JSON lines too, the five most probable classes of each:
+    python inference_cls.py WEIGHTS INPUT_DIR --json predictions.jsonl --top_k 5
+Where the files' names begin with their class and an underscore (reel_0012.npy), accuracy, macro-F1, and precision and
+recall of each class are printed too. Folders or a CSV file of lines "file,label", relative to INPUT_DIR, can tell:
+    python inference_cls.py WEIGHTS INPUT_DIR --labels folder
+    python inference_cls.py WEIGHTS INPUT_DIR --labels FILE.csv
+INPUT_DIR holds features (.npy of the shape (1, 768)), which clamp3_embd.py makes with --get_global, or files of all
+kinds that it takes; features must be made by the same model as those that the probe was trained on. The margin is how
+far the next class is behind. Files that cannot be read are listed (exit code 1).
+"""
+
+from pathlib import Path
+
+from cli import FOLDER, answers_parser, feature_cache, print_weights, run, save_json
+from predictions import add_label_option, add_shown_option, print_predictions, print_score, ranked
+
+
+def main() -> int:
+    parser = answers_parser(__doc__, "weights", "file that train_cls.py wrote", "input_dir", FOLDER)
+    add_label_option(parser)
+    add_shown_option(parser)
+    args = parser.parse_args()
+
+    # Only now, so that --help and mistyped options answer at once.
+    import utils
+    from clamp3.classification import Probe
+    from clamp3.collection import load_collection, made_by
+    from clamp3.distributed import start_alone
+    from clamp3.errors import UserError
+    from clamp3.labels import label_source, labels_of
+
+    probe, source = Probe.load(args.weights), label_source(args.labels)
+    load_embedder = utils.embedder_loader(args, start_alone(args.device, args.threads))
+    inputs = load_collection(args.input_dir, load_embedder, feature_cache(args))
+    try:
+        probabilities = probe.probabilities(inputs.features)
+    except ValueError as error:
+        raise UserError(f"{inputs.folder / inputs.files[0]} and {args.weights} do not fit: {error}") from None
+    truth, remarks = labels_of(source, inputs.files, probe.labels)
+    records = ranked(inputs.files, truth, probe.labels, {"probability": probabilities}, args.top_k)
+    print_predictions(records)
+    print_score(records, probe.labels, remarks)
+    print_weights(weights := made_by(inputs))
+    save_json(args.json, ({**record, "weights": weights} for record in records))
+    if probe.made_by and inputs.weights and Path(probe.made_by).name != inputs.weights.name:
+        print(f"but {args.weights} is for those made by {probe.made_by}: if that is another model, it can only guess")
+    inputs.report()
+    return 1 if inputs.failures else 0
+
+
+if __name__ == "__main__":
+    run(main, keeps_work=False)
