@@ -351,7 +351,10 @@ def test_figures_with_several_right_references_and_by_folder(folders, tmp_path, 
         answer(monkeypatch, clamp3_eval, *folders)
 
 
-@pytest.mark.parametrize("script", ["clamp3_embd.py", "clamp3_search.py", "clamp3_score.py", "clamp3_eval.py"])
+SCRIPTS = ("clamp3_embd", "clamp3_search", "clamp3_score", "clamp3_eval", "zero_shot", "train_cls", "inference_cls")
+
+
+@pytest.mark.parametrize("script", [f"{name}.py" for name in SCRIPTS])
 def test_help_teaches_and_needs_no_libraries(script):
     blocked = (
         "import runpy, sys; sys.modules['numpy'] = None; sys.argv[1:] = ['--help']; "
