@@ -279,6 +279,7 @@ def test_waves_of_all_kinds_are_the_same_sound(tmp_path, mert, subtype):
     soundfile.write(tmp_path / "x.WAV", np.stack([x * 1.5, x * 0.5], 1) * 0.6, SAMPLING_RATE, subtype=subtype)
     found = read_audio(tmp_path / "x.WAV")
     assert found.shape == x.shape and found.dtype == np.float32
+    assert np.array_equal(found, read_audio((tmp_path / "x.WAV").read_bytes()))
     coarse = subtype in ("PCM_U8", "ALAW")
     assert np.abs(found / 0.6 - x).max() < (0.05 if coarse else 1e-4)
     assert cosine(features(mert, found)[0], features(mert, x)[0]) > (0.99 if coarse else 0.999999)
@@ -322,8 +323,9 @@ def test_what_is_no_sound_is_refused(tmp_path):
         (bytes(header), "be decoded"),
     ):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=why):
-            read_audio(path)
+        for source in (path, content):
+            with pytest.raises(ValueError, match=why):
+                read_audio(source)
     with pytest.raises(OSError):
         read_audio(tmp_path)
 

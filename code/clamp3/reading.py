@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from clamp3.embedding import Embedder
     from clamp3.inputs import InputEncoder
     from clamp3.mert import Mert
+
+# A path, or a function that gives the waveform (samples,) at 24 kHz and calls its argument with what it has mended.
+Sound = Path | Callable[[Callable[[str], None]], np.ndarray]
 
 # To be raised with each change that makes other sequences of the same file: features before and after do not compare.
 READING_VERSION = 1
@@ -82,12 +85,8 @@ def read_raw(embedder: "Embedder", paths: Sequence[Path], workers: int = 0) -> I
             modality = raw_modalities().get(path.suffix.lower(), "symbolic")
             yield read_item(Item(index, modality), partial(read_file, embedder, path))
     if sounds:
-        for item in listen(embedder.mert, [paths[index] for index in sounds]):
+        for item in read_sounds(embedder, [paths[index] for index in sounds]):
             item.index = sounds[item.index]
-            if item.content is not None:
-                features = item.content.mean(axis=0)
-                item.content = None
-                read_item(item, partial(embedder.encode_audio_features, features))
             yield item
 
 
@@ -120,6 +119,16 @@ def convert_score(job: Job) -> Outcome:
     item = read_item(Item(0, "symbolic"), partial(read_symbolic, job.source))
     failure = None if item.error is None else reason(item.error)
     return Outcome(job, failure, tuple(item.repairs), item.content)
+
+
+def read_sounds(embedder: "Embedder", sounds: Iterable[Sound]) -> Iterator[Item]:
+    """The items of `sounds`, as `listen` takes them, with the sequences of the audio tower, in any order."""
+    for item in listen(embedder.mert, sounds):
+        if item.content is not None:
+            features = item.content.mean(axis=0)
+            item.content = None
+            read_item(item, partial(embedder.encode_audio_features, features))
+        yield item
 
 
 def read_file(encoder: "InputEncoder", path: Path) -> np.ndarray:
@@ -159,14 +168,17 @@ def _errors_noted(item: Item) -> Iterator[None]:
 # ---------- sound ----------
 
 
-def listen(mert: "Mert", paths: Sequence[Path]) -> Iterator[Item]:
-    """The items of `paths` with their MERT features (layers, windows, hidden), in any order."""
+def listen(mert: "Mert", sounds: Iterable[Sound]) -> Iterator[Item]:
+    """The items of `sounds` with their MERT features (layers, windows, hidden), in any order.
+
+    Sounds are taken as they are needed, few ahead of the network.
+    """
     waiting: dict[int, Item] = {}  # those whose windows MERT has taken, in the order in which it took them
     unreadable: list[Item] = []
 
     def readable() -> Iterator[Iterator[np.ndarray]]:
         taken = itertools.count()
-        for item in _read_ahead(paths, LISTENERS["cpu" if mert.device.type == "cpu" else "other"]):
+        for item in _read_ahead(sounds, LISTENERS["cpu" if mert.device.type == "cpu" else "other"]):
             if item.error is not None:
                 unreadable.append(item)
             else:
@@ -180,21 +192,22 @@ def listen(mert: "Mert", paths: Sequence[Path]) -> Iterator[Item]:
     yield from unreadable
 
 
-def _read_ahead(paths: Sequence[Path], readers: int) -> Iterator[Item]:
-    """The sound of `paths`, in their order, the next of them read while one is used."""
-    waiting = iter(enumerate(paths))
+def _read_ahead(sounds: Iterable[Sound], readers: int) -> Iterator[Item]:
+    """The items of `sounds`, in their order, the next of them read while one is used."""
+    waiting = iter(enumerate(sounds))
     with ThreadPoolExecutor(readers) as pool:
-        upcoming = deque(pool.submit(_decode, *file) for file in itertools.islice(waiting, readers))
+        upcoming = deque(pool.submit(_decode, *sound) for sound in itertools.islice(waiting, readers))
         while upcoming:
             item = upcoming.popleft().result()
-            upcoming.extend(pool.submit(_decode, *file) for file in itertools.islice(waiting, 1))
+            upcoming.extend(pool.submit(_decode, *sound) for sound in itertools.islice(waiting, 1))
             yield item
 
 
-def _decode(index: int, path: Path) -> Item:
+def _decode(index: int, sound: Sound) -> Item:
     from clamp3.convert.audio import read_audio, windows
 
     item = Item(index, "audio")
+    read = sound if callable(sound) else partial(read_audio, sound)
     with _errors_noted(item):
-        item.content = windows(read_audio(path, item.repairs.append), item.repairs.append)
+        item.content = windows(read(item.repairs.append), item.repairs.append)
     return item

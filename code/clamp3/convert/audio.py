@@ -3,6 +3,7 @@
 Everything is done block by block: a file takes the memory of its own mono waveform and no more.
 """
 
+import io
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -36,14 +37,14 @@ def warn(message: str) -> None:
     warnings.warn(RepairWarning(message), stacklevel=3)
 
 
-def read_audio(path: Path, note: Note = warn) -> np.ndarray:
-    """The sound of a file -> float32 (samples,) at 24 kHz, the mean of its channels.
+def read_audio(source: Path | bytes, note: Note = warn) -> np.ndarray:
+    """The sound of a file, its path or its bytes -> float32 (samples,) at 24 kHz, the mean of its channels.
 
     What soundfile cannot read (m4a, aac, video) is left to PyAV, if it is installed. A file that is damaged or cut
     short gives what stands before the damage: `note` is told so, by default as a RepairWarning. Raises ValueError
     where there is no sound or where samples are not finite, and OSError where the path cannot be read.
     """
-    with open(path, "rb") as file:
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         if not file.read(1):
             raise ValueError("empty file")
         file.seek(0)
