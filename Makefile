@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo train-demo test lint test-oldest benchmark clean
+.PHONY: setup demo train-demo test lint test-mteb test-oldest benchmark clean
 
 setup: .venv/done
 
@@ -25,6 +25,11 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The tests that need MTEB, which is large, so that `make test` passes over them.
+test-mteb: setup
+	$(BIN)/python -m pip install --quiet --requirement requirements-mteb.txt
+	$(BIN)/python -m pytest tests/test_mteb.py
 
 # The golden tests with the oldest supported libraries, in an environment of their own.
 test-oldest: .venv-oldest/done

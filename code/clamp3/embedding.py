@@ -151,6 +151,10 @@ class Embedder(InputEncoder):
         embedder.weights = path
         return embedder
 
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The model's weights by their names in its file, but those that no feature needs."""
+        return ((name, weight) for name, weight in self._model.named_parameters() if ".pooler." not in name)
+
     # ---------- sequences -> features ----------
 
     def embed_text(self, texts: Sequence[str], normalize: bool = False, pooled: bool = True):
