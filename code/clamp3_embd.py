@@ -16,12 +16,13 @@ OUTPUT_DIR/failures.jsonl, and the exit code is 1; damaged ones that can be read
 OUTPUT_DIR/warnings.jsonl. Weights and sizes are set in config.py; weights that are missing are downloaded.
 """
 
-from cli import add_raw_options, extraction_parser, feature_cache, run
+from cli import add_cache_options, add_raw_options, extraction_parser, feature_cache, run
 
 
 def main() -> int:
     parser = extraction_parser(__doc__, ("saas", "c2", "tiny"))
     add_raw_options(parser)
+    add_cache_options(parser)
     parser.add_argument("--get_global", action="store_true", help="one vector a file: what retrieval needs")
     args = parser.parse_args()
 

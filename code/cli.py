@@ -70,6 +70,10 @@ def add_raw_options(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that take raw files, in addition to `add_model_options`."""
     parser.add_argument("--epoch", type=int, help="use the weights of this epoch, ..._EPOCH.pth")
     parser.add_argument("--mert", help="what listens to sound: a folder, or a name on the hub; default: MERT-v1-95M")
+
+
+def add_cache_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the commands that keep the features of raw files."""
     parser.add_argument(
         "--cache_limit",
         type=positive,
@@ -81,7 +85,7 @@ def add_raw_options(parser: argparse.ArgumentParser) -> None:
 
 
 def feature_cache(args: argparse.Namespace) -> "FeatureCache | None":
-    """The cache that the options of `add_raw_options` ask for."""
+    """The cache that the options of `add_cache_options` ask for."""
     from clamp3.cache import FeatureCache
 
     return None if args.no_cache else FeatureCache(args.cache_limit)
@@ -116,9 +120,10 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_embedding_options(parser: argparse.ArgumentParser) -> None:
-    """Options of the commands that embed raw files in one process: those of the model, and of raw files."""
+    """Options of the commands that answer from raw files: those of the model, of raw files and of the cache."""
     add_model_options(parser, ("saas", "c2", "tiny"))
     add_raw_options(parser)
+    add_cache_options(parser)
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -6,24 +6,21 @@
 A whole benchmark, with the results in a folder of your choice:
     python mteb_eval.py "MAEB(v1)" --variant saas --output results
 MTEB downloads the data from the Hugging Face hub, and its own result files are written to
-OUTPUT/results/MODEL/REVISION/TASK.json, where REVISION begins the SHA-256 of the weights; tasks that are done with the
+OUTPUT/results/MODEL/REVISION/TASK.json, where REVISION tells the weights; tasks that are done with the
 same weights are not done again. Tasks that fail are listed, and so are inputs that have no feature and count as zeros
 (exit code 1). Sound files are read by soundfile; some tasks decode theirs before they give them to a model, and need
 `pip install torchcodec`, where there is one for your PyTorch.
 """
 
-import argparse
 from pathlib import Path
 
-from cli import add_model_options, add_raw_options, print_table, run
+from cli import add_model_options, add_raw_options, print_table, run, script_parser
 
 TEXT_AND_AUDIO = {"text", "audio"}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="a task or a benchmark, by MTEB's name")
     parser.add_argument("--list", action="store_true", help="show the tasks of sound that can be run, and run none")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder; default: %(default)s")

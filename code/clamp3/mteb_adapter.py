@@ -9,7 +9,6 @@
 `code/mteb_eval.py` does that from the command line. MTEB is no requirement of this library: it is imported here alone.
 """
 
-import hashlib
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -20,8 +19,8 @@ import numpy as np
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from clamp3.batch import Remark, reason
-from clamp3.checkpoints import RELEASES, TINY, release_named
+from clamp3.batch import Remark
+from clamp3.checkpoints import RELEASES, TINY, fingerprint, release_named
 from clamp3.convert.audio import Note, read_audio, resampled
 from clamp3.embedding import Embedder
 from clamp3.errors import RepairWarning
@@ -103,10 +102,8 @@ class MtebEncoder(AbsEncoder):
         for item, feature in embedded:
             name = f"{source}, {item.modality} {item.index + 1}"
             self.repairs += [Remark(name, repair) for repair in item.repairs]
-            if item.error is not None:
-                failures.append(Remark(name, reason(item.error)))
-            elif not np.isfinite(feature).all():
-                failures.append(Remark(name, f"the feature is not finite in {self.model.precision}"))
+            if problem := item.problem(feature, self.model.precision):
+                failures.append(Remark(name, problem))
             features[item.index] = np.zeros(self.model.sizes.clamp3_hidden_size) if feature is None else feature
         if failures:
             counted = f"{len(failures)} of {len(features)} inputs have no feature and count as zeros"
@@ -146,7 +143,7 @@ def waveform(audio, note: Note) -> np.ndarray:
 
 
 def model_meta(embedder: Embedder) -> ModelMeta:
-    """What MTEB's results say of the model. Its revision is a digest of the weights file: others are other results.
+    """What MTEB's results say of the model. Its revision tells the weights: others are other results.
 
     Parameters are counted without MERT, which lies in a file of its own and is loaded for sound alone.
     """
@@ -160,7 +157,7 @@ def model_meta(embedder: Embedder) -> ModelMeta:
     return ModelMeta(
         loader=None,
         name=model_name(weights),
-        revision=digest(weights) if weights else "no_revision_available",
+        revision=fingerprint(weights) if weights else "no_revision_available",
         release_date=None,
         languages=TINY_LANGUAGES if is_tiny else XLMR_LANGUAGES if sizes.text_model_name == XLM_R_BASE else None,
         modalities=["audio", "text"],
@@ -190,9 +187,3 @@ def model_name(weights: Path | None) -> str:
     if variant:
         return f"{RELEASES[variant].repository}-{variant}"
     return "clamp3/tiny" if weights.parent == TINY else f"clamp3/{weights.stem}"
-
-
-def digest(path: Path) -> str:
-    """The beginning of the file's SHA-256."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
