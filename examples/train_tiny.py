@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from clamp3.data import lines_of
+from clamp3.training import last_path
 from corpus import Tune, folk_tunes
 from descriptions import LANGUAGES, full_description, short_descriptions
 from notes import Melody, contour, read_melody, to_mtf
@@ -68,10 +69,10 @@ class Stage:
 
 
 STAGES = (
-    Stage("symbolic", False, 4, 1.5e-3),
-    Stage("audio", True, 8, 2e-3),
-    Stage("audio", False, 1, 3e-4),
-    Stage("symbolic", True, 1, 5e-4),
+    Stage("symbolic", False, 6, 1.5e-3),
+    Stage("audio", True, 6, 2e-3),
+    Stage("audio", False, 1, 1e-4),
+    Stage("symbolic", True, 1, 3e-4),
 )
 
 
@@ -215,7 +216,7 @@ def train_stage(number: int, work: Path) -> None:
     stage, data = STAGES[number], work / "data"
     weights = stage_weights(number, work)
     if number and not weights.is_file():
-        shutil.copyfile(stage_weights(number - 1, work), weights)
+        shutil.copyfile(result_of(number - 1, work), weights)
     files = {
         "CLAMP3_TRAIN_JSONL": str(data / f"{TRAIN}_{stage.modality}.jsonl"),
         "CLAMP3_EVAL_JSONL": str(data / f"{VALIDATION}_{stage.modality}.jsonl"),
@@ -228,6 +229,12 @@ def train_stage(number: int, work: Path) -> None:
 
 def stage_weights(number: int, work: Path) -> Path:
     return work / f"weights_stage_{number + 1}_{STAGES[number].modality}.pth"
+
+
+def result_of(number: int, work: Path) -> Path:
+    """The weights that a stage ends with. Its best ones are by evaluation loss, which rises while tunes still come to
+    be found better: the model only gets too sure of itself."""
+    return last_path(stage_weights(number, work))
 
 
 # ---------- sound ----------
@@ -267,7 +274,7 @@ def export(work: Path, output: Path) -> None:
     from clamp3.models import ModelSizes
 
     output.mkdir(parents=True, exist_ok=True)
-    for name, path in (("clamp3", stage_weights(len(STAGES) - 1, work)), ("m3", work / "weights_m3.pth")):
+    for name, path in (("clamp3", result_of(len(STAGES) - 1, work)), ("m3", work / "weights_m3.pth")):
         tensors = {key: tensor.to(torch.float16).contiguous() for key, tensor in read_weights(path).items()}
         save_file(tensors, output / f"{name}.safetensors", metadata={"format": "pt"})
     for folder in ("text", "mert"):
