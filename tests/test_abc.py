@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import zipfile
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, settings
@@ -326,6 +327,48 @@ def test_a_doctype_is_no_reason_to_refuse(score):
     assert doctype in data and musicxml_to_abc(data) == CASES[0]["standard_abc"]
 
 
+def timewise(score: bytes) -> bytes:
+    """`score`, which has measures in parts, with parts in measures."""
+    root = ElementTree.fromstring(score)
+    root.tag = "score-timewise"
+    measures: list[ElementTree.Element] = []
+    for part in root.findall("part"):
+        root.remove(part)
+        for index, measure in enumerate(part):
+            if index == len(measures):
+                measures.append(ElementTree.SubElement(root, "measure", measure.attrib))
+            ElementTree.SubElement(measures[index], "part", part.attrib).extend(measure)
+    return ElementTree.tostring(root, encoding="utf-16")
+
+
+@ignore_repairs
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bach/bwv404.mxl",
+        "beach/prayer_of_a_tired_child.musicxml",  # a piano's two staves
+        "haydn/opus1no1/movement4.mxl",  # repeats
+        "bach/bwv8.6.mxl",  # endings
+    ],
+)
+def test_parts_in_measures_are_read_as_measures_in_parts(tmp_path, name):
+    partwise = extracted((corpus_folder() / name).read_bytes())
+    expected = musicxml_to_abc(partwise)
+    assert musicxml_to_abc(timewise(partwise)) == expected
+    (tmp_path / "a.mxl").write_bytes(archive(**{"score.xml": timewise(partwise)}))
+    assert musicxml_to_abc(tmp_path / "a.mxl") == expected
+
+
+def test_a_part_that_some_measures_lack_stays_in_step(score):
+    root = ElementTree.fromstring(timewise(score))
+    for measure, part in ((1, 2), (3, 0)):
+        found = root.findall("measure")[measure]
+        found.remove(found.findall("part")[part])
+    expected = [row.split("[V:")[1:] for row in rows(musicxml_to_abc(score))]
+    expected[1][2], expected[3][0] = "3]X|", "1]X|"
+    assert [row.split("[V:")[1:] for row in rows(musicxml_to_abc(ElementTree.tostring(root)))] == expected
+
+
 def bomb(_score: bytes) -> bytes:
     entities = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
     return f'<!DOCTYPE score-partwise [<!ENTITY e0 "boom">{entities}]><score-partwise>&e11;</score-partwise>'.encode()
@@ -335,7 +378,7 @@ DAMAGES = {
     "empty.xml": (lambda score: b"", "empty file"),
     "text.xml": (lambda score: b"X:1\nK:C\nC|\n", "not whole XML"),
     "truncated.xml": (lambda score: score[: len(score) // 2], "not whole XML"),
-    "page.musicxml": (lambda score: b"<html><p/></html>", "not MusicXML in parts: its root is <html>"),
+    "page.musicxml": (lambda score: b"<html><p/></html>", "not MusicXML: its root is <html>"),
     "entities.xml": (bomb, "declares XML entities"),
     "external.xml": (
         lambda score: b'<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/hostname">]><score-partwise>&e;</score-partwise>',

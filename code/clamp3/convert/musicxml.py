@@ -48,10 +48,10 @@ LOCK = threading.Lock()  # both converters keep what they work on in global vari
 def musicxml_to_abc(source: bytes | Path) -> str:
     """The standard ABC of a MusicXML file, given as its bytes or its path: .xml, .musicxml or .mxl, by its content.
 
-    Unit length 1/8, no line breaks. Raises ValueError for what is not MusicXML, is damaged, has no notes, or would
-    fill the memory, and OSError where the path cannot be read.
+    It may hold measures in parts or parts in measures. Unit length 1/8, no line breaks. Raises ValueError for what is
+    not MusicXML, is damaged, has no notes, or would fill the memory, and OSError where the path cannot be read.
     """
-    score = _checked(extracted(source if isinstance(source, bytes) else Path(source).read_bytes()))
+    score = _partwise(extracted(source if isinstance(source, bytes) else Path(source).read_bytes()))
     try:
         abc, said = _written(score)
     except Exception as error:  # of any kind, wherever the converter meets what it does not expect
@@ -75,6 +75,27 @@ def _written(score: bytes) -> tuple[str, list[str]]:
         output.outfile = io.StringIO()
         xml2abc.Parser(OPTIONS).parse(io.BytesIO(score))
         return output.outfile.getvalue(), said
+
+
+def _partwise(score: bytes) -> bytes:
+    """`score` with its measures in parts: as it is, or regrouped where it has parts in measures. Raises ValueError."""
+    if (name := _root(score)) == "score-partwise":
+        return score
+    if name != "score-timewise":
+        raise ValueError(f"not MusicXML: its root is <{name}>")
+    root = ElementTree.fromstring(score)
+    root.tag = "score-partwise"
+    named = [*root.iterfind("part-list/score-part"), *root.iterfind("measure/part")]
+    parts = {part.get("id"): ElementTree.Element("part", id=part.get("id", "")) for part in named}
+    for measure in root.findall("measure"):
+        root.remove(measure)
+        for name, part in parts.items():  # all of them, so that one that is not in this measure stays in step
+            regrouped = ElementTree.SubElement(part, "measure", measure.attrib)
+            for there in measure.iterfind("part"):
+                if there.get("id") == name:
+                    regrouped.extend(there)
+    root.extend(parts.values())
+    return ElementTree.tostring(root)
 
 
 def _without_oddities(score: bytes) -> tuple[bytes, str]:
@@ -119,7 +140,8 @@ def _score_name(archive: zipfile.ZipFile) -> str:
         warnings.warn(RepairWarning(f"no {CONTAINER}: its only score was read"), stacklevel=3)
         return scores[0]
     with archive.open(CONTAINER) as file:
-        container = _checked(file.read(2**20), roots=("container",))
+        container = file.read(2**20)
+    _root(container)
     root_files = ElementTree.fromstring(container).iterfind(".//{*}rootfile")
     name = next((file.get("full-path") for file in root_files), None)
     if name is None:
@@ -127,8 +149,8 @@ def _score_name(archive: zipfile.ZipFile) -> str:
     return name if name in names else unquote(name)
 
 
-def _checked(data: bytes, roots: tuple[str, ...] = ("score-partwise",)) -> bytes:
-    """`data` if it is XML of one of these `roots` that is safe to parse, ValueError if not.
+def _root(data: bytes) -> str:
+    """The name of the root of `data`, if it is XML that is safe to parse; ValueError if not.
 
     An entity can stand for gigabytes, or for a file of this machine: a document that declares any is refused.
     """
@@ -151,9 +173,7 @@ def _checked(data: bytes, roots: tuple[str, ...] = ("score-partwise",)) -> bytes
         parser.Parse(data, True)
     except (expat.ExpatError, LookupError) as error:  # LookupError: of an encoding that there is not
         raise ValueError(f"not whole XML: {error}") from None
-    if root not in roots:
-        raise ValueError(f"not MusicXML in parts: its root is <{root}>")
-    return data
+    return root
 
 
 # ---------- ABC -> MusicXML ----------
