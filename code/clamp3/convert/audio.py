@@ -3,7 +3,9 @@
 Everything is done block by block: a file takes the memory of its own mono waveform and no more.
 """
 
+import errno
 import io
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -44,7 +46,7 @@ def read_audio(source: Path | bytes, note: Note = warn) -> np.ndarray:
     short gives what stands before the damage: `note` is told so, by default as a RepairWarning. Raises ValueError
     where there is no sound or where samples are not finite, and OSError where the path cannot be read.
     """
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+    with io.BytesIO(source) if isinstance(source, bytes) else _File(io.FileIO(source)) as file:
         if not file.read(1):
             raise ValueError("empty file")
         file.seek(0)
@@ -56,6 +58,21 @@ def read_audio(source: Path | bytes, note: Note = warn) -> np.ndarray:
         else:
             rate, blocks = sound.samplerate, _blocks(sound, note)
         return resampled(blocks, rate)
+
+
+class _File(io.BufferedReader):
+    """A file for decoders, which a damaged header may send to a place before its start: they then stay where they are.
+
+    An error would not reach them: it would be printed, and they would go on.
+    """
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return self.tell()
 
 
 def _blocks(sound: soundfile.SoundFile, note: Note) -> Iterator[np.ndarray]:
@@ -84,7 +101,7 @@ def _open_with_pyav(file, complaint: str, note: Note) -> tuple[int, Iterator[np.
             f"cannot be decoded: {complaint}; if it is m4a, aac or video, `pip install av` lets it be read"
         ) from None
     try:
-        container = av.open(file)
+        container = av.open(file, metadata_errors="replace")
     except av.FFmpegError as error:
         raise ValueError(f"cannot be decoded: {complaint}; PyAV says: {error.strerror}") from None
     codec = container.streams.audio[0].codec_context if container.streams.audio else None
@@ -96,14 +113,14 @@ def _open_with_pyav(file, complaint: str, note: Note) -> tuple[int, Iterator[np.
 def _pyav_blocks(container, note: Note) -> Iterator[np.ndarray]:
     import av
 
-    to_float = av.AudioResampler(format="fltp")
+    to_float = av.AudioResampler(format="flt")  # not in planes, of which PyAV finds too many above 8 channels
     seconds = 0.0
     with container:
         try:
             for frame in container.decode(audio=0):
                 for block in to_float.resample(frame):
                     seconds += block.samples / block.rate
-                    yield block.to_ndarray().T
+                    yield block.to_ndarray().reshape(-1, block.layout.nb_channels)
         except av.FFmpegError as error:
             if not seconds:
                 raise ValueError(f"none of its sound can be decoded: {error.strerror}") from None
