@@ -1,6 +1,7 @@
 """MusicXML -> standard ABC -> interleaved ABC -> MusicXML: which scores of music21's corpus come back note for note?
 
     python benchmarks/roundtrip.py
+    python benchmarks/roundtrip.py --markdown benchmarks/roundtrip.md     and write those that do not come back
     python benchmarks/roundtrip.py --limit 50
 Compared are, part by part and in order of time, the sounding pitches and their durations with ties merged, and the
 pitches of the grace notes. A tie of which only one end is marked may or may not bind, if only it does so in all of a
@@ -10,16 +11,19 @@ part. A score that differs is listed with its first difference and where that co
     short note    a note shorter than a 64th: abctoolkit's converters round it
     converters    something else that abctoolkit's converters lose: it is lost without interleaving too
     interleaving  something that interleaving loses
-All 654 scores take an hour or two.
+    not converted the converters refuse it
+    not compared  music21 cannot read it, or it takes longer than --time_limit
 """
 
 import argparse
-import signal
+import gc
 import sys
 import warnings
 from collections import Counter
 from dataclasses import dataclass
+from datetime import date
 from fractions import Fraction
+from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -27,47 +31,91 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "code"), str(ROOT / "examples")]
+from clamp3.batch import Job, Outcome, cores  # noqa: E402
+from clamp3.conversion import in_processes  # noqa: E402
 from clamp3.convert.abc import interleave  # noqa: E402
 from clamp3.convert.musicxml import abc_to_musicxml, extracted, musicxml_to_abc  # noqa: E402
 from corpus import corpus_folder  # noqa: E402
 
 EXTENSIONS = (".mxl", ".xml", ".musicxml")
 SAME, HALF_TIE, HIDDEN, SHORT, CONVERTERS = "same", "half tie", "hidden notes", "short note", "converters"
+NOT_COMPARED = "not compared"
+COMMAND = "python benchmarks/roundtrip.py --markdown benchmarks/roundtrip.md"
 SHORTEST = Fraction(1, 16)  # of a quarter: abctoolkit's converters round what is shorter than a 64th note
 TOLERANCE = Fraction(1, 100)  # of a quarter: less than what tells any two durations of written notes apart
 ROUNDING = 1 / 16  # of a quarter: what times may be off by after many durations that were rounded
 
 
+@dataclass(frozen=True)
+class Compared(Outcome):
+    """What became of a score, and its first difference."""
+
+    kind: str = ""
+    difference: str = ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=int, help="take so many scores, spread over the corpus")
-    parser.add_argument("--time_limit", type=int, default=300, help="seconds for one score")
+    parser.add_argument("--workers", type=int, default=cores(), help="processes; default: one for each core")
+    parser.add_argument("--time_limit", type=int, default=900, help="seconds for one score; default: %(default)s")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write there what does not come back")
     args = parser.parse_args()
 
     folder = corpus_folder()
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
     if args.limit and args.limit < len(paths):
         paths = [paths[index * len(paths) // args.limit] for index in range(args.limit)]
-    results = Counter()
-    signal.signal(signal.SIGALRM, give_up)
-    for path in tqdm(paths, unit="score"):
-        signal.alarm(args.time_limit)
-        try:
-            result, detail = compare(path)
-        except Exception as error:  # music21's too
-            result, detail = "not compared", f"{type(error).__name__}: {error}"
-        finally:
-            signal.alarm(0)
-        results[result] += 1
-        if result != SAME:
-            print(f"{path.relative_to(folder)} | {result} | {detail}", flush=True)
-    for result, count in results.most_common():
-        print(f"{count:4} {result}")
-    print(f"{results[SAME]} of {len(paths)} ({results[SAME] / len(paths):.1%}) come back note for note")
+    jobs = sorted((Job(path, (), length(path)) for path in paths), key=lambda job: -job.size)
+    results: dict[str, tuple[str, str]] = {}  # kind and difference, by the scores' names
+    for outcome in tqdm(in_processes(compare_job, jobs, args.workers, args.time_limit), total=len(jobs), unit="score"):
+        name = outcome.job.source.relative_to(folder).as_posix()
+        found = (NOT_COMPARED, outcome.failure) if outcome.failure else (outcome.kind, outcome.difference)
+        results[name] = found
+        if found[0] != SAME:
+            print(f"{name} | {' | '.join(found)}", flush=True)
+    lines = summary(results)
+    print("\n".join(lines))
+    if args.markdown:
+        args.markdown.write_text("\n".join([*lines, *table(results)]) + "\n", encoding="utf-8")
 
 
-def give_up(*_) -> None:
-    raise TimeoutError("takes too long (--time_limit)")
+def length(path: Path) -> int:
+    """Bytes of a score's XML: a measure of the work."""
+    return len(extracted(path.read_bytes()))
+
+
+def summary(results: dict[str, tuple[str, str]]) -> list[str]:
+    """Markdown: how many scores come back, and what becomes of the others."""
+    counts = Counter(kind for kind, _ in results.values())
+    others = ", ".join(f"{kind}: {count}" for kind, count in counts.most_common() if kind != SAME)
+    share = f"{counts[SAME]} of {len(results)} ({counts[SAME] / len(results):.1%})"
+    return [
+        "# Scores that do not come back note for note",
+        "",
+        f"MusicXML to interleaved ABC and back, by `{COMMAND}`.",
+        f"Of the scores of music21's corpus, {share} keep every pitch and duration.",
+        f"The others, by kinds which the script explains: {others}. {date.today()}, music21 {version('music21')}.",
+    ]
+
+
+def table(results: dict[str, tuple[str, str]]) -> list[str]:
+    """Markdown: the scores that do not come back, each with its first difference."""
+    rows = sorted((kind, name, difference) for name, (kind, difference) in results.items() if kind != SAME)
+    return ["", "| score | kind | first difference |", "|---|---|---|"] + [
+        f"| {name} | {kind} | {difference} |" for kind, name, difference in rows
+    ]
+
+
+def compare_job(job: Job) -> Compared:
+    """`compare` in a process that does nothing else: collecting garbage at each step would take half of its time."""
+    gc.disable()
+    try:
+        return Compared(job, None, (), *compare(job.source))
+    except Exception as error:  # music21's, of any kind
+        return Compared(job, f"{type(error).__name__}: {error}")
+    finally:
+        gc.collect()
 
 
 def compare(path: Path) -> tuple[str, str]:
@@ -103,14 +151,15 @@ def parts_of(data: bytes) -> list[Part]:
 
     document = ElementTree.fromstring(extracted(data))  # music21 itself reads no encoding but UTF-8
     score = converter.parseData(ElementTree.tostring(document, encoding="utf-8"), format="musicxml")
+    score.toSoundingPitch(inPlace=True)  # a copy would take as long as all the rest
     parts = []
-    for part in score.toSoundingPitch().parts:
+    for part in score.parts:
         notes, grace, hidden = [], [], False
-        for element in part.recurse().notes:
+        for element in (elements := part.recurse().notes):
             if "Harmony" in element.classes:  # a chord's name
                 continue
             hidden |= element.style.hideObjectOnPrint
-            start = element.getOffsetInHierarchy(part)
+            start = elements.currentHierarchyOffset()
             for note in getattr(element, "notes", [element]):
                 pitch = note.pitch.midi if hasattr(note, "pitch") else note.displayPitch().midi
                 if element.duration.isGrace:
