@@ -46,7 +46,7 @@ def read_audio(source: Path | bytes, note: Note = warn) -> np.ndarray:
     short gives what stands before the damage: `note` is told so, by default as a RepairWarning. Raises ValueError
     where there is no sound or where samples are not finite, and OSError where the path cannot be read.
     """
-    with io.BytesIO(source) if isinstance(source, bytes) else _File(io.FileIO(source)) as file:
+    with _File(io.BytesIO(source) if isinstance(source, bytes) else io.FileIO(source)) as file:
         if not file.read(1):
             raise ValueError("empty file")
         file.seek(0)
@@ -69,8 +69,8 @@ class _File(io.BufferedReader):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         try:
             return super().seek(offset, whence)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
+        except (OSError, ValueError) as error:  # of a file, of bytes
+            if self.closed or getattr(error, "errno", errno.EINVAL) != errno.EINVAL:
                 raise
             return self.tell()
 
