@@ -17,7 +17,7 @@ BLOCK = 16_384  # rows that are read at once
 ROWS_A_GROUP = 500  # on average
 TRAINING_ROWS = 40  # for each centroid, which are enough for faiss
 PROBED = 64, 1 / 32  # how many groups an approximate search looks at, or what share of them if that is more
-CANDIDATES = 20  # for each row that is asked for, scored anew; an exact search begins with ten times as many
+CANDIDATES = 20  # for each row that is asked for, scored anew; an exact search begins with a hundred times as many
 ROUNDING = 1e-5  # of faiss's sums
 SEED = 0
 
@@ -95,12 +95,13 @@ class Nearest:
 
         None where so many are nearly as close that reading all rows is faster.
         """
-        count = k * CANDIDATES * 10
+        count = k * CANDIDATES * 100
         while count <= self.count // 10:
             found, scores = self._candidates(query, count, self.index.nlist, allowed)
-            indices, cosines = best_of(found, query, rows, k)
-            if len(found) < count or cosines[-1] > scores[-1] + self.error + ROUNDING:
-                return indices, cosines
+            _, cosines = best_of(found[: k * CANDIDATES], query, rows, k)
+            needed = np.searchsorted(-scores, self.error + ROUNDING - cosines[-1]) if len(cosines) else 0
+            if needed < len(found) or len(found) < count:  # no other row can be as close
+                return best_of(found[:needed], query, rows, k)
             count *= 10
         return None
 
