@@ -297,6 +297,7 @@ def test_large_ones_are_searched_in_part_or_whole(tmp_path, index, monkeypatch):
 
     monkeypatch.setattr(Nearest, "exact", noting)
     monkeypatch.setattr("clamp3.index.LARGE", 50_000)
+    monkeypatch.setattr("clamp3.nearest.EXACT_CANDIDATES", 100)
     shared, queries = [], clustered(40, 64, seed=1)
     for query in queries:
         for modality, allowed in ((None, left), ("text", texts)):

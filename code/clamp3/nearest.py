@@ -17,7 +17,8 @@ BLOCK = 16_384  # rows that are read at once
 ROWS_A_GROUP = 500  # on average
 TRAINING_ROWS = 40  # for each centroid, which are enough for faiss
 PROBED = 64, 1 / 32  # how many groups an approximate search looks at, or what share of them if that is more
-CANDIDATES = 20  # for each row that is asked for, scored anew; an exact search begins with a hundred times as many
+CANDIDATES = 20  # for each row that is asked for, scored anew
+EXACT_CANDIDATES = 2000  # for each row that is asked for, looked through by an exact search at first
 ROUNDING = 1e-5  # of faiss's sums
 SEED = 0
 
@@ -95,7 +96,7 @@ class Nearest:
 
         None where so many are nearly as close that reading all rows is faster.
         """
-        count = k * CANDIDATES * 100
+        count = k * EXACT_CANDIDATES
         while count <= self.count // 10:
             found, scores = self._candidates(query, count, self.index.nlist, allowed)
             _, cosines = best_of(found[: k * CANDIDATES], query, rows, k)
