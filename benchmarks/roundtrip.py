@@ -111,7 +111,8 @@ def compare_job(job: Job) -> Compared:
     """`compare` in a process that does nothing else: collecting garbage at each step would take half of its time."""
     gc.disable()
     try:
-        return Compared(job, None, (), *compare(job.source))
+        kind, difference = compare(job.source)
+        return Compared(job, kind=kind, difference=difference)
     except Exception as error:  # music21's, of any kind
         return Compared(job, f"{type(error).__name__}: {error}")
     finally:

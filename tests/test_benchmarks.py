@@ -48,7 +48,7 @@ def test_training_is_measured_against_a_loop_that_learns_the_same(tmp_path):
 
 def test_search_is_measured_against_loading_each_feature(tmp_path):
     pytest.importorskip("faiss")
-    command = [sys.executable, "benchmarks/search.py", "--sizes", "500", "1000", "--files", "500", "--tunes", "300"]
+    command = [sys.executable, "benchmarks/search.py", "--sizes", "500", "1000", "--files", "500", "--tunes", "250"]
     printed = run(*command, "--json", tmp_path / "figures.json", "--folder", tmp_path, cwd=ROOT).stdout
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert "| 500 | 1,000 |" in printed and "over exact search in the index" in printed

@@ -274,7 +274,7 @@ def clustered(count: int, hidden: int, seed: int = 0) -> np.ndarray:
 
 def test_large_ones_are_searched_in_part_or_whole(tmp_path, index, monkeypatch):
     """Of 60,000 rows, with some removed and some that have come since; from the files, as a new process opens them."""
-    pytest.importorskip("faiss")
+    pytest.importorskip("faiss").omp_set_num_threads(1)  # on busy cores its threads wait for each other
     rows = clustered(60_000, 64)
     entries = [Entry(Path(f"/{number}"), "audio" if number % 4 else "text", "", 0, 0) for number in range(len(rows))]
     with index.writing():
@@ -298,7 +298,7 @@ def test_large_ones_are_searched_in_part_or_whole(tmp_path, index, monkeypatch):
     monkeypatch.setattr(Nearest, "exact", noting)
     monkeypatch.setattr("clamp3.index.LARGE", 50_000)
     monkeypatch.setattr("clamp3.nearest.EXACT_CANDIDATES", 100)
-    shared, queries = [], clustered(40, 64, seed=1)
+    shared, queries = [], clustered(15, 64, seed=1)
     for query in queries:
         for modality, allowed in ((None, left), ("text", texts)):
             scores = np.where(allowed, rows @ query, -1)

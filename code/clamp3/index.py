@@ -290,10 +290,9 @@ class Index:
             file.flush()
             os.fsync(file.fileno())
         with self.database:
-            # Twice, since no two entries may have one row in between.
-            place = "(SELECT COUNT(*) FROM gone WHERE gone.row < entries.row)"
-            self.database.execute(f"UPDATE entries SET row = -1 - (row - {place})")
-            self.database.execute("UPDATE entries SET row = -1 - row")
+            # In this order, each goes where none is any more.
+            moves = enumerate(kept.tolist())
+            self.database.executemany("UPDATE entries SET row = ? WHERE row = ?", moves)
             self.database.execute("DELETE FROM gone")
             self.database.execute("DELETE FROM facts WHERE name IN ('nearest', 'nearest_rows', 'error')")
             self.set_facts(features=name, rows=len(kept))
