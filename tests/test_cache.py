@@ -13,7 +13,11 @@ import torch
 from answers import lines
 from clamp3.cache import CACHE_FILE, FeatureCache, Kept, embed_files_once
 from clamp3.embedding import Embedder
+from clamp3.errors import UserError
+from clamp3.index import Index
+from clamp3.indexing import update_index
 from clamp3.models import CLaMP3Model
+from clamp3.reading import READING_VERSION
 from conftest import BIN, MERT_TINY, run
 from golden_model import golden_json
 
@@ -114,6 +118,19 @@ def test_other_weights_precision_and_listener_are_not_confused(small_model, embe
     same = Embedder(embedder._model, embedder.sizes, mert=MERT_TINY)
     same.weights = copy
     assert embedded(same, files, cache)[1] == []
+
+
+def test_another_version_of_what_reads_files_is_another_maker(embedder, files, cache, monkeypatch, tmp_path):
+    """Of cached features, and of an index."""
+    embedded(embedder, files[:2], cache)
+    index = Index.create(tmp_path / "index")
+    update_index(index, files[0], lambda: embedder)
+    monkeypatch.setattr("clamp3.embedding.READING_VERSION", READING_VERSION + 1)
+    later = Embedder(embedder._model, embedder.sizes, mert=MERT_TINY)
+    later.weights = embedder.weights
+    assert embedded(later, files[:2], cache)[1] == ["a.txt", "b.mtf"]
+    with pytest.raises(UserError, match="do not compare"):
+        update_index(index, files[1], lambda: later)
 
 
 def test_failures_are_not_kept(embedder, tmp_path, cache):
