@@ -17,7 +17,16 @@ from safetensors.torch import load_file, save_file
 
 from clamp3.convert.audio import SAMPLING_RATE, WINDOW, read_audio, resampled, windows
 from clamp3.errors import RepairWarning, UserError
-from clamp3.mert import RENAMED, Mert, Window, batches, build_hubert
+from clamp3.mert import (
+    RENAMED,
+    Convolution,
+    Mert,
+    PairedConvolution,
+    SpectralPosition,
+    Window,
+    batches,
+    build_hubert,
+)
 from conftest import BIN, CODE, ROOT, run
 from golden_model import GOLDEN
 from synthesizer import render
@@ -87,6 +96,28 @@ def test_the_network_is_transformers_hubert():
     expected = torch.stack([state.mean(1)[0] for state in states]).numpy()
     found = Mert(build_hubert(TINY), "cpu").forward(cut[None])[0]
     np.testing.assert_allclose(found, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("length", [3, 6, 40, 41, 42, 43])
+def test_convolutions_by_products_are_convolutions(length):
+    generator = torch.Generator().manual_seed(length)
+    sound, weight = (torch.randn(shape, generator=generator) for shape in ((length, 24), (16, 24, 3)))
+    expected = torch.nn.functional.conv1d(sound.t()[None], weight, stride=2)[0].t()
+    for found in (Convolution(weight, stride=2)(sound), PairedConvolution(weight)(sound)):
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("kernel", [128, 31])
+@pytest.mark.parametrize("frames", [1, 75, 374, 375])
+def test_positions_by_spectra_are_a_convolution(kernel, frames):
+    torch.manual_seed(0)
+    conv = torch.nn.Conv1d(32, 32, kernel, padding=kernel // 2, groups=4)
+    sound = torch.randn(3, frames, 32)
+    expected = torch.nn.functional.gelu(conv(sound.mT)[..., :frames]).mT
+    found = SpectralPosition(conv, frames=375)(sound)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.golden
