@@ -16,7 +16,10 @@ import clamp3_index
 import clamp3_search
 from answers import answer, lines, save_features, vectors
 from clamp3 import indexing
+from clamp3.cache import FeatureCache
+from clamp3.embedding import Embedder
 from clamp3.errors import UserError
+from clamp3.files import content_hash, partial_name
 from clamp3.index import Entry, Index
 from clamp3.indexing import update_index
 from clamp3.nearest import Nearest
@@ -215,6 +218,37 @@ def killed_at(when: int, real: Callable) -> Callable:
         return real(*arguments)
 
     return called
+
+
+def test_what_killed_processes_were_writing_is_removed(tmp_path, index):
+    """In a new folder too, which is then free for an index."""
+    gone = subprocess.Popen([PYTHON, "-c", ""])
+    gone.wait()
+    (tmp_path / "new").mkdir()
+    for folder in (index.folder, tmp_path / "new"):
+        (folder / partial_name(gone.pid)).write_bytes(b"half")
+    Index.create(tmp_path / "new").close()
+    with index.writing():
+        pass
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_new_files_are_hashed_once(tmp_path, index, monkeypatch):
+    hashed = []
+
+    def noting(path):
+        hashed.append(path.name)
+        return content_hash(path)
+
+    for module in ("clamp3.indexing", "clamp3.cache"):
+        monkeypatch.setattr(f"{module}.content_hash", noting)
+    monkeypatch.setenv("CLAMP3_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("A slow air")
+    embedder = Embedder.from_pretrained("tiny", device="cpu")
+    for _ in range(2):
+        update_index(index, tmp_path / "in", lambda: embedder, FeatureCache(10))
+    assert hashed == ["a.txt"] and len(index) == 1
 
 
 def test_an_open_index_follows_what_others_change(tmp_path, index):

@@ -101,14 +101,14 @@ class FeatureCache:
 
 
 def embed_files_once(
-    embedder: Embedder, paths: Sequence[Path], cache: FeatureCache | None
+    embedder: Embedder, paths: Sequence[Path], cache: FeatureCache | None, hashes: Sequence[str] | None = None
 ) -> Iterator[tuple[Item, np.ndarray | None]]:
     """Each of `paths` as an Item, in any order, with its feature (hidden,), or None if it has an error.
 
-    What the cache has is not read again, and the rest is kept in it. Raises UserError where weights that reading
+    What the cache has is not read again, and the rest is kept in it. `hashes` are the files', where they are known. Raises UserError where weights that reading
     takes cannot be had.
     """
-    keys = _keys(embedder, paths) if cache and embedder.identity else {}
+    keys = _keys(embedder, paths, hashes) if cache and embedder.identity else {}
     kept = cache.get(list(keys.values())) if keys else None
     missing = []
     for index, path in enumerate(paths):
@@ -136,12 +136,17 @@ def embed_files_once(
             cache.put(fresh)
 
 
-def _keys(embedder: Embedder, paths: Sequence[Path]) -> dict[int, bytes]:
+def _keys(embedder: Embedder, paths: Sequence[Path], hashes: Sequence[str] | None) -> dict[int, bytes]:
     """For each file that can be read, what its feature depends on: content, kind, weights and precision."""
     keys = {}
     for index, path in enumerate(paths):
         with contextlib.suppress(OSError):  # which will be named when it is tried
-            facts = [content_hash(path), path.suffix.lower(), embedder.identity, embedder.precision]
+            facts = [
+                hashes[index] if hashes else content_hash(path),
+                path.suffix.lower(),
+                embedder.identity,
+                embedder.precision,
+            ]
             facts += [embedder.mert_identity] if is_sound(path) else []
             keys[index] = hashlib.sha256(" ".join(facts).encode()).digest()
     return keys

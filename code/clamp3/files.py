@@ -35,6 +35,13 @@ def is_orphan(partial: Path) -> bool:
     return int(process) == os.getpid()
 
 
+def remove_orphans(folder: Path) -> None:
+    """Remove what killed processes of this machine were writing in `folder`."""
+    for partial in folder.glob(f".*{PARTIAL_EXTENSION}"):
+        if is_orphan(partial):
+            partial.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file that takes its place at `path` when it is whole, and is gone if anything goes wrong before.
@@ -104,18 +111,22 @@ def read_text(path: Path) -> str:
     return text
 
 
+def csv_rows(path: Path) -> list[list[str]]:
+    """All lines of a CSV file, blank ones too. Raises UserError where it cannot be read."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            return list(csv.reader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
 def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[int, list[str]]]:
     """The lines of a CSV file, numbered from 1, but blank ones and a first one that names the columns.
 
     Raises UserError where it cannot be read, and for a line of another number of values.
     """
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.reader(file))
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
     numbered = []
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(csv_rows(path), 1):
         values = [value.strip() for value in row]
         if not any(values) or (number == 1 and values == list(columns)):
             continue

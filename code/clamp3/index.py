@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from clamp3.errors import UserError
-from clamp3.files import atomic_write
+from clamp3.files import atomic_write, partial_name, remove_orphans
 from clamp3.nearest import Nearest, best_of
 from clamp3.retrieval import normalized, spans, top_k_of_unit
 
@@ -75,10 +75,11 @@ class Index:
     @classmethod
     def create(cls, folder: Path) -> "Index":
         """A new, empty one. Raises UserError where the folder holds anything."""
+        remove_orphans(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} is there and is no index: give the index a folder of its own")
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{DATABASE}.{os.getpid()}"
+        partial = folder / partial_name(os.getpid())
         with contextlib.closing(sqlite3.connect(partial)) as database:
             database.executescript(SCHEMA)
         partial.replace(folder / DATABASE)
@@ -161,7 +162,7 @@ class Index:
             allowed[self.gone] = False
         else:
             rows = self.database.execute("SELECT row FROM entries WHERE modality = ?", (modality,))
-            allowed[[row for (row,) in rows if row < self.rows]] = True
+            allowed[[row for (row,) in rows]] = True
         return allowed
 
     def _closest(self, query: np.ndarray, k: int, approximate: bool | None, allowed: np.ndarray | None):
@@ -208,6 +209,7 @@ class Index:
             print(f"another process is writing to {self.folder}; waiting for it", flush=True)
             lock.acquire()
         try:
+            remove_orphans(self.folder)
             self.refresh()
             yield
         finally:
@@ -229,7 +231,7 @@ class Index:
             for row, e in enumerate(entries, self.rows)
         ]
         with self.database:
-            self._forget("path = ?", ([path] for _, path, *_ in records))
+            self._forget(path for _, path, *_ in records)
             self.database.executemany(f"INSERT INTO entries ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", records)
             self.set_facts(features=name, rows=self.rows + len(rows), hidden=rows.shape[1])
         self.refresh()
@@ -245,14 +247,14 @@ class Index:
     def remove(self, paths: Iterable[Path]) -> None:
         """Forget these files."""
         with self.database:
-            self._forget("path = ?", ([os.fsencode(path)] for path in paths))
+            self._forget(map(os.fsencode, paths))
         self.refresh()
 
-    def _forget(self, where: str, values: Iterable[Sequence]) -> None:
-        """Leave the rows of entries without them, in a transaction of the caller's."""
-        for parameters in values:
-            self.database.execute(f"INSERT INTO gone SELECT row FROM entries WHERE {where}", parameters)
-            self.database.execute(f"DELETE FROM entries WHERE {where}", parameters)
+    def _forget(self, paths: Iterable[bytes]) -> None:
+        """Leave the rows of these files without them, in a transaction of the caller's."""
+        for path in paths:
+            self.database.execute("INSERT INTO gone SELECT row FROM entries WHERE path = ?", (path,))
+            self.database.execute("DELETE FROM entries WHERE path = ?", (path,))
 
     def set_facts(self, **facts) -> None:
         """Note facts, in a transaction of the caller's."""

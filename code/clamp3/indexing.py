@@ -1,6 +1,5 @@
 """Folders of files of any kind -> an index, and what it answers: the work of clamp3_index.py and clamp3_search.py."""
 
-import csv
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -14,7 +13,7 @@ from clamp3.cache import FeatureCache, embed_files_once
 from clamp3.collection import load_query, ready_feature
 from clamp3.embedding import Embedder
 from clamp3.errors import UserError
-from clamp3.files import content_hash
+from clamp3.files import content_hash, csv_rows
 from clamp3.index import Entry, Index
 from clamp3.reading import is_sound, raw_modalities
 
@@ -135,8 +134,9 @@ def _embedded(
     claim(index, embedder.identity, embedder.weights)
     if any(is_sound(entry.path) for entry in entries):
         claim(index, embedder.mert_identity, embedder.mert_name, fact="mert")
-    paths = [entry.path for entry in entries]
-    for item, feature in tqdm(embed_files_once(embedder, paths, cache), total=len(paths), unit="file", delay=1):
+    paths, hashes = [entry.path for entry in entries], [entry.hash for entry in entries]
+    features = embed_files_once(embedder, paths, cache, hashes)
+    for item, feature in tqdm(features, total=len(paths), unit="file", delay=1):
         entry = entries[item.index]
         changes.repairs += [Remark(str(entry.path), repair) for repair in item.repairs]
         if problem := item.problem(feature, embedder.precision):
@@ -205,17 +205,13 @@ def read_metadata(path: Path, folder: Path) -> dict[Path, dict]:
 
     Files are relative to `folder`. Raises UserError where it cannot be read or has no such column.
     """
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            lines = csv.DictReader(file)
-            if "file" not in (lines.fieldnames or ()):
-                raise UserError(f'{path} needs a first line of column names, one of them "file"')
-            rows = list(lines)
-    except (OSError, ValueError, csv.Error) as error:
-        raise error if isinstance(error, UserError) else UserError(f"{path} cannot be read: {error}") from None
+    names, *rows = csv_rows(path) or [[]]
+    if "file" not in names:
+        raise UserError(f'{path} needs a first line of column names, one of them "file"')
     metadata = {}
     for number, row in enumerate(rows, 2):
-        if None in row or None in row.values():
+        if row and len(row) != len(names):
             raise UserError(f"{path}:{number}: a line must have as many fields as the first")
-        metadata[(folder / row.pop("file")).resolve()] = row
+        if known := dict(zip(names, row, strict=False)):  # no blank line
+            metadata[(folder / known.pop("file")).resolve()] = known
     return metadata

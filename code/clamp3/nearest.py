@@ -5,6 +5,7 @@ looks at the groups closest to the query; an exact one looks at all, and goes on
 have hidden a better row. In both, what is found is scored by the rows themselves.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +71,6 @@ class Nearest:
 
     def save(self, path: Path) -> None:
         """Write the index to `path`, whole or not at all."""
-        import os
-
         partial = path.with_name(partial_name(os.getpid()))
         faiss_module().write_index(self.index, str(partial))
         partial.replace(path)

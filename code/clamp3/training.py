@@ -21,7 +21,7 @@ from clamp3.checkpoints import load_weights, read_checkpoint
 from clamp3.data import Batch, Collate, Examples, ShareOfBatches, checked, loader
 from clamp3.distributed import PRECISIONS, checked_precision, from_main, gather, on_main
 from clamp3.errors import UserError
-from clamp3.files import PARTIAL_EXTENSION, atomic_write, is_orphan
+from clamp3.files import atomic_write, remove_orphans
 from clamp3.losses import rows_loss
 from clamp3.models import CLaMP3Model, M3Model, copied, encode_layer
 from clamp3.patchilizer import PAD_ID
@@ -312,9 +312,7 @@ class Trainer:
         """Make the folders of weights and logs, and remove what killed processes were writing there."""
         for folder in {self.settings.weights_path.parent, self.settings.logs_path.parent}:
             folder.mkdir(parents=True, exist_ok=True)
-            for partial_file in folder.glob(f".*{PARTIAL_EXTENSION}"):
-                if is_orphan(partial_file):
-                    partial_file.unlink(missing_ok=True)
+            remove_orphans(folder)
 
     def train_epoch(self) -> None:
         """The epoch, or what is left of it."""
