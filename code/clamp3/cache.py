@@ -105,8 +105,8 @@ def embed_files_once(
 ) -> Iterator[tuple[Item, np.ndarray | None]]:
     """Each of `paths` as an Item, in any order, with its feature (hidden,), or None if it has an error.
 
-    What the cache has is not read again, and the rest is kept in it. `hashes` are the files', where they are known. Raises UserError where weights that reading
-    takes cannot be had.
+    What the cache has is not read again, and the rest is kept in it. `hashes` are the files' `content_hash`es, where
+    they are known. Raises UserError where weights that reading takes cannot be had.
     """
     keys = _keys(embedder, paths, hashes) if cache and embedder.identity else {}
     kept = cache.get(list(keys.values())) if keys else None
