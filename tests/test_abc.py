@@ -386,6 +386,7 @@ DAMAGES = {
     ),
     "no_notes.xml": (lambda score: re.sub(rb"<note.*?</note>", b"", score, flags=re.DOTALL), "no notes"),
     "encoding.xml": (lambda score: b'<?xml version="1.0" encoding="klingon"?><score-partwise/>', "not whole XML"),
+    "octave.xml": (lambda score: re.sub(rb"<octave>\d", b"<octave>99999999", score), "an octave of three digits"),
     "words.xml": (
         lambda score: score.replace(b"<duration>", b"<duration>some "),
         "cannot be converted to ABC: ValueError",

@@ -38,6 +38,7 @@ KNOWN = {
     "metronome": lambda element: re.search(r"\d", element.findtext("per-minute", "")),
     "mode": lambda element: (element.text or "").lower()[:3] in MODES,
 }
+ENDLESS_OCTAVE = re.compile(rb"octave(-change)?\s*>\s*[+-]?\d{3}")  # ABC writes a sign for each octave
 STRAY_LINE_END = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # a new line for some readers, not for others
 LOCK = threading.Lock()  # both converters keep what they work on in global variables
 
@@ -52,6 +53,8 @@ def musicxml_to_abc(source: bytes | Path) -> str:
     not MusicXML, is damaged, has no notes, or would fill the memory, and OSError where the path cannot be read.
     """
     score = _partwise(extracted(source if isinstance(source, bytes) else Path(source).read_bytes()))
+    if ENDLESS_OCTAVE.search(score):
+        raise ValueError("it has an octave of three digits or more")
     try:
         abc, said = _written(score)
     except Exception as error:  # of any kind, wherever the converter meets what it does not expect
