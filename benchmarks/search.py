@@ -26,7 +26,6 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "code"), str(ROOT / "examples")]
-from clamp3.embedding import Embedder  # noqa: E402
 from clamp3.index import Entry, Index  # noqa: E402
 from clamp3.retrieval import normalized, spans, top_k_of_unit  # noqa: E402
 from corpus import folk_tunes  # noqa: E402
@@ -80,6 +79,8 @@ def main() -> None:
 
 def real_features(tunes: int) -> tuple[np.ndarray, np.ndarray]:
     """Features (tunes, hidden), each of length one, of tunes from all collections and of their descriptions."""
+    from clamp3.embedding import Embedder  # which the processes that search do without
+
     step = max(1, 12_738 // tunes)
     chosen = list(islice(folk_tunes(), 0, step * tunes, step))
     embedder = Embedder.from_pretrained("tiny", device="cpu")

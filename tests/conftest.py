@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -142,6 +144,36 @@ def run(*command, env=None, cwd=CODE, check: int | None = 0, stderr=subprocess.P
     """Run a command as a user would; fail, with its output, if its exit code is not `check`."""
     words = [str(word) for word in command]
     done = subprocess.run(words, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=300)
+    return as_expected(done, check)
+
+
+def run_forked(*command, env=None, cwd=CODE, check: int | None = 0, processes: int = 1) -> subprocess.CompletedProcess:
+    """`run` for a script and its arguments, without Python's start and the import of the large libraries.
+
+    Several `processes` find each other, as if torchrun had started them. Each script is also run as a user would, by
+    `run` in some test.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        printed = [Path(folder, name) for name in ("stdout", "stderr")]
+        for path in printed:
+            path.touch()
+        request = {"words": [str(word) for word in command], "env": env or dict(os.environ), "cwd": str(cwd)}
+        server = fork_server()
+        request |= {"processes": processes, "stdout": str(printed[0]), "stderr": str(printed[1])}
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        done = subprocess.CompletedProcess(request["words"], code, *(path.read_text() for path in printed))
+    return as_expected(done, check)
+
+
+@cache
+def fork_server() -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "tests" / "forks.py")]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def as_expected(done: subprocess.CompletedProcess, check: int | None) -> subprocess.CompletedProcess:
     if check is not None and done.returncode != check:
-        pytest.fail(f"{' '.join(words)}\nexit code {done.returncode}\n{done.stdout}\n{done.stderr}")
+        pytest.fail(f"{' '.join(done.args)}\nexit code {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done

@@ -7,7 +7,6 @@ Each run is a fork of this process, or two of them that find each other by gloo:
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "code"))
 from clamp3.distributed import finish, start
+from forks import free_port
 from training_runs import differences, make_trainer
 
 LEFT_ALONE = 10**9
@@ -44,9 +44,7 @@ def main() -> None:
 
 def train(options: dict, processes: int, saves: int, chance: random.Random) -> bool:
     """Start a run, and kill it some time after so many checkpoints; returns whether it came to its end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     children = [fork(options, rank, processes, port) for rank in range(processes)]
     name = "weights_m3_last.pth" if options["kind"] == "m3" else "weights_clamp3_last.pth"
     newest, deadline = written(options["output"] / name), time.monotonic() + 120

@@ -11,14 +11,13 @@ import soundfile
 from answers import lines
 from clamp3.checkpoints import TINY
 from clamp3.convert.midi import mtf_to_midi
-from conftest import BIN, run
+from conftest import run_forked
 from descriptions import country_of, kinds_of
 from notes import read_melody, to_mtf, to_sound
 
 pytest.importorskip("music21")  # which the oldest set of libraries lacks
 from corpus import Tune, folk_tunes  # noqa: E402
 
-PYTHON = BIN / "python"
 TUNES, RECORDED, SECONDS = 128, 48, 15
 TINY_MODEL = ("--variant", "tiny", "--device", "cpu")
 
@@ -53,7 +52,7 @@ def library(tmp_path_factory) -> Library:
 def evaluated(tmp_path: Path, queries: Path, references: Path) -> dict:
     """The figures of clamp3_eval.py from queries to references."""
     target = tmp_path / f"{queries.name}.jsonl"
-    printed = run(PYTHON, "clamp3_eval.py", queries, references, *TINY_MODEL, "--json", target).stdout
+    printed = run_forked("clamp3_eval.py", queries, references, *TINY_MODEL, "--json", target).stdout
     assert "features made by" in printed and "tiny" in printed
     forth, _ = lines(target)
     assert forth["weights"].endswith("clamp3.safetensors")
@@ -79,8 +78,8 @@ def test_midi_finds_its_score_and_a_recording_does_above_chance(library, tmp_pat
     ],
 )
 def test_a_text_finds_its_kind(library, tmp_path, query, is_right, precision):
-    command = (PYTHON, "clamp3_search.py", query, library.scores, *TINY_MODEL)
-    run(*command, "--json", tmp_path / "found.jsonl")
+    command = ("clamp3_search.py", query, library.scores, *TINY_MODEL)
+    run_forked(*command, "--json", tmp_path / "found.jsonl")
     found = [library.tunes[record["file"]] for record in lines(tmp_path / "found.jsonl")]
     share = np.mean([is_right(tune) for tune in library.tunes.values()])
     hits = np.mean([is_right(tune) for tune in found])

@@ -27,7 +27,7 @@ from clamp3.mert import (
     batches,
     build_hubert,
 )
-from conftest import BIN, CODE, ROOT, run
+from conftest import BIN, CODE, ROOT, run, run_forked
 from golden_model import GOLDEN
 from synthesizer import render
 
@@ -500,9 +500,10 @@ def test_a_killed_run_is_taken_up(tmp_path):
     (tmp_path / "in").mkdir()
     for index in range(80):
         soundfile.write(tmp_path / "in" / f"{index}.wav", wave(11, index % 3), SAMPLING_RATE)
-    command = [sys.executable, SCRIPT, "--input_path", tmp_path / "in", "--output_path", tmp_path / "out"]
-    command += ["--model_path", TINY, "--device", "cpu", "--batch_seconds", "5", "--precision", "bf16"]
-    process = subprocess.Popen([str(word) for word in command], env=OFFLINE, cwd=ROOT, stderr=subprocess.PIPE)
+    command = [SCRIPT, "--input_path", tmp_path / "in", "--output_path", tmp_path / "out"]
+    command += ["--model_path", TINY, "--device", "cpu", "--batch_seconds", "5"]
+    words = [sys.executable, *map(str, command)]
+    process = subprocess.Popen(words, env=OFFLINE, cwd=ROOT, stderr=subprocess.PIPE)
     while not (tmp_path / "out").exists() or len(os.listdir(tmp_path / "out")) < 5:
         assert process.poll() is None
         time.sleep(0.005)
@@ -510,7 +511,7 @@ def test_a_killed_run_is_taken_up(tmp_path):
     process.communicate()
     done = list((tmp_path / "out").glob("*.npy"))
     assert 4 <= len(done) < 80 and all(np.load(path).shape == (3, 3, 64) for path in done)
-    printed = run(*command, env=OFFLINE, cwd=ROOT).stdout
+    printed = run_forked(*command, env=OFFLINE, cwd=ROOT).stdout
     assert f"{80 - len(done)} written" in printed and f"{len(done)} already there" in printed
     assert sorted(os.listdir(tmp_path / "out")) == sorted(f"{index}.npy" for index in range(80))
 
@@ -526,5 +527,5 @@ def test_help_needs_no_libraries_and_wrong_options_end_with_a_line(tmp_path):
         (("--model_path", "nobody/nothing"), "error: no model nobody/nothing"),
         (("--batch_seconds", "0"), "invalid positive value"),
     ):
-        done = run(sys.executable, SCRIPT, *options, *more, env=OFFLINE, cwd=ROOT, check=2)
+        done = run_forked(SCRIPT, *options, *more, env=OFFLINE, cwd=ROOT, check=2)
         assert complaint in done.stderr and "Traceback" not in done.stderr

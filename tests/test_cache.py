@@ -18,7 +18,7 @@ from clamp3.index import Index
 from clamp3.indexing import update_index
 from clamp3.models import CLaMP3Model
 from clamp3.reading import READING_VERSION
-from conftest import BIN, MERT_TINY, run
+from conftest import MERT_TINY, run_forked
 from golden_model import golden_json
 
 
@@ -188,16 +188,16 @@ def test_the_commands_share_it_and_can_do_without(small_model, tmp_path):
     (folder / "a.txt").write_text("A slow air")
     (folder / "b.txt").write_text("A lively reel")
     env = {**small_model.environment(), "CLAMP3_CACHE": str(tmp_path / "cache")}
-    embd = (BIN / "python", "clamp3_embd.py", folder)
-    run(*embd, tmp_path / "none", "--get_global", "--no_cache", env=env)
+    embd = ("clamp3_embd.py", folder)
+    run_forked(*embd, tmp_path / "none", "--get_global", "--no_cache", env=env)
     assert not (tmp_path / "cache").exists()
-    run(*embd, tmp_path / "one", "--get_global", env=env)
+    run_forked(*embd, tmp_path / "one", "--get_global", env=env)
     with sqlite3.connect(tmp_path / "cache" / CACHE_FILE) as database:
         ((dimensions,),) = database.execute("SELECT DISTINCT LENGTH(feature) / 4 FROM features")
         database.execute("UPDATE features SET feature = ?", (np.ones(dimensions, "<f4").tobytes(),))
-    command = (BIN / "python", "clamp3_search.py", folder / "a.txt", folder, "--json")
-    run(*command, tmp_path / "wrong.jsonl", env=env)
-    run(*command, tmp_path / "right.jsonl", "--no_cache", env=env)
+    command = ("clamp3_search.py", folder / "a.txt", folder, "--json")
+    run_forked(*command, tmp_path / "wrong.jsonl", env=env)
+    run_forked(*command, tmp_path / "right.jsonl", "--no_cache", env=env)
     assert [round(record["cosine"], 4) for record in lines(tmp_path / "wrong.jsonl")] == [1, 1]
     first, second = lines(tmp_path / "right.jsonl")
     assert first["file"] == "a.txt" and second["cosine"] < 0.9999

@@ -3,7 +3,6 @@
 import io
 import json
 import random
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,7 +20,7 @@ from clamp3.convert.midi import MIDI_EXTENSIONS, midi_to_mtf, mtf_to_midi
 from clamp3.convert.musicxml import extracted, musicxml_to_abc
 from clamp3.embedding import Embedder
 from clamp3.mert import Mert
-from conftest import CODE, MERT_TINY, ROOT, run
+from conftest import CODE, MERT_TINY, ROOT, run_forked
 from corpus import corpus_folder, folk_tunes
 from notes import read_melody, to_mtf, to_sound
 
@@ -159,7 +158,7 @@ def named(path: Path) -> set[str]:
 def test_every_good_file_comes_out_and_every_bad_one_is_named(mixed, tmp_path, name):
     command = COMMANDS[name]
     places = {INPUT: mixed.folder, OUTPUT: tmp_path}
-    done = run(sys.executable, *(places.get(word, word) for word in command.words), cwd="/", check=1)
+    done = run_forked(*(places.get(word, word) for word in command.words), cwd="/", check=1)
     assert "Traceback" not in done.stdout + done.stderr
     failed, mended = (named(path) if path.exists() else set() for path in map(tmp_path.joinpath, LISTS))
 

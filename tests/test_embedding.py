@@ -154,9 +154,9 @@ def test_repeated_and_empty_lines_of_a_text_count_once(embedder):
 def test_text_features_do_not_depend_on_the_hash_seed(small_model):
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import torch\nfrom clamp3.embedding import Embedder\nfrom clamp3.models import ModelSizes\n"
-        "sizes = ModelSizes(text_model_name=sys.argv[2])\n"
-        "print(Embedder(torch.nn.Module(), sizes).encode_text('b\\na\\nd\\nc\\ne\\na\\nf').tolist())"
+        "from clamp3.inputs import InputEncoder\nfrom clamp3.sizes import ModelSizes\n"
+        "encoder = InputEncoder(ModelSizes(text_model_name=sys.argv[2]))\n"
+        "print(encoder.encode_text('b\\na\\nd\\nc\\ne\\na\\nf').tolist())"
     )
     outputs = {
         subprocess.run(

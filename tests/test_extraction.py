@@ -15,7 +15,7 @@ from clamp3.checkpoints import build_model
 from clamp3.embedding import Embedder
 from clamp3.extraction import MODALITY, read
 from clamp3.models import CLaMP3Model, M3Model
-from conftest import BIN, CODE, ROOT, run
+from conftest import BIN, CODE, ROOT, run, run_forked
 from golden_model import formula_weights, golden_json
 
 LAUNCH = (BIN / "accelerate", "launch")
@@ -89,7 +89,8 @@ def test_hidden_states_of_an_epoch_from_the_root(small_model, inputs, tmp_path):
     assert_same(found, expected(build_model(CLaMP3Model, small_model.sizes, epoch), small_model.sizes, inputs, False))
     assert found["abc/score_2.npy"].shape == (1, 149, 128) and found["audio/40.npy"].shape == (1, 42, 128)
     command[command.index("7")], command[-1] = "8", tmp_path / "other"
-    assert "no weights of epoch 8" in run(*command, env=small_model.environment(), cwd=ROOT, check=None).stderr
+    done = run_forked(*command[len(LAUNCH) :], env=small_model.environment(), cwd=ROOT, check=2)
+    assert "no weights of epoch 8" in done.stderr
 
 
 def test_m3_features_by_the_documented_command(small_model, inputs, tmp_path):
@@ -98,7 +99,7 @@ def test_m3_features_by_the_documented_command(small_model, inputs, tmp_path):
     kinds = {".abc": "symbolic", ".mtf": "symbolic"}
     model = build_model(M3Model, small_model.sizes, small_model.m3)
     assert_same(outputs(tmp_path / "out"), expected(model, small_model.sizes, inputs, False, kinds))
-    run(BIN / "python", "code/extract_m3.py", inputs, tmp_path / "root", env=small_model.environment(), cwd=ROOT)
+    run_forked("code/extract_m3.py", inputs, tmp_path / "root", env=small_model.environment(), cwd=ROOT)
     assert_same(outputs(tmp_path / "root"), outputs(tmp_path / "out"))
 
 
@@ -157,8 +158,8 @@ def test_bad_inputs_are_named_and_the_rest_is_done(small_model, inputs, tmp_path
     (inputs / "abc" / "gone.abc").symlink_to("nowhere.abc")
     reasons = {**{name: why for name, (_, why) in (bad | arrays).items()}, "abc/gone.abc": "No such file"}
 
-    command = [BIN / "python", "extract_clamp3.py", inputs, tmp_path / "out", "--get_global"]
-    done = run(*command, env=small_model.environment(), check=1)
+    command = ["extract_clamp3.py", inputs, tmp_path / "out", "--get_global"]
+    done = run_forked(*command, env=small_model.environment(), check=1)
     lines = [json.loads(line) for line in (tmp_path / "out" / "failures.jsonl").read_text().splitlines()]
     found = {line["file"].removeprefix(f"{inputs}/"): line["reason"] for line in lines}
     assert found.keys() == reasons.keys()
@@ -169,14 +170,15 @@ def test_bad_inputs_are_named_and_the_rest_is_done(small_model, inputs, tmp_path
 
     for name in reasons:
         (inputs / name).unlink()
-    done = run(*command, env=small_model.environment())
+    done = run_forked(*command, env=small_model.environment())
     assert "0 written, 15 already there, 0 failed" in done.stdout
     assert not (tmp_path / "out" / "failures.jsonl").exists()
 
 
 def test_clashing_inputs_are_refused_before_anything_is_written(small_model, inputs, tmp_path):
     (inputs / "abc" / "tune_0.mtf").write_text("ticks_per_beat 480\nnote_on 0 0 60 64\n")
-    done = run(*TORCHRUN, "extract_clamp3.py", inputs, tmp_path / "out", env=small_model.environment(), check=1)
+    command = ("extract_clamp3.py", inputs, tmp_path / "out")
+    done = run_forked(*command, env=small_model.environment(), check=2, processes=2)
     assert done.stderr.count("error: two inputs would have one output") == 1
     assert "tune_0.abc" in done.stderr and "tune_0.mtf" in done.stderr and not (tmp_path / "out").exists()
 
@@ -191,8 +193,8 @@ def write_tunes(folder, texts, count):
 def test_an_interrupted_run_leaves_whole_files_and_is_taken_up(small_model, texts, tmp_path, how):
     write_tunes(tmp_path / "in", texts, 600)
     env = small_model.environment()
-    command = [BIN / "python", "extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--batch_tokens", "64"]
-    words = [str(word) for word in command]
+    command = ["extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--batch_tokens", "64"]
+    words = [sys.executable, *map(str, command)]
     process = subprocess.Popen(words, env=env, cwd=CODE, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "out").exists() or len(os.listdir(tmp_path / "out")) < 40:
         assert process.poll() is None
@@ -206,7 +208,7 @@ def test_an_interrupted_run_leaves_whole_files_and_is_taken_up(small_model, text
     assert 40 <= len(done) + 1 and len(done) < 600 and all(f.shape == (1, 22, 128) for f in done.values())
 
     times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.npy")}
-    printed = run(*command, env=env).stdout
+    printed = run_forked(*command, env=env).stdout
     assert f"{600 - len(done)} written" in printed and f"{len(done)} already there" in printed
     assert sorted(os.listdir(tmp_path / "out")) == sorted(f"{index}.npy" for index in range(600))
     assert all((tmp_path / "out" / name).stat().st_mtime_ns == stamp for name, stamp in times.items())
@@ -216,8 +218,8 @@ def test_two_processes_that_are_killed_are_taken_up(small_model, texts, tmp_path
     """One of the two dies, and the launcher ends the other; what they have written stays, and is whole."""
     write_tunes(tmp_path / "in", texts, 600)
     env = small_model.environment()
-    command = [*TORCHRUN, "extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--batch_tokens", "64"]
-    words = [str(word) for word in command]
+    command = ["extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--batch_tokens", "64"]
+    words = [str(word) for word in (*TORCHRUN, *command)]
     process = subprocess.Popen(words, env=env, cwd=CODE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (tmp_path / "out").exists() or len(os.listdir(tmp_path / "out")) < 40:
         assert process.poll() is None
@@ -232,7 +234,7 @@ def test_two_processes_that_are_killed_are_taken_up(small_model, texts, tmp_path
     done = outputs(tmp_path / "out")
     assert len(done) < 600 and all(feature.shape == (1, 22, 128) for feature in done.values())
 
-    printed = run(*command, env=env).stdout
+    printed = run_forked(*command, env=env, processes=2).stdout
     assert f"{600 - len(done)} written" in printed and f"{len(done)} already there" in printed
     assert sorted(os.listdir(tmp_path / "out")) == sorted(f"{index}.npy" for index in range(600))
 
@@ -244,7 +246,7 @@ def test_an_error_that_all_processes_meet_is_printed_once(small_model, texts, tm
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "config.json").write_bytes((small_model.folder / "config.json").read_bytes())
     env = small_model.environment(TEXT_MODEL_NAME=str(tmp_path / "text"))
-    done = run(*TORCHRUN, "extract_clamp3.py", tmp_path / "in", tmp_path / "out", env=env, check=1)
+    done = run_forked("extract_clamp3.py", tmp_path / "in", tmp_path / "out", env=env, check=2, processes=2)
     assert done.stderr.count("error: no tokenizer for") == 1
 
 
@@ -255,8 +257,8 @@ def test_outputs_that_cannot_be_written_are_named(small_model, texts, tmp_path):
     for name in (long_name, "taken"):
         (tmp_path / "in" / f"{name}.abc").write_text(texts["tune_0"])
     (tmp_path / "out" / "taken.npy").mkdir(parents=True)
-    command = [BIN / "python", "extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--get_global"]
-    done = run(*command, env=small_model.environment(), check=1)
+    command = ["extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--get_global"]
+    done = run_forked(*command, env=small_model.environment(), check=1)
     assert "taken.npy cannot be written: Is a directory" in done.stdout and "1 written" in done.stdout
     assert sorted(os.listdir(tmp_path / "out")) == ["failures.jsonl", f"{long_name}.npy", "taken.npy"]
 
@@ -275,20 +277,20 @@ def test_only_the_towers_in_use_are_touched(small_model, texts, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.abc").write_text(texts["tune_0"])
     changes = {"CLAMP3_WEIGHTS_PATH": str(tmp_path / "symbolic.pth"), "TEXT_MODEL_NAME": str(tmp_path / "text")}
-    command = [BIN / "python", "extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--get_global"]
-    run(*command, env=small_model.environment(**changes))
+    command = ["extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--get_global"]
+    run_forked(*command, env=small_model.environment(**changes))
     assert np.isfinite(np.load(tmp_path / "out" / "a.npy")).all()
     (tmp_path / "in" / "b.txt").write_text("a reel")
-    assert "no tokenizer for" in run(*command, env=small_model.environment(**changes), check=2).stderr
+    assert "no tokenizer for" in run_forked(*command, env=small_model.environment(**changes), check=2).stderr
 
 
 def test_precision_is_that_of_the_option_or_of_the_launcher(small_model, inputs, tmp_path):
     script = ("extract_clamp3.py", inputs)
-    flags = ("--get_global",)
+    flags = ("--get_global", "--threads", "1")  # by how many the same sums are rounded in another way
     env = small_model.environment()
     run(*LAUNCH, "--mixed_precision", "bf16", *script, tmp_path / "launcher", *flags, env=env)
-    run(BIN / "python", *script, tmp_path / "option", *flags, "--precision", "bf16", env=env)
-    run(BIN / "python", *script, tmp_path / "full", *flags, env=env)
+    run_forked(*script, tmp_path / "option", *flags, "--precision", "bf16", env=env)
+    run_forked(*script, tmp_path / "full", *flags, env=env)
     by = {name: outputs(tmp_path / name) for name in ("launcher", "option", "full")}
     for name, feature in by["full"].items():
         assert np.array_equal(by["launcher"][name], by["option"][name])
@@ -315,7 +317,7 @@ def test_wrong_options_end_with_a_line_not_a_traceback(small_model, inputs, tmp_
         ((inputs, tmp_path / "out", "--device", "cuda:9"), "error: cannot compute on device cuda:9"),
         ((tmp_path / "none", tmp_path / "out"), "error: there is no folder"),
     ):
-        done = run(BIN / "python", "extract_clamp3.py", *words, env=env, check=2)
+        done = run_forked("extract_clamp3.py", *words, env=env, check=2)
         assert complaint in done.stderr and "Traceback" not in done.stderr
     env["CLAMP3_CONFIG"] = '{"PATCH_SIZ": 3}'
-    assert "did you mean PATCH_SIZE?" in run(BIN / "python", "extract_m3.py", inputs, "o", env=env, check=2).stderr
+    assert "did you mean PATCH_SIZE?" in run_forked("extract_m3.py", inputs, "o", env=env, check=2).stderr

@@ -24,7 +24,7 @@ from clamp3.index import Entry, Index
 from clamp3.indexing import update_index
 from clamp3.nearest import Nearest
 from clamp3.retrieval import normalized, top_k
-from conftest import BIN, CODE, run
+from conftest import BIN, CODE, run, run_forked
 from corpus import folk_tunes
 
 PYTHON = BIN / "python"
@@ -381,11 +381,12 @@ def test_the_command_builds_searches_and_forgets(tunes, small_model, tmp_path, m
     (folder / "known.csv").write_text("file,title\n7.abc,The seventh\n")
     tiny = ("--variant", "tiny")
     index = tmp_path / "index"
-    command = (PYTHON, "clamp3_index.py")
-    done = run(*command, "build", index, folder, "--metadata", folder / "known.csv", *tiny, check=1)
+    done = run(PYTHON, "clamp3_index.py", "build", index, folder, "--metadata", folder / "known.csv", *tiny, check=1)
     assert "61 files added, 0 unchanged, 1 failed, 1 of other kinds" in done.stdout and "bad.mid" in done.stdout
     assert "tiny/clamp3.safetensors" in done.stdout
-    done = run(*command, "search", index, folder / "7.abc", "--top_k", "3", *tiny, "--json", tmp_path / "found.jsonl")
+    done = run_forked(
+        "clamp3_index.py", "search", index, folder / "7.abc", "--top_k", "3", *tiny, "--json", tmp_path / "found.jsonl"
+    )
     assert done.stdout.splitlines()[1].split()[:2] == ["1", "1.0000"] and "The seventh" in done.stdout
     record = lines(tmp_path / "found.jsonl")[0]
     assert record["file"] == str(folder / "7.abc") and record["metadata"] == {"title": "The seventh"}
@@ -410,9 +411,11 @@ def test_the_command_builds_searches_and_forgets(tunes, small_model, tmp_path, m
     with pytest.raises(UserError, match="nothing in .*index is one of these"):
         answer(monkeypatch, clamp3_index, "remove", index, folder)
 
-    refused = run(*command, "add", index, folder, env=small_model.environment(), check=2)
+    refused = run_forked("clamp3_index.py", "add", index, folder, env=small_model.environment(), check=2)
     assert "do not compare" in refused.stderr and "weights_clamp3_small.pth" in refused.stderr
-    assert run(*command, "search", tmp_path, "Irish reel", check=2).stderr.startswith("error: there is no index in")
+    assert run_forked("clamp3_index.py", "search", tmp_path, "Irish reel", check=2).stderr.startswith(
+        "error: there is no index in"
+    )
 
 
 def test_raw_sound_of_another_listener_is_refused(tmp_path, index):

@@ -20,7 +20,7 @@ from clamp3.errors import UserError
 from clamp3.models import CLaMP3Model, ModelSizes
 from clamp3.pairing import pair_by_csv, stem
 from clamp3.retrieval import evaluate, frechet_distance, group_similarity, normalized
-from conftest import BIN, MERT_TINY, run
+from conftest import BIN, MERT_TINY, run, run_forked
 from corpus import folk_tunes
 from golden_model import golden_json
 from synthesizer import render
@@ -119,14 +119,13 @@ def test_raw_files_of_all_kinds_become_features_and_bad_ones_are_named(raw, tmp_
 
     for name in ("sound/a.npy", "tunes/3.npy"):
         (tmp_path / "out" / name).unlink()
-    done = run(*command, env=raw.env, check=1)
+    done = run_forked(*command[1:], env=raw.env, check=1)
     assert "2 written" in done.stdout and f"{len(raw.files) - 1} already there, 3 failed" in done.stdout
     assert outputs(tmp_path / "out").keys() - {"sound/short.npy"} == found.keys()
 
 
 def test_two_processes_share_raw_files_and_give_hidden_states(raw, tmp_path):
-    torchrun = (BIN / "torchrun", "--nproc_per_node", "2")
-    done = run(*torchrun, "clamp3_embd.py", raw.folder, tmp_path / "out", *MERT, env=raw.env)
+    done = run_forked("clamp3_embd.py", raw.folder, tmp_path / "out", *MERT, env=raw.env, processes=2)
     assert done.stdout.count(f"{len(raw.files)} written") == 1
     states = raw.embedder.embed_files([raw.folder / name for name in raw.files], pooled=False)
     names = [str(Path(name).with_suffix(".npy")) for name in raw.files]
@@ -137,7 +136,7 @@ def test_raw_files_that_would_have_one_output_are_refused(raw, tmp_path):
     (tmp_path / "in").mkdir()
     for name in ("a.mid", "a.wav"):
         (tmp_path / "in" / name).write_bytes(b"x")
-    done = run(PYTHON, "clamp3_embd.py", tmp_path / "in", tmp_path / "out", env=raw.env, check=2)
+    done = run_forked("clamp3_embd.py", tmp_path / "in", tmp_path / "out", env=raw.env, check=2)
     assert "a.mid" in done.stderr and "a.wav" in done.stderr and not (tmp_path / "out").exists()
 
 
@@ -176,7 +175,7 @@ def test_a_file_finds_itself_among_raw_files_and_features(raw, features, tmp_pat
 
 def test_a_text_in_any_language_is_a_query(raw, features):
     """And loads the tower of texts alone."""
-    done = run(PYTHON, "clamp3_search.py", "爱的曲子", features, env=raw.env)
+    done = run_forked("clamp3_search.py", "爱的曲子", features, env=raw.env)
     assert done.stdout.splitlines()[1].split(maxsplit=2) == ["1", "1.0000", "texts/deep/愛 & $x 'q'.npy"]
     assert len(done.stdout.splitlines()) == 1 + 10 + 1 + 1
 
@@ -213,8 +212,7 @@ def test_what_cannot_be_searched_is_said(tmp_path, monkeypatch, capsys):
 
 
 def test_one_process_answers(features):
-    torchrun = (BIN / "torchrun", "--nproc_per_node", "2")
-    done = run(*torchrun, "clamp3_search.py", features / "tunes" / "3.npy", features, check=1)
+    done = run_forked("clamp3_search.py", features / "tunes" / "3.npy", features, check=2, processes=2)
     assert done.stderr.count("error: this command works in one process") == 1
 
 

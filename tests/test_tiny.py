@@ -9,7 +9,7 @@ import train_tiny
 from clamp3.checkpoints import TINY
 from clamp3.embedding import Embedder
 from clamp3.retrieval import metrics, ranks_of_pairs
-from conftest import BIN, CODE, run
+from conftest import run_forked
 from corpus import folk_tunes
 from descriptions import full_description
 from notes import contour, read_melody, to_mtf, to_sound
@@ -87,7 +87,7 @@ def test_the_commands_take_it(tmp_path, tiny, held_out):
         ("extract_m3.py", [], None),
     ):
         out = tmp_path / script
-        run(BIN / "python", CODE / script, "--variant", "tiny", tmp_path / "in", out, *options, "--device", "cpu")
+        run_forked(script, "--variant", "tiny", tmp_path / "in", out, *options, "--device", "cpu")
         feature = np.load(out / "tune.npy")
         if expected is None:
             assert feature.ndim == 3 and feature.shape[-1] == tiny.sizes.m3_hidden_size
