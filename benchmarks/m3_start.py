@@ -2,7 +2,7 @@
 
     python benchmarks/m3_start.py
 It trains on 8,000 items (a folk tune with texts in two languages) for three epochs each, with the knobs of
-examples/train_tiny.py and the M3 of weights/tiny, prints a Markdown table, and draws the curves into
+examples/train_tiny.py and the M3 of weights/tiny or another, prints a Markdown table, and draws the curves into
 benchmarks/m3_start.png. It takes six minutes on two CPU cores.
 """
 
@@ -16,7 +16,6 @@ sys.path[:0] = [str(ROOT / "code"), str(ROOT / "examples")]
 import train_tiny  # noqa: E402
 from clamp3.checkpoints import TINY  # noqa: E402
 
-STARTS = {"from M3": True, "from scratch": False}
 SHOWN = {"eval_loss": "evaluation loss", "text_to_music_MRR": "text to music, MRR"}
 
 
@@ -24,6 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=8000, help="that it trains on; default: %(default)s")
     parser.add_argument("--epochs", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--m3", type=Path, default=TINY / "m3.safetensors", help="its weights; default: %(default)s")
     parser.add_argument("--picture", type=Path, default=Path(__file__).with_suffix(".png"))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -33,7 +33,8 @@ def main() -> int:
         items = data.joinpath(f"{train_tiny.TRAIN}_symbolic.jsonl").read_text(encoding="utf-8").splitlines()
         items = items[:: max(1, len(items) // args.items)][: args.items]
         data.joinpath("some.jsonl").write_text("\n".join(items) + "\n", encoding="utf-8")
-        curves = {name: curve(work, name, load_m3, args.epochs) for name, load_m3 in STARTS.items()}
+        starts = {"from M3": args.m3, "from scratch": None}
+        curves = {name: curve(work, name, m3, args.epochs) for name, m3 in starts.items()}
     draw(curves, args.picture)
     print(
         f"\n| {len(items)} items, after epoch | "
@@ -47,14 +48,14 @@ def main() -> int:
     return 0
 
 
-def curve(work: Path, name: str, load_m3: bool, epochs: int) -> list[dict]:
+def curve(work: Path, name: str, m3: Path | None, epochs: int) -> list[dict]:
     """The figures of each epoch of a run."""
     data, weights = work / "data", work / f"weights_{name.replace(' ', '_')}.pth"
     knobs = {
         "CLAMP3_TRAIN_JSONL": str(data / "some.jsonl"),
         "CLAMP3_EVAL_JSONL": str(data / f"{train_tiny.VALIDATION}_symbolic.jsonl"),
-        "M3_WEIGHTS_PATH": str(TINY / "m3.safetensors"),
-        "CLAMP3_LOAD_M3": load_m3,
+        "M3_WEIGHTS_PATH": str(m3 or ""),
+        "CLAMP3_LOAD_M3": m3 is not None,
         "CLAMP3_WEIGHTS_PATH": str(weights),
         "CLAMP3_NUM_EPOCH": epochs,
         "CLAMP3_LEARNING_RATE": train_tiny.STAGES[0].rate,
