@@ -8,6 +8,7 @@ started them. It answers each request with a line, the first exit code that is n
 import json
 import os
 import runpy
+import signal
 import socket
 import sys
 import traceback
@@ -15,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 CODE = Path(__file__).parent.parent / "code"
+PATIENCE = 300  # seconds, after which a script is killed
 LIBRARIES = ("accelerate.utils", "transformers.models.auto.tokenization_auto", "clamp3.embedding", "clamp3.training")
 
 
@@ -51,11 +53,17 @@ def start(request: dict, rank: int, port: int) -> int:
     child = os.fork()
     if child:
         return child
-    world = str(request["processes"])
-    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     if request["processes"] > 1:
-        request["env"] |= {**ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        request["env"] |= launched(rank, request["processes"], port)
+    signal.alarm(PATIENCE)
     os._exit(code_of(request))
+
+
+def launched(rank: int, processes: int, port: int) -> dict[str, str]:
+    """What torchrun would add to the environment of a process."""
+    facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    facts |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {name: str(fact) for name, fact in facts.items()}
 
 
 def code_of(request: dict) -> int:

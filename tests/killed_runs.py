@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "code"))
 from clamp3.distributed import finish, start
-from forks import free_port
+from forks import free_port, launched
 from training_runs import differences, make_trainer
 
 LEFT_ALONE = 10**9
@@ -74,8 +74,7 @@ def fork(options: dict, rank: int, processes: int, port: int) -> int:
     if child:
         return child
     try:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-        os.environ |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ |= launched(rank, processes, port)
         state = start("cpu", threads=1)
         make_trainer(**options, state=state, epochs=2, batch_size=8 // processes, save_steps=2, save_every=2).fit()
         finish(state)

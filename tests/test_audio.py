@@ -501,7 +501,7 @@ def test_a_killed_run_is_taken_up(tmp_path):
     for index in range(80):
         soundfile.write(tmp_path / "in" / f"{index}.wav", wave(11, index % 3), SAMPLING_RATE)
     command = [SCRIPT, "--input_path", tmp_path / "in", "--output_path", tmp_path / "out"]
-    command += ["--model_path", TINY, "--device", "cpu", "--batch_seconds", "5"]
+    command += ["--model_path", TINY, "--device", "cpu", "--batch_seconds", "5", "--precision", "bf16"]
     words = [sys.executable, *map(str, command)]
     process = subprocess.Popen(words, env=OFFLINE, cwd=ROOT, stderr=subprocess.PIPE)
     while not (tmp_path / "out").exists() or len(os.listdir(tmp_path / "out")) < 5:

@@ -1,9 +1,8 @@
 """Run by torchrun: the steps and figures of these processes against those of one process on the global batches.
 
-torchrun --nproc_per_node 2 tests/two_processes.py MODEL_FOLDER DATA_FOLDER FOLDER_OF_DATA_THAT_OVERFLOW
+torchrun --nproc_per_node 2 tests/two_processes.py MODEL_FOLDER DATA_FOLDER
 """
 
-import re
 import sys
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).parent.parent / "code"))
 from clamp3.data import checked
 from clamp3.distributed import start
-from clamp3.errors import UserError
 from training_runs import ALONE, assert_same_weights, make_trainer, with_plain_steps
 
 RUNS = {
@@ -25,14 +23,13 @@ RUNS = {
 
 
 def main() -> None:
-    *folders, bad = [Path(argument) for argument in sys.argv[1:]]
+    folders = [Path(argument) for argument in sys.argv[1:]]
     state = start("cpu")
     found = {}
     for name, options in RUNS.items():
         trainer = make_trainer(**options, **names(folders), state=state, dropout=False, batch_size=4)
         found[name] = figures_of_an_epoch(with_plain_steps(trainer)), trainer
     check_pieces_with_dropout(folders, state)
-    check_that_a_bad_loss_stops_all(folders[0], bad, state)
     dist.destroy_process_group()
     for name, options in RUNS.items():
         figures, trainer = found[name]
@@ -71,17 +68,6 @@ def check_pieces_with_dropout(folders: list[Path], state) -> None:
     torch.testing.assert_close(loss, expected.detach())
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, model.get_parameter(name).grad, atol=1e-5, rtol=1e-4)
-
-
-def check_that_a_bad_loss_stops_all(model_folder: Path, bad: Path, state) -> None:
-    """Each process names the items of all."""
-    trainer = make_trainer("audio", model_folder, bad, bad, state=state, batch_size=4)
-    try:
-        trainer.fit()
-    except UserError as error:
-        found = re.search(r"the loss of step 1 is nan.*items of that step: (.*)", str(error))
-        assert found and found[1].count("tune") == 8, error
-        print("stopped", flush=True)
 
 
 if __name__ == "__main__":
