@@ -77,19 +77,26 @@ def encode(tower: nn.Module, masks: Tensor, **inputs: Tensor) -> BaseModelOutput
     if not isinstance(tower, BertModel | RobertaModel | XLMRobertaModel):
         return tower(**inputs, attention_mask=copied(masks.long(), tower.device))
     embeddings = tower.embeddings(**inputs)  # (batch, length, hidden)
-    device = embeddings.device
-    real = copied(masks.flatten().nonzero().squeeze(1), device)  # (positions,)
-    attended = copied(masks.bool()[:, None, None, :], device)  # (batch, 1, 1, length): by every head and every query
-    hidden_states = embeddings.flatten(0, 1)[real]  # (positions, hidden)
+    device, shape = embeddings.device, embeddings.shape[:2]
+    real = attended = None
+    if not masks.all():
+        real = copied(masks.flatten().nonzero().squeeze(1), device)  # (positions,)
+        attended = copied(masks.bool()[:, None, None, :], device)  # (batch, 1, 1, length): by every head and query
+    hidden_states = _pack(embeddings, real)  # (positions, hidden)
     run_layer = getattr(tower, "run_layer", encode_layer)  # training may compile it, or recompute what it keeps
     for layer in tower.encoder.layer:
-        hidden_states = run_layer(layer, hidden_states, real, attended)
-    return BaseModelOutput(last_hidden_state=_unpack(hidden_states, real, embeddings.shape[:2]))
+        hidden_states = run_layer(layer, hidden_states, real, shape, attended)
+    return BaseModelOutput(last_hidden_state=_unpack(hidden_states, real, shape))
 
 
-def encode_layer(layer: nn.Module, hidden_states: Tensor, real: Tensor, attended: Tensor) -> Tensor:
-    """One BERT layer over packed positions (positions, hidden), which `real` numbers in the padded batch."""
-    attention, shape = layer.attention.self, (attended.shape[0], attended.shape[-1])
+def encode_layer(
+    layer: nn.Module, hidden_states: Tensor, real: Tensor | None, shape: tuple[int, int], attended: Tensor | None
+) -> Tensor:
+    """One BERT layer over packed positions (positions, hidden), which `real` numbers in a batch (batch, length).
+
+    Without padding `real` and `attended` are None.
+    """
+    attention = layer.attention.self
     projected = [projection(hidden_states) for projection in (attention.query, attention.key, attention.value)]
     context = _attend(projected, real, shape, attention.num_attention_heads, attention.dropout, attn_mask=attended)
     hidden_states = layer.attention.output(context, hidden_states)
@@ -109,7 +116,12 @@ def decode_layer(layer: nn.Module, hidden_states: Tensor, real: Tensor, shape: t
 
 
 def _attend(
-    projected: Sequence[Tensor], real: Tensor, shape: tuple[int, int], num_heads: int, dropout: nn.Dropout, **masking
+    projected: Sequence[Tensor],
+    real: Tensor | None,
+    shape: tuple[int, int],
+    num_heads: int,
+    dropout: nn.Dropout,
+    **masking,
 ) -> Tensor:
     """Multi-head self-attention of packed positions (positions, hidden), each within its own item of the batch.
 
@@ -121,13 +133,35 @@ def _attend(
     ]
     dropout_p = dropout.p if dropout.training else 0.0
     context = F.scaled_dot_product_attention(*heads, dropout_p=dropout_p, **masking)
-    return context.transpose(1, 2).flatten(0, 1).flatten(1)[real]
+    return _pack(context.transpose(1, 2).flatten(2), real)
 
 
-def _unpack(packed: Tensor, real: Tensor, shape: tuple[int, int]) -> Tensor:
+class RowsOnce(torch.autograd.Function):
+    """Some rows of (rows, hidden), none of them twice: gradients are copied back, where indexing would add them up."""
+
+    @staticmethod
+    def forward(context, rows: Tensor, chosen: Tensor) -> Tensor:
+        context.save_for_backward(chosen)
+        context.shape = rows.shape
+        return rows.index_select(0, chosen)
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.new_zeros(context.shape).index_copy_(0, context.saved_tensors[0], gradient), None
+
+
+def _pack(padded: Tensor, real: Tensor | None) -> Tensor:
+    """(batch, length, hidden) -> (positions, hidden): those that `real` numbers; all of them where it is None."""
+    rows = padded.flatten(0, 1)
+    return rows if real is None else RowsOnce.apply(rows, real)
+
+
+def _unpack(packed: Tensor, real: Tensor | None, shape: tuple[int, int]) -> Tensor:
     """(positions, hidden) -> (batch, length, hidden), zero where there is padding."""
+    if real is None:
+        return packed.unflatten(0, shape)
     padded = packed.new_zeros(shape[0] * shape[1], packed.shape[-1])
-    return padded.index_copy(0, real, packed).unflatten(0, shape)
+    return padded.index_copy_(0, real, packed).unflatten(0, shape)
 
 
 class PatchEmbedding(nn.Linear):

@@ -288,10 +288,7 @@ class Trainer:
         It returns a line for people.
         """
         settings = self.settings
-        if settings.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # a check, not what makes runs repeatable
+        set_deterministic(settings.deterministic)
         torch.manual_seed(settings.seed + self.state.process_index)  # processes drop out different things
         if self.state.is_main_process:
             self.prepare_folders()
@@ -519,6 +516,14 @@ def epoch_path(weights_path: Path, epoch: int) -> Path:
 def figures_path(logs_path: Path) -> Path:
     """The figures of each epoch as JSON lines, beside the text log."""
     return logs_path.with_suffix(".jsonl")
+
+
+def set_deterministic(deterministic: bool) -> None:
+    """Let a run that is repeated give the same weights, as far as the device can."""
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a check, not what makes runs repeatable
 
 
 def chosen_precision(name: str, device: torch.device) -> torch.dtype:
