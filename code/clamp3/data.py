@@ -28,7 +28,6 @@ NOT_TEXT = ("id", "filepaths", "language", "translations")
 MUSIC_EXTENSIONS = {"symbolic": (".abc", ".mtf"), "audio": (".npy",)}
 WITHOUT_INSTRUMENTS = 0.9  # share of the symbolic training items that lose their instruments' names and programs
 MASKED, SHUFFLED = 0.8, 0.1  # shares of the pieces whose selected patches are masked, or shuffled (else: kept)
-ON_CPU = ("selected", "targets")
 SHOWN_ERRORS = 20
 
 
@@ -328,7 +327,7 @@ def shuffled(patch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 class Batch:
     """Examples of one process, stacked: by sequence, a tensor (batch, longest, …) and masks (batch, longest).
 
-    Masks and what is ON_CPU stay there: what they select can be counted without waiting for the device.
+    They are on the CPU, where the model can count what masks select without waiting for its device.
     """
 
     names: list[str]
@@ -336,13 +335,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.names)
-
-    def to(self, device: torch.device) -> "Batch":
-        moved = {
-            name: (tensor if name in ON_CPU else tensor.to(device, non_blocking=True), masks)
-            for name, (tensor, masks) in self.tensors.items()
-        }
-        return Batch(self.names, moved)
 
     def pin_memory(self) -> "Batch":
         pinned = {name: tuple(tensor.pin_memory() for tensor in pair) for name, pair in self.tensors.items()}

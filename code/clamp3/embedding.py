@@ -327,7 +327,7 @@ class Embedder(InputEncoder):
         value = self._model.text_model.config.pad_token_id if modality == "text" else PAD_ID
         inputs, masks = (torch.from_numpy(array) for array in pad(sequences, value))
         get_features = getattr(self._model, f"get_{modality}_features")
-        return get_features(inputs.to(self.device), masks, get_global=pooled).float().cpu().numpy()
+        return get_features(inputs, masks, get_global=pooled).float().cpu().numpy()
 
     def _prepare(self, modality: str) -> None:
         """Bring a tower to the device and into the precision, once; leave out what features do not need."""

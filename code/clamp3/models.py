@@ -4,6 +4,7 @@ Parameter names are those of the released checkpoints.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from clamp3.sizes import XLM_R_BASE, ModelSizes
 
 HEAD_SIZE = 64
 IGNORED_LABEL = -100
+FLASH_CAPABILITY = (8, 0)  # of the GPUs that FlashAttention is for
 
 
 def text_config(name: str):
@@ -68,74 +70,6 @@ def masked_mean(hidden_states: Tensor, masks: Tensor) -> Tensor:
     return (hidden_states.float() * weights).sum(dim=1) / weights.sum(dim=1)
 
 
-def encode(tower: nn.Module, masks: Tensor, **inputs: Tensor) -> BaseModelOutput:
-    """What `tower` makes of `input_ids` or `inputs_embeds`: hidden states (batch, length, hidden), zero where masked.
-
-    The same as the tower's own `forward`, but a BERT's layers see real positions alone: padding costs nothing there.
-    Masks (batch, length) may stay on the CPU; then nothing has to wait for the device.
-    """
-    if not isinstance(tower, BertModel | RobertaModel | XLMRobertaModel):
-        return tower(**inputs, attention_mask=copied(masks.long(), tower.device))
-    embeddings = tower.embeddings(**inputs)  # (batch, length, hidden)
-    device, shape = embeddings.device, embeddings.shape[:2]
-    real = attended = None
-    if not masks.all():
-        real = copied(masks.flatten().nonzero().squeeze(1), device)  # (positions,)
-        attended = copied(masks.bool()[:, None, None, :], device)  # (batch, 1, 1, length): by every head and query
-    hidden_states = _pack(embeddings, real)  # (positions, hidden)
-    run_layer = getattr(tower, "run_layer", encode_layer)  # training may compile it, or recompute what it keeps
-    for layer in tower.encoder.layer:
-        hidden_states = run_layer(layer, hidden_states, real, shape, attended)
-    return BaseModelOutput(last_hidden_state=_unpack(hidden_states, real, shape))
-
-
-def encode_layer(
-    layer: nn.Module, hidden_states: Tensor, real: Tensor | None, shape: tuple[int, int], attended: Tensor | None
-) -> Tensor:
-    """One BERT layer over packed positions (positions, hidden), which `real` numbers in a batch (batch, length).
-
-    Without padding `real` and `attended` are None.
-    """
-    attention = layer.attention.self
-    projected = [projection(hidden_states) for projection in (attention.query, attention.key, attention.value)]
-    context = _attend(projected, real, shape, attention.num_attention_heads, attention.dropout, attn_mask=attended)
-    hidden_states = layer.attention.output(context, hidden_states)
-    return layer.output(layer.intermediate(hidden_states), hidden_states)
-
-
-def decode_layer(layer: nn.Module, hidden_states: Tensor, real: Tensor, shape: tuple[int, int]) -> Tensor:
-    """One GPT-2 layer over packed positions (positions, hidden), which `real` numbers in a batch (batch, length).
-
-    Padding comes last, where nothing before attends to it.
-    """
-    attention = layer.attn
-    projected = attention.c_attn(layer.ln_1(hidden_states)).chunk(3, dim=-1)
-    context = _attend(projected, real, shape, attention.num_heads, attention.attn_dropout, is_causal=True)
-    hidden_states = hidden_states + attention.resid_dropout(attention.c_proj(context))
-    return hidden_states + layer.mlp(layer.ln_2(hidden_states))
-
-
-def _attend(
-    projected: Sequence[Tensor],
-    real: Tensor | None,
-    shape: tuple[int, int],
-    num_heads: int,
-    dropout: nn.Dropout,
-    **masking,
-) -> Tensor:
-    """Multi-head self-attention of packed positions (positions, hidden), each within its own item of the batch.
-
-    `projected` holds queries, keys and values.
-    """
-    heads = [
-        _unpack(part, real, shape).unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (batch, heads, length, head size)
-        for part in projected
-    ]
-    dropout_p = dropout.p if dropout.training else 0.0
-    context = F.scaled_dot_product_attention(*heads, dropout_p=dropout_p, **masking)
-    return _pack(context.transpose(1, 2).flatten(2), real)
-
-
 class RowsOnce(torch.autograd.Function):
     """Some rows of (rows, hidden), none of them twice: gradients are copied back, where indexing would add them up."""
 
@@ -150,18 +84,105 @@ class RowsOnce(torch.autograd.Function):
         return gradient.new_zeros(context.shape).index_copy_(0, context.saved_tensors[0], gradient), None
 
 
-def _pack(padded: Tensor, real: Tensor | None) -> Tensor:
-    """(batch, length, hidden) -> (positions, hidden): those that `real` numbers; all of them where it is None."""
-    rows = padded.flatten(0, 1)
-    return rows if real is None else RowsOnce.apply(rows, real)
+@dataclass(frozen=True)
+class Packing:
+    """Where the real positions of a batch (batch, length) are: packed tensors hold these alone, item after item."""
+
+    shape: tuple[int, int]
+    real: Tensor | None = None  # (positions,): their numbers in the padded batch; None where nothing is padding
+    attended: Tensor | None = None  # (batch, 1, 1, length): by every head and every query
+    starts: Tensor | None = None  # (batch + 1,): where each item begins among the packed, and where the last one ends
+    longest: int = 0  # item's length
+
+    @classmethod
+    def of(cls, masks: Tensor, device: torch.device) -> "Packing":
+        """For tensors on `device`, by masks (batch, length); where these are on the CPU, nothing waits for it."""
+        shape = (masks.shape[0], masks.shape[1])
+        if masks.all():
+            return cls(shape)
+        masks = masks.bool()
+        lengths = masks.sum(1, dtype=torch.int32)
+        return cls(
+            shape,
+            real=copied(masks.flatten().nonzero().squeeze(1), device),
+            attended=copied(masks[:, None, None, :], device),
+            starts=copied(F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)), device),
+            longest=int(lengths.max()),
+        )
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """(batch, length, hidden) -> (positions, hidden)."""
+        rows = padded.flatten(0, 1)
+        return rows if self.real is None else RowsOnce.apply(rows, self.real)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """(positions, hidden) -> (batch, length, hidden), zero where there is padding."""
+        if self.real is None:
+            return packed.unflatten(0, self.shape)
+        padded = packed.new_zeros(self.shape[0] * self.shape[1], packed.shape[-1])
+        return padded.index_copy_(0, self.real, packed).unflatten(0, self.shape)
+
+    def attend(self, projected: Sequence[Tensor], num_heads: int, dropout: nn.Dropout, is_causal: bool) -> Tensor:
+        """Multi-head self-attention of packed positions (positions, hidden), each within its own item.
+
+        `projected` holds queries, keys and values. Causal attention takes it that padding comes last in an item.
+        """
+        dropout_p = dropout.p if dropout.training else 0.0
+        if self.real is not None and _attends_packed(projected[0]):
+            heads = [part.unflatten(-1, (num_heads, -1)) for part in projected]  # (positions, heads, head size)
+            items = (self.starts, self.starts, self.longest, self.longest)
+            return torch.ops.aten._flash_attention_forward(*heads, *items, dropout_p, is_causal, False)[0].flatten(1)
+        heads = [self.unpack(part).unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in projected]
+        attended = None if is_causal else self.attended
+        context = F.scaled_dot_product_attention(*heads, attended, dropout_p, is_causal)
+        return self.pack(context.transpose(1, 2).flatten(2))
 
 
-def _unpack(packed: Tensor, real: Tensor | None, shape: tuple[int, int]) -> Tensor:
-    """(positions, hidden) -> (batch, length, hidden), zero where there is padding."""
-    if real is None:
-        return packed.unflatten(0, shape)
-    padded = packed.new_zeros(shape[0] * shape[1], packed.shape[-1])
-    return padded.index_copy_(0, real, packed).unflatten(0, shape)
+def _attends_packed(projected: Tensor) -> bool:
+    """Whether there is a kernel for items of different lengths: FlashAttention's, which torch has for GPUs alone.
+
+    It has no public name that drops out, but for nested tensors, which take longer to prepare than they save.
+    """
+    if not projected.is_cuda or projected.dtype == torch.float32:
+        return False
+    capable = torch.version.hip or torch.cuda.get_device_capability(projected.device) >= FLASH_CAPABILITY
+    return bool(capable) and torch.backends.cuda.is_flash_attention_available()
+
+
+def encode(tower: nn.Module, masks: Tensor, **inputs: Tensor) -> BaseModelOutput:
+    """What `tower` makes of `input_ids` or `inputs_embeds`: hidden states (batch, length, hidden), zero where masked.
+
+    The same as the tower's own `forward`, but a BERT's layers see real positions alone: padding costs nothing there.
+    Inputs and masks (batch, length) may be on the CPU; then nothing has to wait for the device.
+    """
+    inputs = {name: copied(tensor, tower.device) for name, tensor in inputs.items()}
+    if not isinstance(tower, BertModel | RobertaModel | XLMRobertaModel):
+        return tower(**inputs, attention_mask=copied(masks.long(), tower.device))
+    embeddings = tower.embeddings(**inputs)  # (batch, length, hidden)
+    packing = Packing.of(masks, embeddings.device)
+    hidden_states = packing.pack(embeddings)  # (positions, hidden)
+    run_layer = getattr(tower, "run_layer", encode_layer)  # training may compile it, or recompute what it keeps
+    for layer in tower.encoder.layer:
+        hidden_states = run_layer(layer, hidden_states, packing)
+    return BaseModelOutput(last_hidden_state=packing.unpack(hidden_states))
+
+
+def encode_layer(layer: nn.Module, hidden_states: Tensor, packing: Packing) -> Tensor:
+    """One BERT layer over packed positions (positions, hidden)."""
+    attention = layer.attention.self
+    projected = [projection(hidden_states) for projection in (attention.query, attention.key, attention.value)]
+    context = packing.attend(projected, attention.num_attention_heads, attention.dropout, is_causal=False)
+    hidden_states = layer.attention.output(context, hidden_states)
+    return layer.output(layer.intermediate(hidden_states), hidden_states)
+
+
+def decode_layer(layer: nn.Module, hidden_states: Tensor, packing: Packing) -> Tensor:
+    """One GPT-2 layer over packed positions (positions, hidden)."""
+    attention = layer.attn
+    projected = attention.c_attn(layer.ln_1(hidden_states)).chunk(3, dim=-1)
+    context = packing.attend(projected, attention.num_heads, attention.attn_dropout, is_causal=True)
+    hidden_states = hidden_states + attention.resid_dropout(attention.c_proj(context))
+    return hidden_states + layer.mlp(layer.ln_2(hidden_states))
 
 
 class PatchEmbedding(nn.Linear):
@@ -180,11 +201,23 @@ class PatchEmbedding(nn.Linear):
         self.weight.data = self.weight.data.t().contiguous().t()
 
     def forward(self, patches: Tensor) -> Tensor:
-        """(…, patch_size) ids -> (…, hidden)."""
-        rows = patches.reshape(-1, self.patch_size).long()
-        rows = rows + torch.arange(0, self.in_features, VOCAB_SIZE, device=rows.device)
-        embeddings = F.embedding_bag(rows, self.weight.t().contiguous(), mode="sum") + self.bias
-        return embeddings.view(*patches.shape[:-1], -1)
+        """(…, patch_size) ids -> (…, hidden). Patches may stay on the CPU; then nothing has to wait for the device.
+
+        Most patches are far shorter than they may be, and what fills them up is the same everywhere: those rows are
+        added as a product, and only characters are looked up.
+        """
+        device, weight = self.weight.device, self.weight.t().contiguous()
+        ids = patches.reshape(-1, self.patch_size)
+        filled = ids != PAD_ID
+        rows = (ids.int() + torch.arange(0, self.in_features, VOCAB_SIZE, device=ids.device, dtype=torch.int32))[
+            filled
+        ]
+        ends = filled.sum(1, dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        starts = F.pad(ends[:-1], (1, 0))
+        embeddings = F.embedding_bag(copied(rows, device), weight, copied(starts, device), mode="sum")
+        with torch.autocast(device.type, enabled=False):
+            filling = copied(filled, device).logical_not().float() @ weight[PAD_ID::VOCAB_SIZE]
+        return (embeddings + filling + self.bias).view(*patches.shape[:-1], -1)
 
 
 class M3PatchEncoder(nn.Module):
@@ -227,16 +260,18 @@ class M3TokenDecoder(nn.Module):
         """
         device, gpt = patch_features.device, self.base.transformer
         targets = target_patches.long()
-        shape = tuple(targets.shape)
-        real = (targets.flatten() != PAD_ID).nonzero().squeeze(1)  # (characters,)
+        filled = targets != PAD_ID
+        packing = Packing.of(filled, device)
+        real = filled.flatten().nonzero().squeeze(1)  # (characters,)
         following = F.pad(targets[:, 1:], (0, 1), value=PAD_ID).flatten()[real]
         labels = copied(following.masked_fill(following == PAD_ID, IGNORED_LABEL), device)
         characters, real = copied(targets.flatten()[real], device), copied(real, device)
-        places = real % shape[1]
-        embeddings = torch.where((places == 0)[:, None], patch_features[real // shape[1]], gpt.wte(characters))
+        places = real % targets.shape[1]
+        features = patch_features[real // targets.shape[1]]
+        embeddings = torch.where((places == 0)[:, None], features, gpt.wte(characters))
         hidden_states = gpt.drop(embeddings + gpt.wpe(places))  # (characters, hidden)
         for layer in gpt.h:
-            hidden_states = decode_layer(layer, hidden_states, real, shape)
+            hidden_states = decode_layer(layer, hidden_states, packing)
         logits = self.base.lm_head(gpt.ln_f(hidden_states))
         return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL)
 

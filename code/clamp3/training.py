@@ -335,7 +335,7 @@ class Trainer:
     def step(self, batch: Batch) -> None:
         """One optimizer step."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.objective.backward(batch.to(self.state.device), self.autocast, self.scaler.scale)
+        loss = self.objective.backward(batch, self.autocast, self.scaler.scale)
         average_gradients(self.model.parameters())
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -366,9 +366,9 @@ class Trainer:
             return self.objective.evaluate(self.evaluation_batches(bar), self.state)
 
     def evaluation_batches(self, bar: tqdm) -> Iterator[Batch]:
-        """This process's share of the evaluation set, on its device."""
+        """This process's share of the evaluation set."""
         for batch in checked(self.loaders[1]):
-            yield batch.to(self.state.device)
+            yield batch
             bar.update(min(self.shares[1].step, bar.total - bar.n))
 
     def end_epoch(self, figures: dict[str, float]) -> None:
@@ -519,11 +519,11 @@ def figures_path(logs_path: Path) -> Path:
 
 
 def set_deterministic(deterministic: bool) -> None:
-    """Let a run that is repeated give the same weights, as far as the device can."""
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    """Let a run that is repeated give the same weights. What cannot do so raises RuntimeError."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.utils.deterministic.fill_uninitialized_memory = False  # a check, not what makes runs repeatable
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def chosen_precision(name: str, device: torch.device) -> torch.dtype:
