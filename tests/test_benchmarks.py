@@ -46,6 +46,18 @@ def test_training_is_measured_against_a_loop_that_learns_the_same(tmp_path):
     )
 
 
+def test_full_size_training_is_measured_where_there_is_a_gpu(tmp_path):
+    """A small model shows here that the benchmark runs."""
+    command = [sys.executable, "benchmarks/gpu.py", "--quick", "--json", tmp_path / "figures.json"]
+    printed = run(*command, cwd=ROOT).stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["quick"] and "a SMALL model" in printed
+    assert {(row["modality"], row["full_length"]) for row in figures["rows"]} == {
+        (modality, full) for modality in ("symbolic", "audio") for full in (True, False)
+    }
+    assert all(row["items_per_s"] > 0 and row["peak_share"] > 0 for row in figures["rows"])
+
+
 def test_search_is_measured_against_loading_each_feature(tmp_path):
     pytest.importorskip("faiss")
     command = [sys.executable, "benchmarks/search.py", "--sizes", "500", "1000", "--files", "500", "--tunes", "250"]
