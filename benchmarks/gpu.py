@@ -116,10 +116,9 @@ class Bench:
 
     def __init__(self, device: torch.device, batch_size: int, steps: int, small: bool):
         self.device, self.batch_size, self.steps = device, batch_size, steps
-        self.sizes = ModelSizes(**SMALL | {"text_model_name": small_text_model()} if small else {})
-        with device:  # random weights are made faster there
+        with tempfile.TemporaryDirectory() as folder, device:  # random weights are made faster there
+            self.sizes = ModelSizes(**SMALL | {"text_model_name": small_text_model(folder)} if small else {})
             self.model = CLaMP3Model(self.sizes)
-            self.model.to(device)
         self.peak = matmul_peak(device, SMALL_PEAK_SIZE if small else PEAK_SIZE)
 
     def measure(self, run: Run) -> dict:
@@ -179,9 +178,8 @@ class Bench:
         return total
 
 
-def small_text_model() -> str:
-    """A folder with the configuration of a small text tower."""
-    folder = tempfile.mkdtemp()
+def small_text_model(folder: str) -> str:
+    """`folder`, with the configuration of a small text tower."""
     sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 256}
     XLMRobertaConfig(vocab_size=100, max_position_embeddings=16, type_vocab_size=1, **sizes).save_pretrained(folder)
     return folder

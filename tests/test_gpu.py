@@ -16,7 +16,7 @@ from clamp3.mert import Mert
 from clamp3.models import Packing
 from clamp3.training import figures_path, prepare_layers
 from conftest import CODE, MERT_TINY, run
-from training_runs import ALONE, differences, make_trainer, with_plain_steps
+from training_runs import ALONE, assert_same_weights, differences, make_trainer, with_plain_steps
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 ON_GPU = SimpleNamespace(**{**vars(ALONE), "device": torch.device("cuda", 0)})
@@ -36,12 +36,6 @@ def trainer_of(small_model, training_data, tmp_path):
 def least_cosine(found: np.ndarray, expected: np.ndarray) -> float:
     norms = np.linalg.norm(found, axis=-1) * np.linalg.norm(expected, axis=-1)
     return float(((found * expected).sum(-1) / norms).min())
-
-
-def assert_close_weights(found, wanted, **tolerances) -> None:
-    weights = {name: tensor.cpu() for name, tensor in wanted.state_dict().items()}
-    for name, tensor in found.state_dict().items():
-        torch.testing.assert_close(tensor.cpu(), weights[name], msg=lambda text: f"{name}: {text}", **tolerances)  # noqa: B023
 
 
 @pytest.mark.parametrize("precision", CLOSE)
@@ -78,7 +72,7 @@ def test_steps_are_the_cpus(trainer_of, kind):
         figures.append(trainer.evaluate())
     assert figures[0] == pytest.approx(figures[1], rel=1e-3)
     assert trainers[0].progress.loss_sum == pytest.approx(trainers[1].progress.loss_sum, rel=1e-5)
-    assert_close_weights(trainers[0].model, trainers[1].model, atol=1e-5, rtol=1e-4)
+    assert_same_weights(trainers[0].model, trainers[1].model, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,7 +134,7 @@ def test_compiled_and_recomputed_layers_have_the_same_gradients(trainer_of, opti
     for trainer in (plain, changed):
         trainer.train_epoch()
     assert changed.progress.loss_sum == pytest.approx(plain.progress.loss_sum, rel=1e-5)
-    assert_close_weights(changed.model, plain.model, atol=1e-5, rtol=1e-4)
+    assert_same_weights(changed.model, plain.model, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -155,7 +149,7 @@ def test_a_run_that_is_taken_up_gives_the_same_weights(trainer_of, kind):
     again = trainer_of(kind, "stopped", precision="auto", save_steps=2)
     again.fit()
     assert again.progress.step == steps
-    assert_close_weights(again.model, whole.model, atol=0, rtol=0)
+    assert_same_weights(again.model, whole.model, atol=0, rtol=0)
 
 
 def stop_after(trainer, steps: int):

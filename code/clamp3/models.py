@@ -29,7 +29,7 @@ from clamp3.sizes import XLM_R_BASE, ModelSizes
 
 HEAD_SIZE = 64
 IGNORED_LABEL = -100
-FLASH_CAPABILITY = (8, 0)  # of the GPUs that FlashAttention is for
+FLASH_CAPABILITY, FLASH_HEAD_SIZE = (8, 0), 256  # what FlashAttention needs of a GPU, and how wide its heads may be
 
 
 def text_config(name: str):
@@ -59,9 +59,9 @@ def bert_config(hidden_size: int, num_layers: int, max_length: int) -> BertConfi
 
 def copied(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor` on `device`, without waiting for what the device is busy with."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return (tensor.pin_memory() if tensor.device.type == "cpu" else tensor).to(device, non_blocking=True)
 
 
 def masked_mean(hidden_states: Tensor, masks: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class Packing:
         `projected` holds queries, keys and values. Causal attention takes it that padding comes last in an item.
         """
         dropout_p = dropout.p if dropout.training else 0.0
-        if self.real is not None and _attends_packed(projected[0]):
+        if self.real is not None and _attends_packed(projected[0], num_heads):
             heads = [part.unflatten(-1, (num_heads, -1)) for part in projected]  # (positions, heads, head size)
             items = (self.starts, self.starts, self.longest, self.longest)
             return torch.ops.aten._flash_attention_forward(*heads, *items, dropout_p, is_causal, False)[0].flatten(1)
@@ -138,15 +138,22 @@ class Packing:
         return self.pack(context.transpose(1, 2).flatten(2))
 
 
-def _attends_packed(projected: Tensor) -> bool:
-    """Whether there is a kernel for items of different lengths: FlashAttention's, which torch has for GPUs alone.
+def _attends_packed(projected: Tensor, num_heads: int) -> bool:
+    """Whether there is a kernel for items of different lengths: FlashAttention's, for NVIDIA's GPUs in half precision.
 
     It has no public name that drops out, but for nested tensors, which take longer to prepare than they save.
+    `torch.backends.cuda.enable_flash_sdp(False)` turns it off.
     """
-    if not projected.is_cuda or projected.dtype == torch.float32:
+    if not projected.is_cuda or torch.version.hip or not torch.backends.cuda.flash_sdp_enabled():
         return False
-    capable = torch.version.hip or torch.cuda.get_device_capability(projected.device) >= FLASH_CAPABILITY
-    return bool(capable) and torch.backends.cuda.is_flash_attention_available()
+    head_size = projected.shape[-1] // num_heads
+    return (
+        projected.dtype in (torch.bfloat16, torch.float16)
+        and head_size % 8 == 0
+        and head_size <= FLASH_HEAD_SIZE
+        and torch.cuda.get_device_capability(projected.device) >= FLASH_CAPABILITY
+        and torch.backends.cuda.is_flash_attention_available()
+    )
 
 
 def encode(tower: nn.Module, masks: Tensor, **inputs: Tensor) -> BaseModelOutput:
@@ -209,14 +216,13 @@ class PatchEmbedding(nn.Linear):
         device, weight = self.weight.device, self.weight.t().contiguous()
         ids = patches.reshape(-1, self.patch_size)
         filled = ids != PAD_ID
-        rows = (ids.int() + torch.arange(0, self.in_features, VOCAB_SIZE, device=ids.device, dtype=torch.int32))[
-            filled
-        ]
+        offsets = torch.arange(0, self.in_features, VOCAB_SIZE, device=ids.device, dtype=torch.int32)
+        rows = (ids.int() + offsets)[filled]
         ends = filled.sum(1, dtype=torch.int32).cumsum(0, dtype=torch.int32)
         starts = F.pad(ends[:-1], (1, 0))
         embeddings = F.embedding_bag(copied(rows, device), weight, copied(starts, device), mode="sum")
         with torch.autocast(device.type, enabled=False):
-            filling = copied(filled, device).logical_not().float() @ weight[PAD_ID::VOCAB_SIZE]
+            filling = copied(~filled, device).to(weight.dtype) @ weight[PAD_ID::VOCAB_SIZE]
         return (embeddings + filling + self.bias).view(*patches.shape[:-1], -1)
 
 
@@ -262,13 +268,11 @@ class M3TokenDecoder(nn.Module):
         targets = target_patches.long()
         filled = targets != PAD_ID
         packing = Packing.of(filled, device)
-        real = filled.flatten().nonzero().squeeze(1)  # (characters,)
-        following = F.pad(targets[:, 1:], (0, 1), value=PAD_ID).flatten()[real]
+        following = F.pad(targets[:, 1:], (0, 1), value=PAD_ID)[filled]  # (characters,), as all below
         labels = copied(following.masked_fill(following == PAD_ID, IGNORED_LABEL), device)
-        characters, real = copied(targets.flatten()[real], device), copied(real, device)
-        places = real % targets.shape[1]
-        features = patch_features[real // targets.shape[1]]
-        embeddings = torch.where((places == 0)[:, None], features, gpt.wte(characters))
+        characters = copied(targets[filled], device)
+        patches, places = (copied(part, device) for part in filled.nonzero(as_tuple=True))
+        embeddings = torch.where((places == 0)[:, None], patch_features[patches], gpt.wte(characters))
         hidden_states = gpt.drop(embeddings + gpt.wpe(places))  # (characters, hidden)
         for layer in gpt.h:
             hidden_states = decode_layer(layer, hidden_states, packing)
