@@ -9,14 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from clamp3.data import checked
 from clamp3.embedding import Embedder
 from clamp3.files import read_text
 from clamp3.mert import Mert
 from clamp3.models import Packing
 from clamp3.training import figures_path, prepare_layers
 from conftest import CODE, MERT_TINY, run
-from training_runs import ALONE, assert_same_weights, differences, make_trainer, with_plain_steps
+from training_runs import (
+    ALONE,
+    assert_pieces_drop_out_the_same,
+    assert_same_weights,
+    differences,
+    make_trainer,
+    with_plain_steps,
+)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 ON_GPU = SimpleNamespace(**{**vars(ALONE), "device": torch.device("cuda", 0)})
@@ -110,21 +116,7 @@ def test_items_of_all_lengths_are_attended_without_their_padding(dtype, is_causa
 
 
 def test_pieces_drop_out_the_same_the_second_time(trainer_of):
-    """Against one graph over the same pieces, with the GPU's dropout."""
-    trainer = trainer_of("symbolic", micro_batch=3)
-    objective, model = trainer.objective, trainer.model.train()
-    batch = next(checked(trainer.loaders[0]))
-    torch.manual_seed(0)
-    loss = objective.backward(batch, trainer.autocast, lambda loss: loss)
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    torch.manual_seed(0)
-    text, music = zip(*(objective.features(piece) for piece in batch.pieces(3)), strict=True)
-    expected = model.loss(torch.cat(text), torch.cat(music))
-    expected.backward()
-    torch.testing.assert_close(loss, expected.detach())
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, model.get_parameter(name).grad, atol=1e-4, rtol=1e-3)
+    assert_pieces_drop_out_the_same(trainer_of("symbolic", micro_batch=3), atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("options", [(True, False), (False, True), (True, True)], ids=["compile", "recompute", "both"])

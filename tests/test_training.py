@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from clamp3.checkpoints import start_from_m3
-from clamp3.data import Collate, checked
+from clamp3.data import Collate
 from clamp3.errors import UserError
 from clamp3.files import partial_name
 from clamp3.models import M3Model
@@ -25,6 +25,7 @@ from conftest import BIN, CODE, ROOT, run, run_forked, write_training_data
 from forks import free_port
 from training_runs import (
     HELD_OUT,
+    assert_pieces_drop_out_the_same,
     assert_same_weights,
     differences,
     make_trainer,
@@ -63,26 +64,7 @@ def test_batches_in_pieces_have_the_gradients_of_the_whole(trainer_of, kind):
 
 
 def test_pieces_drop_out_the_same_the_second_time(trainer_of):
-    """Against one graph over the same pieces, with dropout."""
-    trainer = trainer_of("symbolic", micro_batch=3)
-    objective, model = trainer.objective, trainer.model.train()
-    batch = next(checked(trainer.loaders[0]))
-    torch.manual_seed(0)
-    loss = objective.backward(batch, trainer.autocast, lambda loss: loss)
-    after = torch.get_rng_state()
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    torch.manual_seed(0)
-    text, music = zip(*(objective.features(piece) for piece in batch.pieces(3)), strict=True)
-    expected = model.loss(torch.cat(text), torch.cat(music))
-    expected.backward()
-    assert torch.equal(torch.get_rng_state(), after)
-    torch.testing.assert_close(loss, expected.detach())
-    assert gradients.keys() == {name for name, p in model.named_parameters() if p.grad is not None}
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, model.get_parameter(name).grad, atol=1e-5, rtol=1e-4)
-    with pytest.raises(AssertionError):  # other dropout would show
-        torch.testing.assert_close(loss, objective.backward(batch, trainer.autocast, lambda loss: loss))
+    assert_pieces_drop_out_the_same(trainer_of("symbolic", micro_batch=3), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["symbolic", "m3"])

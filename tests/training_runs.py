@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from clamp3.data import JsonLines, Pairs, Pieces, find_pieces
+from clamp3.data import JsonLines, Pairs, Pieces, checked, find_pieces
 from clamp3.inputs import InputEncoder
 from clamp3.models import CLaMP3Model, M3Model, ModelSizes
 from clamp3.training import Contrastive, Reconstruction, Settings, Trainer
@@ -77,6 +77,31 @@ def assert_same_weights(found: nn.Module, wanted: nn.Module, **tolerances) -> No
     weights, options = wanted.state_dict(), {"check_device": False, **tolerances}
     for name, tensor in found.state_dict().items():
         torch.testing.assert_close(tensor, weights[name], msg=lambda text, name=name: f"{name}: {text}", **options)
+
+
+def assert_pieces_drop_out_the_same(trainer: Trainer, seed: int = 0, **tolerances) -> None:
+    """The gradient of a batch in pieces (GradCache), against one graph over the same pieces; dropout is on."""
+    objective, model = trainer.objective, trainer.model.train()
+    batch = next(checked(trainer.loaders[0]))
+
+    def seeded_backward(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        model.zero_grad()
+        return objective.backward(batch, trainer.autocast, lambda loss: loss)
+
+    loss, after = seeded_backward(seed), torch.get_rng_state()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    torch.manual_seed(seed)
+    text, music = zip(*(objective.features(piece) for piece in batch.pieces(objective.micro_batch)), strict=True)
+    expected = model.loss(torch.cat(text), torch.cat(music))
+    expected.backward()
+    assert torch.equal(torch.get_rng_state(), after)
+    torch.testing.assert_close(loss, expected.detach())
+    assert gradients.keys() == {name for name, p in model.named_parameters() if p.grad is not None}
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, model.get_parameter(name).grad, **tolerances)
+    assert not torch.allclose(loss, seeded_backward(seed + 100)), "other dropout would show"
 
 
 def differences(found, wanted, place: str = "") -> list[str]:

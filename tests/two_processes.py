@@ -6,13 +6,11 @@ torchrun --nproc_per_node 2 tests/two_processes.py MODEL_FOLDER DATA_FOLDER
 import sys
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "code"))
-from clamp3.data import checked
 from clamp3.distributed import start
-from training_runs import ALONE, assert_same_weights, make_trainer, with_plain_steps
+from training_runs import ALONE, assert_pieces_drop_out_the_same, assert_same_weights, make_trainer, with_plain_steps
 
 RUNS = {
     "symbolic": {"kind": "symbolic"},
@@ -52,22 +50,9 @@ def figures_of_an_epoch(trainer) -> dict[str, float]:
 
 
 def check_pieces_with_dropout(folders: list[Path], state) -> None:
-    """Gradients of a batch in pieces, against one graph over the same pieces: dropout on, in all processes at once."""
+    """In all processes at once."""
     trainer = make_trainer("symbolic", **names(folders), state=state, batch_size=6, micro_batch=4)
-    trainer.model.train()
-    objective, model = trainer.objective, trainer.model
-    batch = next(checked(trainer.loaders[0]))
-    torch.manual_seed(dist.get_rank())
-    loss = objective.backward(batch, trainer.autocast, lambda loss: loss)
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    model.zero_grad()
-    torch.manual_seed(dist.get_rank())
-    text, music = zip(*(objective.features(piece) for piece in batch.pieces(4)), strict=True)
-    expected = model.loss(torch.cat(text), torch.cat(music))
-    expected.backward()
-    torch.testing.assert_close(loss, expected.detach())
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, model.get_parameter(name).grad, atol=1e-5, rtol=1e-4)
+    assert_pieces_drop_out_the_same(trainer, seed=dist.get_rank(), atol=1e-5, rtol=1e-4)
 
 
 if __name__ == "__main__":
