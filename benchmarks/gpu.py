@@ -36,7 +36,6 @@ SMALL |= {"audio_hidden_size": 64, "audio_num_layers": 1, "max_audio_length": 8,
 PEAK_SIZE, SMALL_PEAK_SIZE = 8192, 256
 CHARACTERS = (4, 32)  # of a patch
 SHORTEST = 8  # the shortest item is the longest one's length, divided by that
-TOWERS = {"text": "text_model", "symbolic": "symbolic_model.base", "audio": "audio_model"}
 
 
 @dataclass(frozen=True)
@@ -125,11 +124,8 @@ class Bench:
         """Items/s, memory and share of the peak, of steps after some that do not count."""
         torch._dynamo.reset()
         set_deterministic(run.deterministic)
-        other = {"symbolic": "audio", "audio": "symbolic"}[run.modality]
-        self.model.set_trainable([f"{other}_model", f"{other}_proj"])
-        prepare_layers(
-            [self.model.get_submodule(name) for name in TOWERS.values()], run.compile_layers, run.recompute_layers
-        )
+        self.model.train_on(run.modality)
+        prepare_layers(self.model.towers.values(), run.compile_layers, run.recompute_layers)
         items = Items(run, self.sizes, self.model.text_model.config.vocab_size, self.batch_size)
         settings = Settings(Path("unused.pth"), Path("unused.txt"), 1, self.batch_size, 1e-5)
         state = SimpleNamespace(num_processes=1, process_index=0, is_main_process=True, device=self.device)
@@ -170,7 +166,7 @@ class Bench:
         """Of a step's matrix products: forward, and twice that backward. What is computed again does not count."""
         total = 0
         for name, tower in (("text", "text"), ("music", run.modality)):
-            config = self.model.get_submodule(TOWERS[tower]).config
+            config = self.model.towers[tower].config
             width, inner = config.hidden_size, config.intermediate_size
             linear = 4 * width * width + 2 * width * inner  # query, key, value, output; feed-forward
             products = sum(length * (linear + 2 * length * width) for length in items.positions(name))
@@ -263,11 +259,12 @@ def main() -> int:
         "reading": reading(bench.sizes),
         "rows": [],
     }
-    chosen = [run for modality in ("symbolic", "audio") for run in runs(modality, batch_size)]
-    for run in [run for run in chosen if not (args.quick and run.compile_layers)]:
+    for run in [*runs("symbolic", batch_size), *runs("audio", batch_size)]:
+        if args.quick and run.compile_layers:
+            continue
         print(f"{run.modality}: {run.title}", file=sys.stderr, flush=True)
-        figures["rows"].append({"modality": run.modality, "full_length": run.full_length, "title": run.title})
-        figures["rows"][-1] |= bench.measure(run)
+        row = {"modality": run.modality, "full_length": run.full_length, "title": run.title}
+        figures["rows"].append(row | bench.measure(run))
         if args.json:
             args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print("\n".join(markdown(figures)))

@@ -119,7 +119,7 @@ class Contest:
 
         torch.manual_seed(0)
         model = CLaMP3Model(self.sizes)
-        model.set_trainable(["audio_model", "audio_proj"])
+        model.train_on("symbolic")
         places = np.random.default_rng(0).permutation(len(self.lines))
         sets = [
             Pairs(self.lines, part, self.encoder, "symbolic", 0, training)

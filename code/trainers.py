@@ -84,10 +84,8 @@ def train_clamp3(modality: str, args: argparse.Namespace) -> int:
 
     torch.manual_seed(config.SEED)
     model = utils.CLaMP3Model(sizes)
-    other = {"symbolic": "audio", "audio": "symbolic"}[modality]
-    model.set_trainable([f"{other}_model", f"{other}_proj", *["text_model", "text_proj"] * config.FREEZE_TEXT])
-    towers = [model.text_model, model.symbolic_model.base, model.audio_model]
-    prepare_layers(towers, settings.compile_layers, settings.recompute_layers)
+    model.train_on(modality, ["text_model", "text_proj"] * config.FREEZE_TEXT)
+    prepare_layers(model.towers.values(), settings.compile_layers, settings.recompute_layers)
     objective = Contrastive(model, modality, config.CLAMP3_MICRO_BATCH)
     pad_values = {"text": encoder.tokenizer.pad_token_id}
     Trainer(objective, *sets, pad_values, settings, state).fit(lambda: start_clamp3(model))

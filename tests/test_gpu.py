@@ -122,7 +122,7 @@ def test_pieces_drop_out_the_same_the_second_time(trainer_of):
 @pytest.mark.parametrize("options", [(True, False), (False, True), (True, True)], ids=["compile", "recompute", "both"])
 def test_compiled_and_recomputed_layers_have_the_same_gradients(trainer_of, options):
     plain, changed = (with_plain_steps(trainer_of("symbolic", dropout=False)) for _ in range(2))
-    prepare_layers([changed.model.text_model, changed.model.symbolic_model.base], *options)
+    prepare_layers(changed.model.towers.values(), *options)
     for trainer in (plain, changed):
         trainer.train_epoch()
     assert changed.progress.loss_sum == pytest.approx(plain.progress.loss_sum, rel=1e-5)

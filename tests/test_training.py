@@ -91,7 +91,7 @@ def test_compiled_layers_have_the_same_gradients(trainer_of):
 
 
 def towers_of(model) -> list:
-    return [model.encoder.base] if isinstance(model, M3Model) else [model.text_model, model.symbolic_model.base]
+    return [model.encoder.base] if isinstance(model, M3Model) else model.towers.values()
 
 
 def test_figures_are_those_of_plain_numpy(trainer_of):

@@ -48,8 +48,7 @@ def make_trainer(
         sets = [
             Pairs(lines, part, encoder, kind, 0, training) for part, training in zip(parts, (True, False), strict=True)
         ]
-        other = {"symbolic": "audio", "audio": "symbolic"}[kind]
-        model.set_trainable([f"{other}_model", f"{other}_proj", *frozen])
+        model.train_on(kind, frozen)
         objective, pad_values = Contrastive(model, kind, micro_batch), {"text": encoder.tokenizer.pad_token_id}
     if not dropout:
         no_dropout(objective.model)

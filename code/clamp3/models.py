@@ -353,6 +353,16 @@ class CLaMP3Model(nn.Module):
         music_features = get_music_features(music_inputs, music_masks, get_global=True)
         return self.loss(text_features, music_features)
 
+    @property
+    def towers(self) -> dict[str, nn.Module]:
+        """By modality."""
+        return {"text": self.text_model, "symbolic": self.symbolic_model.base, "audio": self.audio_model}
+
+    def train_on(self, modality: str, freeze_list: Sequence[str] = ()) -> None:
+        """Freeze what a stage on text and `modality` ("symbolic" or "audio") does not use, and the named parts."""
+        other = {"symbolic": "audio", "audio": "symbolic"}[modality]
+        self.set_trainable([f"{other}_model", f"{other}_proj", *freeze_list])
+
     def set_trainable(self, freeze_list: list[str]) -> None:
         """Freeze the named parts ("text_model", "text_proj", …): no gradients, no dropout. All others train."""
         parts = dict(self.named_children())

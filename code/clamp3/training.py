@@ -535,7 +535,7 @@ def chosen_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def prepare_layers(towers: list[nn.Module], compile_layers: bool, recompute_layers: bool) -> None:
+def prepare_layers(towers: Iterable[nn.Module], compile_layers: bool, recompute_layers: bool) -> None:
     """Let training compile the layers of `towers`, or keep their inputs alone and compute the rest again."""
     run_layer = torch.compile(encode_layer, dynamic=True) if compile_layers else encode_layer
     if recompute_layers:
