@@ -19,8 +19,9 @@ import soundfile
 import torch
 from transformers import HubertConfig, HubertModel
 
-from clamp3.convert.audio import SAMPLING_RATE, read_audio, windows
-from clamp3.mert import Mert
+from clamp3.audio.mert import Mert
+from clamp3.audio.windows import windows
+from clamp3.formats.audio import SAMPLING_RATE, read_audio
 
 # Not with 12 channels in a group, which PyTorch 2.13 convolves wrongly in bf16 on CPUs with AMX.
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}

@@ -24,12 +24,15 @@ import numpy as np
 import torch
 from transformers import XLMRobertaConfig
 
-from clamp3.data import Batch, Collate, Example, Examples
 from clamp3.distributed import default_device
-from clamp3.inputs import InputEncoder
-from clamp3.models import CLaMP3Model, ModelSizes
-from clamp3.patchilizer import EOS_ID
-from clamp3.training import Contrastive, Settings, Trainer, chosen_precision, prepare_layers, set_deterministic
+from clamp3.inputs.encoder import InputEncoder
+from clamp3.inputs.patchilizer import EOS_ID
+from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.sizes import ModelSizes
+from clamp3.training.data import Batch, Collate, Example, Examples
+from clamp3.training.loop import Trainer, chosen_precision, prepare_layers, set_deterministic
+from clamp3.training.objectives import Contrastive
+from clamp3.training.settings import Settings
 
 SMALL = {"patch_length": 16, "patch_num_layers": 1, "m3_hidden_size": 64, "clamp3_hidden_size": 64}
 SMALL |= {"audio_hidden_size": 64, "audio_num_layers": 1, "max_audio_length": 8, "max_text_length": 8}

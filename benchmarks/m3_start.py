@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "code"), str(ROOT / "examples")]
 import train_tiny  # noqa: E402
-from clamp3.checkpoints import TINY  # noqa: E402
+from clamp3.models.releases import TINY  # noqa: E402
 
 SHOWN = {"eval_loss": "evaluation loss", "text_to_music_MRR": "text to music, MRR"}
 

@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer
 
-from clamp3.checkpoints import build_model
 from clamp3.distributed import PRECISIONS, start
-from clamp3.embedding import Embedder, cut
-from clamp3.extraction import MODALITY, extract
-from clamp3.models import CLaMP3Model
-from clamp3.patchilizer import VOCAB_SIZE
+from clamp3.features.embedder import Embedder
+from clamp3.features.extraction import MODALITY, extract
+from clamp3.inputs.patchilizer import VOCAB_SIZE
+from clamp3.inputs.segments import cut
+from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.models.weights import build_model
 from plain_loop import PlainLoop
 from workload import ROOT, Kind, Workload
 

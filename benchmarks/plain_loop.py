@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clamp3.data import Example
-from clamp3.models import CLaMP3Model, ModelSizes
-from clamp3.patchilizer import VOCAB_SIZE, M3Patchilizer
+from clamp3.inputs.patchilizer import VOCAB_SIZE, M3Patchilizer
+from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.sizes import ModelSizes
+from clamp3.training.data import Example
 
 
 class PlainLoop:

@@ -41,7 +41,7 @@ def midi(folder: Path, quick: bool, rounds: int) -> Row:
     """MIDI to MTF: the library's function against a loop over mido's messages."""
     import mido
 
-    from clamp3.convert.midi import TEXT_KINDS, midi_to_mtf
+    from clamp3.formats.midi import TEXT_KINDS, midi_to_mtf
     from corpus import scores
 
     def loop_over_mido(path: Path) -> str:
@@ -68,7 +68,7 @@ def abc(folder: Path, quick: bool, rounds: int) -> Row:
     """MusicXML to standard ABC: the library's function against starting abctoolkit's converter for each score."""
     import subprocess
 
-    from clamp3.convert.musicxml import musicxml_to_abc
+    from clamp3.formats.musicxml import musicxml_to_abc
     from corpus import SCORE_FOLDER, corpus_folder
 
     def smallest(count: int) -> Iterator[tuple[str, bytes]]:

@@ -31,10 +31,10 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "code"), str(ROOT / "examples")]
-from clamp3.batch import Job, Outcome, cores  # noqa: E402
-from clamp3.conversion import in_processes  # noqa: E402
-from clamp3.convert.abc import interleave  # noqa: E402
-from clamp3.convert.musicxml import abc_to_musicxml, extracted, musicxml_to_abc  # noqa: E402
+from clamp3.formats.abc import interleave  # noqa: E402
+from clamp3.formats.musicxml import abc_to_musicxml, extracted, musicxml_to_abc  # noqa: E402
+from clamp3.io.folders import Job, Outcome  # noqa: E402
+from clamp3.io.workers import cores, in_processes  # noqa: E402
 from corpus import corpus_folder  # noqa: E402
 
 EXTENSIONS = (".mxl", ".xml", ".musicxml")

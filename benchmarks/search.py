@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "code"), str(ROOT / "examples")]
-from clamp3.index import Entry, Index  # noqa: E402
-from clamp3.retrieval import normalized, spans, top_k_of_unit  # noqa: E402
+from clamp3.search.index import Entry, Index  # noqa: E402
+from clamp3.search.ranking import normalized, spans, top_k_of_unit  # noqa: E402
 from corpus import folk_tunes  # noqa: E402
 from descriptions import full_description  # noqa: E402
 
@@ -79,7 +79,7 @@ def main() -> None:
 
 def real_features(tunes: int) -> tuple[np.ndarray, np.ndarray]:
     """Features (tunes, hidden), each of length one, of tunes from all collections and of their descriptions."""
-    from clamp3.embedding import Embedder  # which the processes that search do without
+    from clamp3.features.embedder import Embedder
 
     step = max(1, 12_738 // tunes)
     chosen = list(islice(folk_tunes(), 0, step * tunes, step))

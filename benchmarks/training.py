@@ -88,10 +88,10 @@ class Contest:
 
     def __init__(self, folder: Path, name: str, measure: Measure, quick: bool):
         import config
-        from clamp3.data import JsonLines
         from clamp3.distributed import start
-        from clamp3.inputs import InputEncoder
+        from clamp3.inputs.encoder import InputEncoder
         from clamp3.sizes import ModelSizes
+        from clamp3.training.data import JsonLines
         from workload import music, save_text_model
 
         self.folder, self.measure, self.workers = folder, measure, 0 if quick else config.TRAIN_WORKERS
@@ -113,9 +113,11 @@ class Contest:
         import numpy as np
         import torch
 
-        from clamp3.data import Pairs
-        from clamp3.models import CLaMP3Model
-        from clamp3.training import Contrastive, Settings, Trainer
+        from clamp3.models.clamp3 import CLaMP3Model
+        from clamp3.training.data import Pairs
+        from clamp3.training.loop import Trainer
+        from clamp3.training.objectives import Contrastive
+        from clamp3.training.settings import Settings
 
         torch.manual_seed(0)
         model = CLaMP3Model(self.sizes)

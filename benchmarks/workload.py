@@ -14,8 +14,10 @@ from accelerate import init_empty_weights
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig
 
-from clamp3.checkpoints import RELEASES
-from clamp3.models import CLaMP3Model, ModelSizes, text_config
+from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.models.releases import RELEASES
+from clamp3.models.text import text_config
+from clamp3.sizes import ModelSizes
 
 ROOT = Path(__file__).resolve().parents[1]
 RELEASED_BYTES = 2_571_027_658  # of which the weights are 1.83e9, the rest is optimizer state

@@ -16,7 +16,7 @@ OUTPUT_DIR/failures.jsonl, and the exit code is 1; damaged ones that can be read
 OUTPUT_DIR/warnings.jsonl. Weights and sizes are set in config.py; weights that are missing are downloaded.
 """
 
-from cli import add_cache_options, add_raw_options, extraction_parser, feature_cache, run
+from clamp3.cli.options import add_cache_options, add_raw_options, extraction_parser, feature_cache, run
 
 
 def main() -> int:
@@ -28,10 +28,10 @@ def main() -> int:
 
     # Only now, so that --help and mistyped options answer at once.
     import utils
-    from clamp3.cache import embed_files_once
     from clamp3.distributed import own_cores, start
-    from clamp3.extraction import extract
-    from clamp3.reading import raw_modalities, read_raw
+    from clamp3.features.cache import embed_files_once
+    from clamp3.features.extraction import extract
+    from clamp3.features.reading import raw_modalities, read_raw
 
     state, cache = start(args.device, args.threads), feature_cache(args)
     return extract(

@@ -14,7 +14,8 @@ intervals, by bootstrap over queries. The folders may hold files of all kinds th
 
 from pathlib import Path
 
-from cli import FOLDER, answers_parser, feature_cache, print_table, print_weights, run, save_json
+from clamp3.cli.options import FOLDER, answers_parser, feature_cache, run
+from clamp3.cli.output import print_table, print_weights, save_json
 
 
 def main() -> int:
@@ -25,11 +26,11 @@ def main() -> int:
 
     # Only now, so that --help and mistyped options answer at once.
     import utils
-    from clamp3.batch import show
-    from clamp3.collection import check_comparable, load_collection, made_by
     from clamp3.distributed import start_alone
-    from clamp3.pairing import folder_parts, pair_by_csv, pair_by_name, unpaired
-    from clamp3.retrieval import evaluate_both
+    from clamp3.io.reports import show
+    from clamp3.search.collection import check_comparable, load_collection, made_by
+    from clamp3.search.metrics import evaluate_both
+    from clamp3.search.pairing import folder_parts, pair_by_csv, pair_by_name, unpaired
 
     embedding = utils.embedder_loader(args, start_alone(args.device, args.threads)), feature_cache(args)
     queries, references = (load_collection(path, *embedding) for path in (args.query_dir, args.ref_dir))

@@ -23,27 +23,18 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli import (
-    add_embedding_options,
-    add_json_option,
-    feature_cache,
-    positive,
-    print_found,
-    print_table,
-    run,
-    save_json,
-    script_parser,
-)
+from clamp3.cli.options import add_embedding_options, add_json_option, feature_cache, positive, run, script_parser
+from clamp3.cli.output import print_found, print_table, save_json
 
 if TYPE_CHECKING:
-    from clamp3.index import Index
+    from clamp3.search.index import Index
 
 
 def main() -> int:
     args = parse()
 
     # Only now, so that --help and mistyped options answer at once.
-    from clamp3.index import Index, is_index
+    from clamp3.search.index import Index, is_index
 
     if args.command == "build" and not is_index(args.index):
         Index.create(args.index).close()
@@ -88,7 +79,7 @@ def add(index: "Index", args: Namespace) -> int:
     """Bring the index up to date with a folder."""
     import utils
     from clamp3.distributed import start_alone
-    from clamp3.indexing import read_metadata, update_index
+    from clamp3.search.indexing import read_metadata, update_index
 
     load_embedder = utils.embedder_loader(args, start_alone(args.device, args.threads))
     metadata = read_metadata(args.metadata, args.folder) if args.metadata else None
@@ -152,7 +143,7 @@ def search(index: "Index", args: Namespace) -> int:
     """Show the files closest to the query."""
     import utils
     from clamp3.distributed import start_alone
-    from clamp3.indexing import search_index
+    from clamp3.search.indexing import search_index
 
     load_embedder = utils.embedder_loader(args, start_alone(args.device, args.threads))
     found = search_index(

@@ -15,10 +15,11 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli import FOLDER, answers_parser, feature_cache, print_table, print_weights, run, save_json
+from clamp3.cli.options import FOLDER, answers_parser, feature_cache, run
+from clamp3.cli.output import print_table, print_weights, save_json
 
 if TYPE_CHECKING:
-    from clamp3.collection import Collection
+    from clamp3.search.collection import Collection
 
 
 def main() -> int:
@@ -32,8 +33,8 @@ def main() -> int:
 
     # Only now, so that --help and mistyped options answer at once.
     import utils
-    from clamp3.collection import check_comparable, load_collection
     from clamp3.distributed import start_alone
+    from clamp3.search.collection import check_comparable, load_collection
 
     embedding = utils.embedder_loader(args, start_alone(args.device, args.threads)), feature_cache(args)
     queries, references = (load_collection(path, *embedding) for path in (args.query_dir, args.ref_dir))
@@ -45,8 +46,8 @@ def main() -> int:
 
 
 def score_groups(queries: "Collection", references: "Collection", args: Namespace) -> bool:
-    from clamp3.collection import made_by
-    from clamp3.retrieval import frechet_distance, group_similarity
+    from clamp3.search.collection import made_by
+    from clamp3.search.metrics import frechet_distance, group_similarity
 
     record = {"queries": len(queries.files), "references": len(references.files)}
     record["group_similarity"] = group_similarity(queries.features, references.features)
@@ -62,10 +63,10 @@ def score_pairs(queries: "Collection", references: "Collection", args: Namespace
     """Print and save the scores of pairs; returns whether it was clear which they are."""
     import numpy as np
 
-    from clamp3.batch import show
-    from clamp3.collection import made_by
-    from clamp3.pairing import doubtful, pair_by_csv, pair_by_name, unpaired
-    from clamp3.retrieval import pair_scores
+    from clamp3.io.reports import show
+    from clamp3.search.collection import made_by
+    from clamp3.search.metrics import pair_scores
+    from clamp3.search.pairing import doubtful, pair_by_csv, pair_by_name, unpaired
 
     names = queries.files, references.files
     right = pair_by_csv(args.pairs, *names) if args.pairs else pair_by_name(*names)

@@ -16,7 +16,8 @@ A .npy of the shape (1, 768) is such a feature; one of (…, T, 768) is MERT fea
 states that clamp3_embd.py and extract_clamp3.py write without --get_global are neither, but look like MERT features.
 """
 
-from cli import answers_parser, feature_cache, positive, print_found, run, save_json
+from clamp3.cli.options import answers_parser, feature_cache, positive, run
+from clamp3.cli.output import print_found, save_json
 
 
 def main() -> int:
@@ -26,10 +27,10 @@ def main() -> int:
 
     # Only now, so that --help and mistyped options answer at once.
     import utils
-    from clamp3.collection import load_collection, search_collection
     from clamp3.distributed import start_alone
-    from clamp3.index import Index, is_index
-    from clamp3.indexing import search_index
+    from clamp3.search.collection import load_collection, search_collection
+    from clamp3.search.index import Index, is_index
+    from clamp3.search.indexing import search_index
 
     embedding = utils.embedder_loader(args, start_alone(args.device, args.threads)), feature_cache(args)
     if is_index(args.ref_dir):

@@ -7,7 +7,7 @@ For a one-off run, leave this file alone and set CLAMP3_CONFIG to a JSON object,
 
 import os
 
-from clamp3.settings import logs_path, override
+from clamp3.cli.settings import logs_path, override
 
 EVAL_SPLIT = 0.01  # share of the training set held out where no evaluation set is given
 SEED = 42  # of initial weights, splits, orders and dropout

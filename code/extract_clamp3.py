@@ -17,7 +17,7 @@ OUTPUT_DIR/failures.jsonl, and the exit code is 1. Weights and sizes are set in 
 are downloaded.
 """
 
-from cli import extraction_parser, run
+from clamp3.cli.options import extraction_parser, run
 
 
 def main() -> int:
@@ -29,7 +29,7 @@ def main() -> int:
     # Only now, so that --help and mistyped options answer at once.
     import utils
     from clamp3.distributed import start
-    from clamp3.extraction import MODALITY, extract
+    from clamp3.features.extraction import MODALITY, extract
 
     state = start(args.device, args.threads)
     options = {"device": state.device, "precision": args.precision, "batch_tokens": args.batch_tokens}

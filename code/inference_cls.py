@@ -15,8 +15,9 @@ far the next class is behind. Files that cannot be read are listed (exit code 1)
 
 from pathlib import Path
 
-from cli import FOLDER, answers_parser, feature_cache, print_weights, run, save_json
-from predictions import add_label_option, add_shown_option, print_predictions, print_score, ranked
+from clamp3.cli.options import FOLDER, answers_parser, feature_cache, run
+from clamp3.cli.output import print_weights, save_json
+from clamp3.cli.predictions import add_label_option, add_shown_option, print_predictions, print_score, ranked
 
 
 def main() -> int:
@@ -27,11 +28,11 @@ def main() -> int:
 
     # Only now, so that --help and mistyped options answer at once.
     import utils
-    from clamp3.classification import Probe
-    from clamp3.collection import load_collection, made_by
     from clamp3.distributed import start_alone
     from clamp3.errors import UserError
-    from clamp3.labels import label_source, labels_of
+    from clamp3.search.collection import load_collection, made_by
+    from clamp3.tasks.labels import label_source, labels_of
+    from clamp3.tasks.probe import Probe
 
     probe, source = Probe.load(args.weights), label_source(args.labels)
     load_embedder = utils.embedder_loader(args, start_alone(args.device, args.threads))

@@ -14,7 +14,8 @@ same weights are not done again. Tasks that fail are listed, and so are inputs t
 
 from pathlib import Path
 
-from cli import add_model_options, add_raw_options, print_table, run, script_parser
+from clamp3.cli.options import add_model_options, add_raw_options, run, script_parser
+from clamp3.cli.output import print_table
 
 TEXT_AND_AUDIO = {"text", "audio"}
 
@@ -32,12 +33,12 @@ def main() -> int:
 
     # Only now, so that --help and mistyped options answer at once.
     import utils
-    from clamp3.batch import Remark, show
     from clamp3.distributed import start_alone
     from clamp3.errors import UserError
+    from clamp3.io.reports import Remark, show
 
     try:
-        from clamp3.mteb_adapter import MtebEncoder
+        from clamp3.tasks.mteb_encoder import MtebEncoder
     except ImportError as error:
         raise UserError(str(error)) from error
     import mteb

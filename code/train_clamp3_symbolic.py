@@ -14,12 +14,13 @@ weights go to CLAMP3_WEIGHTS_PATH, and the full state to ..._last.pth: a run tha
 command.
 """
 
-from cli import run
-from trainers import train_clamp3, training_parser
+import config
+from clamp3.cli.options import run
+from clamp3.cli.training import train_clamp3, training_parser
 
 
 def main() -> int:
-    return train_clamp3("symbolic", training_parser(__doc__).parse_args())
+    return train_clamp3("symbolic", vars(config), training_parser(__doc__).parse_args())
 
 
 if __name__ == "__main__":

@@ -24,15 +24,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clamp3.recipe import Recipe
-from cli import FOLDER, answers_parser, feature_cache, positive, print_table, print_weights, run, save_json
-from predictions import add_label_option, print_figures
+from clamp3.cli.options import FOLDER, answers_parser, feature_cache, positive, run
+from clamp3.cli.output import print_table, print_weights, save_json
+from clamp3.cli.predictions import add_label_option, print_figures
+from clamp3.tasks.recipe import Recipe
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from clamp3.classification import Figures
-    from clamp3.collection import Collection
+    from clamp3.search.collection import Collection
+    from clamp3.tasks.figures import Figures
 
 
 def options() -> argparse.ArgumentParser:
@@ -64,10 +65,10 @@ def main() -> int:
 
     # Only now, so that --help and mistyped options answer at once.
     import utils
-    from clamp3.classification import fit_probe, held_out_figures
-    from clamp3.collection import check_comparable, load_collection, made_by
     from clamp3.distributed import start_alone
-    from clamp3.labels import label_source
+    from clamp3.search.collection import check_comparable, load_collection, made_by
+    from clamp3.tasks.labels import label_source
+    from clamp3.tasks.probe import fit_probe, held_out_figures
 
     source = label_source(args.labels)
     embedding = utils.embedder_loader(args, start_alone(args.device, args.threads)), feature_cache(args)
@@ -98,10 +99,10 @@ def labelled(
     """The features (n, hidden) and labels of the files that have one, and, for each part, which (n,) are held out."""
     import numpy as np
 
-    from clamp3.batch import show
-    from clamp3.classification import stratified_folds, stratified_share
     from clamp3.errors import UserError
-    from clamp3.labels import labels_of
+    from clamp3.io.reports import show
+    from clamp3.tasks.labels import labels_of
+    from clamp3.tasks.probe import stratified_folds, stratified_share
 
     features, labels, counts = [], [], []
     for collection in collections:
@@ -130,7 +131,7 @@ def show_figures(parts: "list[Figures]") -> list[dict]:
     """
     import numpy as np
 
-    from clamp3.classification import pooled
+    from clamp3.tasks.figures import pooled
 
     if not parts:
         print("no figures, for no files are held out")

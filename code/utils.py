@@ -7,12 +7,16 @@ from functools import cache
 from pathlib import Path
 
 import config
-from clamp3.checkpoints import RELEASES, TINY, build_model, ensure_weights, find_weights, tiny_sizes
-from clamp3.embedding import Embedder
+from clamp3.cli import settings
 from clamp3.errors import UserError
-from clamp3.losses import ClipLoss
-from clamp3.models import CLaMP3Model, M3Model, M3PatchEncoder, M3TokenDecoder, ModelSizes
-from clamp3.patchilizer import M3Patchilizer, remove_instrument_info
+from clamp3.features.embedder import Embedder
+from clamp3.inputs.patchilizer import M3Patchilizer, remove_instrument_info
+from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.models.losses import ClipLoss
+from clamp3.models.m3 import M3Model, M3PatchEncoder, M3TokenDecoder
+from clamp3.models.releases import RELEASES, TINY, ensure_weights, find_weights, tiny_sizes
+from clamp3.models.weights import build_model
+from clamp3.sizes import ModelSizes
 
 __all__ = [
     "CLaMP3Model",
@@ -36,7 +40,7 @@ def configured_sizes() -> ModelSizes:
 
 def configured_path(path: str) -> Path:
     """A weights path of config.py: in the working directory if it is there, else beside config.py."""
-    return Path(path) if find_weights(Path(path)) else Path(config.__file__).parent / path
+    return settings.configured_path(vars(config), path)
 
 
 def build_embedder(

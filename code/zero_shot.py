@@ -23,14 +23,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli import FOLDER, answers_parser, feature_cache, print_weights, run, save_json
-from predictions import add_shown_option, print_predictions, print_score, ranked
+from clamp3.cli.options import FOLDER, answers_parser, feature_cache, run
+from clamp3.cli.output import print_weights, save_json
+from clamp3.cli.predictions import add_shown_option, print_predictions, print_score, ranked
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from clamp3.collection import Collection
-    from clamp3.embedding import Embedder
+    from clamp3.features.embedder import Embedder
+    from clamp3.search.collection import Collection
 
 TEMPLATES = ("{}", "{} music", "a piece of {}")
 
@@ -57,10 +58,11 @@ def main() -> int:
     # Only now, so that --help and mistyped options answer at once.
     import config
     import utils
-    from clamp3.classification import draw_confusion, zero_shot
-    from clamp3.collection import check_comparable, load_collection, made_by
     from clamp3.distributed import start_alone
-    from clamp3.labels import label_source, labels_of, read_prompts
+    from clamp3.search.collection import check_comparable, load_collection, made_by
+    from clamp3.tasks.figures import draw_confusion
+    from clamp3.tasks.labels import label_source, labels_of, read_prompts
+    from clamp3.tasks.zero_shot import zero_shot
 
     prompts = read_prompts(args.labels, args.template or TEMPLATES)
     labels, source = list(prompts), label_source(args.truth)
@@ -85,7 +87,7 @@ def embedded(prompts: dict[str, list[str]], embedder: "Embedder") -> "tuple[Coll
     """All prompts with their features; and the features again, an array (prompts, hidden) for each label."""
     import numpy as np
 
-    from clamp3.collection import Collection
+    from clamp3.search.collection import Collection
 
     texts = [text for own in prompts.values() for text in own]
     asked = Collection(Path(), texts, embedder.embed_text(texts), weights=embedder.weights)

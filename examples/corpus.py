@@ -13,8 +13,8 @@ from pathlib import Path
 
 from unidecode import unidecode
 
-from clamp3.convert.abc import interleave, read_abc
-from clamp3.convert.midi import midi_to_mtf
+from clamp3.formats.abc import interleave, read_abc
+from clamp3.formats.midi import midi_to_mtf
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clamp3.retrieval import metrics, normalized, ranks_of_pairs
+from clamp3.search.metrics import metrics
+from clamp3.search.ranking import normalized, ranks_of_pairs
 from corpus import COLLECTIONS, Tune, folk_tunes, scores, write
 from descriptions import full_description
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clamp3.embedding import Embedder
-from clamp3.retrieval import metrics, normalized, ranks_of_pairs
+from clamp3.features.embedder import Embedder
+from clamp3.search.metrics import metrics
+from clamp3.search.ranking import normalized, ranks_of_pairs
 from corpus import Tune
 from descriptions import country_of, full_description, kinds_of, metre_of
 from notes import read_melody, to_mtf

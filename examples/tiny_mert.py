@@ -17,7 +17,8 @@ from zlib import crc32
 
 import numpy as np
 
-from clamp3.convert.audio import SAMPLING_RATE, WINDOW, windows
+from clamp3.audio.windows import WINDOW, windows
+from clamp3.formats.audio import SAMPLING_RATE
 from notes import INSTRUMENTS, TEMPO, Melody, read_melody, to_sound
 
 SECONDS = 15  # of each tune that are rendered
@@ -190,7 +191,7 @@ def extract_share(sources: list[tuple[Path, Path]], mert_folder: Path, seed: int
     """`extract`, in this process alone."""
     import torch
 
-    from clamp3.mert import Mert
+    from clamp3.audio.mert import Mert
 
     torch.set_num_threads(1)
     mert = Mert.from_pretrained(str(mert_folder), "cpu")

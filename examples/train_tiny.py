@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clamp3.data import lines_of
-from clamp3.training import last_path
+from clamp3.training.checkpoints import last_path
+from clamp3.training.data import lines_of
 from corpus import Tune, folk_tunes
 from descriptions import LANGUAGES, full_description, short_descriptions
 from notes import Melody, contour, read_melody, to_mtf
@@ -270,8 +270,8 @@ def export(work: Path, output: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from clamp3.checkpoints import read_weights
-    from clamp3.models import ModelSizes
+    from clamp3.models.weights import read_weights
+    from clamp3.sizes import ModelSizes
 
     output.mkdir(parents=True, exist_ok=True)
     for name, path in (("clamp3", result_of(len(STAGES) - 1, work)), ("m3", work / "weights_m3.pth")):
@@ -338,8 +338,8 @@ def measure(work: Path, output: Path, minutes: dict[str, list[float]]) -> None:
 
 def load(folder: Path):
     """The shipped model in `folder`, wherever that is."""
-    from clamp3.embedding import Embedder
-    from clamp3.models import ModelSizes
+    from clamp3.features.embedder import Embedder
+    from clamp3.sizes import ModelSizes
 
     knobs = json.loads(folder.joinpath("config.json").read_text(encoding="utf-8"))
     sizes = ModelSizes.from_knobs({**knobs, "TEXT_MODEL_NAME": str(folder.absolute() / "text")})

@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from clamp3.models import ModelSizes
+from clamp3.sizes import ModelSizes
 from golden_model import golden_json, golden_sizes, save_checkpoint
 
 ROOT = Path(__file__).parent.parent

@@ -7,9 +7,9 @@ import time
 import warnings
 from pathlib import Path
 
-from clamp3.batch import Job, Outcome
 from clamp3.errors import RepairWarning
-from clamp3.reading import convert_score
+from clamp3.features.reading import convert_score
+from clamp3.io.folders import Job, Outcome
 
 
 def obey(path: Path) -> str | bytes | list[str]:

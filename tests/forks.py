@@ -17,7 +17,12 @@ from pathlib import Path
 
 CODE = Path(__file__).parent.parent / "code"
 PATIENCE = 300  # seconds, after which a script is killed
-LIBRARIES = ("accelerate.utils", "transformers.models.auto.tokenization_auto", "clamp3.embedding", "clamp3.training")
+LIBRARIES = (
+    "accelerate.utils",
+    "transformers.models.auto.tokenization_auto",
+    "clamp3.features.embedder",
+    "clamp3.training.loop",
+)
 
 
 def main() -> None:

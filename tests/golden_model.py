@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from transformers import XLMRobertaConfig
 
-from clamp3.models import CLaMP3Model, M3Model, ModelSizes
+from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.models.m3 import M3Model
+from clamp3.sizes import ModelSizes
 
 GOLDEN = Path(__file__).parent / "golden"
 TIED = ("decoder.base.lm_head.weight", "decoder.base.transformer.wte.weight")

@@ -11,7 +11,7 @@ from datasets import Audio, Dataset, DatasetDict
 from mteb import TaskMetadata
 from mteb.abstasks import AbsTaskClassification, AbsTaskRetrieval
 
-from clamp3.convert.midi import mtf_to_midi
+from clamp3.formats.midi import mtf_to_midi
 from corpus import folk_tunes
 from descriptions import full_description
 from notes import read_melody, to_mtf, to_sound

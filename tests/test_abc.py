@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clamp3.convert.abc import count_tunes, interleave, interleave_file, is_interleaved, read_abc, split_tunes
-from clamp3.convert.musicxml import abc_to_musicxml, extracted, musicxml_to_abc
 from clamp3.errors import RepairWarning
+from clamp3.formats.abc import count_tunes, interleave, interleave_file, is_interleaved, read_abc, split_tunes
+from clamp3.formats.musicxml import abc_to_musicxml, extracted, musicxml_to_abc
 from conftest import ROOT, run
 from corpus import corpus_folder
 from golden_model import golden_json

@@ -9,8 +9,8 @@ import pytest
 import soundfile
 
 from answers import lines
-from clamp3.checkpoints import TINY
-from clamp3.convert.midi import mtf_to_midi
+from clamp3.formats.midi import mtf_to_midi
+from clamp3.models.releases import TINY
 from conftest import run_forked
 from descriptions import country_of, kinds_of
 from notes import read_melody, to_mtf, to_sound

@@ -15,18 +15,11 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
-from clamp3.convert.audio import SAMPLING_RATE, WINDOW, read_audio, resampled, windows
+from clamp3.audio.mert import RENAMED, Mert, Window, batches, build_hubert
+from clamp3.audio.mert_layers import Convolution, PairedConvolution, SpectralPosition
+from clamp3.audio.windows import WINDOW, windows
 from clamp3.errors import RepairWarning, UserError
-from clamp3.mert import (
-    RENAMED,
-    Convolution,
-    Mert,
-    PairedConvolution,
-    SpectralPosition,
-    Window,
-    batches,
-    build_hubert,
-)
+from clamp3.formats.audio import SAMPLING_RATE, read_audio, resampled
 from conftest import BIN, CODE, ROOT, run, run_forked
 from golden_model import GOLDEN
 from synthesizer import render
@@ -179,7 +172,7 @@ def test_the_hubs_cache_is_used_without_a_network(tmp_path):
     shutil.copy(TINY / "config.json", snapshot)
     torch.save(load_file(TINY / "model.safetensors"), tmp_path / "weights")
     script = (
-        "import shutil, sys; from clamp3.mert import RELEASED, UserError, find_mert\n"
+        "import shutil, sys; from clamp3.audio.mert import RELEASED, UserError, find_mert\n"
         "try: find_mert(RELEASED)\nexcept UserError as error: print(error)\n"
         "shutil.move(*sys.argv[1:]); print(find_mert(RELEASED))"
     )
@@ -400,7 +393,7 @@ def test_pyav_reads_more_channels_than_it_can_give_apart(tmp_path):
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
     # In a process of its own, for what goes wrong here ends it.
-    script = "import sys; from clamp3.convert.audio import read_audio\n"
+    script = "import sys; from clamp3.formats.audio import read_audio\n"
     script += "for path in sys.argv[1:]: read_audio(path).tofile(path + '.samples')"
     run(sys.executable, "-c", script, *sounds)
     for path, expected in sounds.items():
@@ -423,7 +416,8 @@ def test_a_long_file_takes_no_more_memory_than_its_waveform(tmp_path):
     getrusage would not do: a process's ru_maxrss starts from the peak of the one that started it.
     """
     measure = (
-        "import re, sys; from pathlib import Path; from clamp3.convert.audio import read_audio, windows\n"
+        "import re, sys; from pathlib import Path\n"
+        "from clamp3.audio.windows import windows; from clamp3.formats.audio import read_audio\n"
         "x = read_audio(Path(sys.argv[1])); n = sum(len(window) for window in windows(x))\n"
         "print(int(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1]) * 1024, x.nbytes)"
     )

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import cli
 import converters
-from clamp3.batch import Job, Plan, Remark, Tally, plan, printable, report, share
-from clamp3.conversion import convert_folder
 from clamp3.errors import UserError
+from clamp3.io.conversion import convert_folder
+from clamp3.io.folders import Job, Plan, Tally, plan, report, share
+from clamp3.io.reports import Remark, printable
 
 EXTENSIONS = (".abc", ".mtf")
 
@@ -237,9 +237,10 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path[:0] = {path}
-import cli, converters
-from clamp3.conversion import convert_folder
-cli.run(lambda: convert_folder(converters.obey, Path({source!r}), Path({target!r}), (".abc",), ".txt", workers=2))
+import converters
+from clamp3.cli.options import run
+from clamp3.io.conversion import convert_folder
+run(lambda: convert_folder(converters.obey, Path({source!r}), Path({target!r}), (".abc",), ".txt", workers=2))
 """
 
 
@@ -247,7 +248,7 @@ cli.run(lambda: convert_folder(converters.obey, Path({source!r}), Path({target!r
 def test_a_run_that_is_ended_leaves_whole_files_and_no_process_and_is_taken_up(folders, number, code):
     source, target = folders
     write(source, **{f"good_{i}": "long enough to be taken first" for i in range(9)}, sleeper="sleep 99", other="z 1")
-    path = [str(Path(module.__file__).parent) for module in (cli, converters)]
+    path = [str(Path(converters.__file__).parent)]
     script = SCRIPT.format(path=path, source=str(source), target=str(target))
     command = [sys.executable, "-W", "error", "-c", script]
     pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)

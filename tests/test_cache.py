@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from answers import lines
-from clamp3.cache import CACHE_FILE, FeatureCache, Kept, embed_files_once
-from clamp3.embedding import Embedder
 from clamp3.errors import UserError
-from clamp3.index import Index
-from clamp3.indexing import update_index
-from clamp3.models import CLaMP3Model
-from clamp3.reading import READING_VERSION
+from clamp3.features.cache import CACHE_FILE, FeatureCache, Kept, embed_files_once
+from clamp3.features.embedder import Embedder
+from clamp3.features.reading import READING_VERSION
+from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.search.index import Index
+from clamp3.search.indexing import update_index
 from conftest import MERT_TINY, run_forked
 from golden_model import golden_json
 
@@ -125,7 +125,7 @@ def test_another_version_of_what_reads_files_is_another_maker(embedder, files, c
     embedded(embedder, files[:2], cache)
     index = Index.create(tmp_path / "index")
     update_index(index, files[0], lambda: embedder)
-    monkeypatch.setattr("clamp3.embedding.READING_VERSION", READING_VERSION + 1)
+    monkeypatch.setattr("clamp3.features.embedder.READING_VERSION", READING_VERSION + 1)
     later = Embedder(embedder._model, embedder.sizes, mert=MERT_TINY)
     later.weights = embedder.weights
     assert embedded(later, files[:2], cache)[1] == ["a.txt", "b.mtf"]

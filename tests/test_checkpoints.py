@@ -18,10 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from clamp3.checkpoints import M3_CONFIGURED_NAME, RELEASES, build_model, check_weights, read_checkpoint, start_from_m3
-from clamp3.embedding import Embedder
 from clamp3.errors import UserError
-from clamp3.models import CLaMP3Model, M3Model
+from clamp3.features.embedder import Embedder
+from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.models.m3 import M3Model
+from clamp3.models.releases import M3_CONFIGURED_NAME, RELEASES
+from clamp3.models.weights import build_model, check_weights, read_checkpoint, start_from_m3
 from conftest import BIN, CODE, run, run_forked
 from golden_model import formula_weights, golden_json, golden_model, save_checkpoint
 
@@ -315,7 +317,7 @@ def test_memory_mapping_reads_only_what_is_used(small_model, tmp_path):
     save_checkpoint(path, SHAPES, optimizer={"state": {0: {"exp_avg": torch.ones(50_000_000)}}, "param_groups": []})
     script = (
         "import re, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path\nfrom clamp3.embedding import Embedder\nfrom clamp3.models import ModelSizes\n"
+        "from pathlib import Path\nfrom clamp3 import Embedder\nfrom clamp3.sizes import ModelSizes\n"
         "peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1])\n"
         "sizes = ModelSizes(**eval(sys.argv[3]))\n"
         "Embedder.from_pretrained(Path(sys.argv[4]), sizes=sizes).embed_symbolic(['K:C\\nC4|\\n'])\n"

@@ -11,22 +11,14 @@ import inference_cls
 import train_cls
 import zero_shot
 from answers import answer, lines, save_features, vectors
-from clamp3 import classification
-from clamp3.checkpoints import TINY
-from clamp3.classification import (
-    Probe,
-    draw_confusion,
-    figures,
-    fit_probe,
-    held_out_figures,
-    pooled,
-    stratified_folds,
-    stratified_share,
-)
-from clamp3.embedding import Embedder
 from clamp3.errors import UserError
-from clamp3.labels import labels_of, read_labels, read_prompts
-from clamp3.recipe import Recipe
+from clamp3.features.embedder import Embedder
+from clamp3.models.releases import TINY
+from clamp3.tasks import zero_shot as zero_shot_task
+from clamp3.tasks.figures import draw_confusion, figures, pooled
+from clamp3.tasks.labels import labels_of, read_labels, read_prompts
+from clamp3.tasks.probe import Probe, fit_probe, held_out_figures, stratified_folds, stratified_share
+from clamp3.tasks.recipe import Recipe
 from conftest import BIN, run
 from corpus import folk_tunes
 from descriptions import KINDS, kinds_of
@@ -167,7 +159,7 @@ def test_prompts_and_their_features(tmp_path):
 
     rng = np.random.default_rng(0)
     rows, asked = rng.normal(size=(5, 8)), [rng.normal(size=(count, 8)) for count in (1, 2, 3)]
-    cosines, probabilities = classification.zero_shot(rows, asked)
+    cosines, probabilities = zero_shot_task.zero_shot(rows, asked)
     unit = [own / np.linalg.norm(own, axis=1, keepdims=True) for own in asked]
     for label, own in enumerate(unit):
         mean = own.mean(axis=0)
@@ -178,7 +170,7 @@ def test_prompts_and_their_features(tmp_path):
     # With one prompt a label, all of one length, it is the softmax of dot products, which training compares.
     single = [own[:1] * 3 for own in unit]
     logits = rows @ np.concatenate(single).T
-    np.testing.assert_allclose(classification.zero_shot(rows, single)[1], classification.softmax(logits), atol=1e-5)
+    np.testing.assert_allclose(zero_shot_task.zero_shot(rows, single)[1], zero_shot_task.softmax(logits), atol=1e-5)
 
 
 # ---------- the probe ----------

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
+from clamp3.cli.settings import override
 from clamp3.errors import UserError
-from clamp3.settings import override
 from conftest import BIN, CODE, run
 
 SHOW = "import config, json; print(json.dumps({k: v for k, v in vars(config).items() if k.isupper()}))"

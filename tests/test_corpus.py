@@ -6,8 +6,8 @@ import re
 import pytest
 
 import corpus
-from clamp3.convert.midi import midi_to_mtf
-from clamp3.patchilizer import M3Patchilizer, has_music
+from clamp3.formats.midi import midi_to_mtf
+from clamp3.inputs.patchilizer import M3Patchilizer, has_music
 
 
 @pytest.fixture(scope="module")

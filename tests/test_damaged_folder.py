@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from clamp3.convert.abc import interleave, read_abc
-from clamp3.convert.audio import EXTENSIONS as AUDIO
-from clamp3.convert.audio import read_audio
-from clamp3.convert.midi import MIDI_EXTENSIONS, midi_to_mtf, mtf_to_midi
-from clamp3.convert.musicxml import extracted, musicxml_to_abc
-from clamp3.embedding import Embedder
-from clamp3.mert import Mert
+from clamp3.audio.mert import Mert
+from clamp3.features.embedder import Embedder
+from clamp3.formats.abc import interleave, read_abc
+from clamp3.formats.audio import EXTENSIONS as AUDIO
+from clamp3.formats.audio import read_audio
+from clamp3.formats.midi import MIDI_EXTENSIONS, midi_to_mtf, mtf_to_midi
+from clamp3.formats.musicxml import extracted, musicxml_to_abc
 from conftest import CODE, MERT_TINY, ROOT, run_forked
 from corpus import corpus_folder, folk_tunes
 from notes import read_melody, to_mtf, to_sound

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from clamp3.data import (
+from clamp3.errors import ItemError, UserError
+from clamp3.inputs.encoder import InputEncoder
+from clamp3.inputs.patchilizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, remove_instrument_info
+from clamp3.training.data import (
     Batch,
     Collate,
     Examples,
@@ -27,9 +30,6 @@ from clamp3.data import (
     split,
     training_text,
 )
-from clamp3.errors import ItemError, UserError
-from clamp3.inputs import InputEncoder
-from clamp3.patchilizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, remove_instrument_info
 
 ITEM = {
     "id": "7",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clamp3.patchilizer import M3Patchilizer
+from clamp3.inputs.patchilizer import M3Patchilizer
 
 DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo.py"
 TUNES, SCORES = 12, 3

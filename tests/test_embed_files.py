@@ -12,15 +12,15 @@ import soundfile
 import torch
 
 import converters
-from clamp3.convert.abc import interleave, read_abc
-from clamp3.convert.audio import read_audio
-from clamp3.convert.midi import midi_to_mtf
-from clamp3.convert.musicxml import musicxml_to_abc
-from clamp3.embedding import Embedder
+from clamp3.audio.mert import Mert
 from clamp3.errors import RepairWarning
-from clamp3.mert import Mert
-from clamp3.models import CLaMP3Model
-from clamp3.reading import MANY, Item, read_raw
+from clamp3.features.embedder import Embedder
+from clamp3.features.reading import MANY, Item, read_raw
+from clamp3.formats.abc import interleave, read_abc
+from clamp3.formats.audio import read_audio
+from clamp3.formats.midi import midi_to_mtf
+from clamp3.formats.musicxml import musicxml_to_abc
+from clamp3.models.clamp3 import CLaMP3Model
 from conftest import MERT_TINY
 from golden_model import golden_json
 
@@ -170,8 +170,8 @@ def test_many_scores_are_converted_in_processes_and_one_that_hangs_holds_up_noth
     contents |= {"kill.abc": "kill", "sleep.abc": "sleep 60", "bad.abc": "no tune", "words.txt": "A slow air"}
     for name, content in contents.items():
         (tmp_path / name).write_text(content, encoding="utf-8")
-    monkeypatch.setattr("clamp3.reading.convert_score", converters.read_or_obey)
-    monkeypatch.setattr("clamp3.conversion.TIME_LIMIT", 6)
+    monkeypatch.setattr("clamp3.features.reading.convert_score", converters.read_or_obey)
+    monkeypatch.setattr("clamp3.io.workers.TIME_LIMIT", 6)
     paths = [tmp_path / name for name in contents]
     items = {paths[item.index].name: item for item in read_raw(embedder, paths, workers=2)}
     assert items.keys() == contents.keys()

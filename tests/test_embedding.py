@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from clamp3.embedding import BATCH_TOKENS, Embedder, batches, cut
 from clamp3.errors import UserError
-from clamp3.inputs import pad
-from clamp3.models import CLaMP3Model, M3Model
+from clamp3.features.embedder import BATCH_TOKENS, Embedder
+from clamp3.inputs.segments import batches, cut, pad
+from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.models.m3 import M3Model
 from conftest import BIN, CODE
 from golden_model import GOLDEN, golden_model
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clamp3.checkpoints import build_model
-from clamp3.embedding import Embedder
-from clamp3.extraction import MODALITY, read
-from clamp3.models import CLaMP3Model, M3Model
+from clamp3.features.embedder import Embedder
+from clamp3.features.extraction import MODALITY, read
+from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.models.m3 import M3Model
+from clamp3.models.weights import build_model
 from conftest import BIN, CODE, ROOT, run, run_forked
 from golden_model import formula_weights, golden_json
 

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from clamp3.files import atomic_write, load_array, read_text, save_array
+from clamp3.io.files import atomic_write, load_array, read_text, save_array
 
 
 def test_writing_is_all_or_nothing(tmp_path):

@@ -9,9 +9,12 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer
 
-from clamp3.checkpoints import RELEASES, build_model
-from clamp3.models import XLM_R_BASE, CLaMP3Model, ModelSizes, text_config
-from clamp3.patchilizer import M3Patchilizer
+from clamp3.inputs.patchilizer import M3Patchilizer
+from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.models.releases import RELEASES
+from clamp3.models.text import text_config
+from clamp3.models.weights import build_model
+from clamp3.sizes import XLM_R_BASE, ModelSizes
 from conftest import BIN, run, save_tokenizer
 from golden_model import golden_json, save_checkpoint
 

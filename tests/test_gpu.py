@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from clamp3.embedding import Embedder
-from clamp3.files import read_text
-from clamp3.mert import Mert
-from clamp3.models import Packing
-from clamp3.training import figures_path, prepare_layers
+from clamp3.audio.mert import Mert
+from clamp3.features.embedder import Embedder
+from clamp3.io.files import read_text
+from clamp3.models.layers import Packing
+from clamp3.training.curves import figures_path
+from clamp3.training.loop import prepare_layers
 from conftest import CODE, MERT_TINY, run
 from training_runs import (
     ALONE,

@@ -15,15 +15,15 @@ import pytest
 import clamp3_index
 import clamp3_search
 from answers import answer, lines, save_features, vectors
-from clamp3 import indexing
-from clamp3.cache import FeatureCache
-from clamp3.embedding import Embedder
 from clamp3.errors import UserError
-from clamp3.files import content_hash, partial_name
-from clamp3.index import Entry, Index
-from clamp3.indexing import update_index
-from clamp3.nearest import Nearest
-from clamp3.retrieval import normalized, top_k
+from clamp3.features.cache import FeatureCache
+from clamp3.features.embedder import Embedder
+from clamp3.io.files import content_hash, partial_name
+from clamp3.search import indexing
+from clamp3.search.index import Entry, Index
+from clamp3.search.indexing import update_index
+from clamp3.search.nearest import Nearest
+from clamp3.search.ranking import normalized, top_k
 from conftest import BIN, CODE, run, run_forked
 from corpus import folk_tunes
 
@@ -240,7 +240,7 @@ def test_new_files_are_hashed_once(tmp_path, index, monkeypatch):
         hashed.append(path.name)
         return content_hash(path)
 
-    for module in ("clamp3.indexing", "clamp3.cache"):
+    for module in ("clamp3.search.indexing", "clamp3.features.cache"):
         monkeypatch.setattr(f"{module}.content_hash", noting)
     monkeypatch.setenv("CLAMP3_CACHE", str(tmp_path / "cache"))
     (tmp_path / "in").mkdir()
@@ -273,7 +273,8 @@ def test_two_processes_add_at_once_and_a_third_reads(tmp_path):
         there |= features
     Index.create(tmp_path / "index").close()
     script = (
-        "import sys; from pathlib import Path; from clamp3 import indexing; from clamp3.index import Index; "
+        "import sys; from pathlib import Path; from clamp3.search import indexing; "
+        "from clamp3.search.index import Index; "
         "indexing.TRANSACTION = 10; indexing.update_index(Index(Path(sys.argv[1])), Path(sys.argv[2]), None)"
     )
     env = {**os.environ, "PYTHONPATH": str(CODE)}
@@ -330,8 +331,8 @@ def test_large_ones_are_searched_in_part_or_whole(tmp_path, index, monkeypatch):
         return result
 
     monkeypatch.setattr(Nearest, "exact", noting)
-    monkeypatch.setattr("clamp3.index.LARGE", 50_000)
-    monkeypatch.setattr("clamp3.nearest.EXACT_CANDIDATES", 100)
+    monkeypatch.setattr("clamp3.search.index.LARGE", 50_000)
+    monkeypatch.setattr("clamp3.search.nearest.EXACT_CANDIDATES", 100)
     shared, queries = [], clustered(15, 64, seed=1)
     for query in queries:
         for modality, allowed in ((None, left), ("text", texts)):
@@ -419,7 +420,7 @@ def test_the_command_builds_searches_and_forgets(tunes, small_model, tmp_path, m
 
 
 def test_raw_sound_of_another_listener_is_refused(tmp_path, index):
-    from clamp3.indexing import claim
+    from clamp3.search.indexing import claim
 
     claim(index, "one", "a mert", fact="mert")
     claim(index, "one", "a mert, elsewhere", fact="mert")

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import corpus
-from clamp3.convert.midi import KEY_DATA, TEXT_KINDS, midi_to_mtf, mtf_to_midi
 from clamp3.errors import RepairWarning
+from clamp3.formats.midi import KEY_DATA, TEXT_KINDS, midi_to_mtf, mtf_to_midi
 from conftest import ROOT, run
 from golden_model import golden_json
 

@@ -8,8 +8,12 @@ import torch
 import torch.nn.functional as F
 from transformers import DistilBertConfig, DistilBertModel
 
-from clamp3.losses import ClipLoss
-from clamp3.models import CLaMP3Model, M3Model, ModelSizes, PatchEmbedding, encode, masked_mean, text_config
+from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.models.layers import encode, masked_mean
+from clamp3.models.losses import ClipLoss
+from clamp3.models.m3 import M3Model, PatchEmbedding
+from clamp3.models.text import text_config
+from clamp3.sizes import ModelSizes
 from golden_model import GOLDEN, golden_json, golden_model
 
 RECORDED = golden_json("model.json")

@@ -12,9 +12,9 @@ import soundfile
 import torch
 
 import mteb_eval
-from clamp3.embedding import Embedder
 from clamp3.errors import UserError
-from clamp3.retrieval import evaluate
+from clamp3.features.embedder import Embedder
+from clamp3.search.metrics import evaluate
 from conftest import BIN, ROOT, run
 
 PYTHON = BIN / "python"
@@ -37,7 +37,7 @@ def tasks(mteb):
 
 @pytest.fixture(scope="module")
 def model(mteb):
-    from clamp3.mteb_adapter import MtebEncoder
+    from clamp3.tasks.mteb_encoder import MtebEncoder
 
     return MtebEncoder(Embedder.from_pretrained("tiny", device="cpu"))
 
@@ -178,8 +178,8 @@ def test_inputs_without_a_feature_are_zeros_and_are_counted(model, tasks, encode
 
 
 def test_the_description_of_the_model_is_that_of_its_weights(mteb, model, small_model, tmp_path):
-    from clamp3.checkpoints import CLAMP3_FILE
-    from clamp3.mteb_adapter import model_meta, model_name
+    from clamp3.models.releases import CLAMP3_FILE
+    from clamp3.tasks.mteb_encoder import model_meta, model_name
 
     meta = model.mteb_model_meta
     assert meta.name == "clamp3/tiny" and meta.modalities == ["audio", "text"]
@@ -247,6 +247,6 @@ def test_tasks_that_fail_are_named_and_the_others_go_on(mteb, tasks, monkeypatch
 
 def test_without_mteb_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "mteb", None)
-    monkeypatch.delitem(sys.modules, "clamp3.mteb_adapter", raising=False)
+    monkeypatch.delitem(sys.modules, "clamp3.tasks.mteb_encoder", raising=False)
     with pytest.raises(UserError, match="pip install 'mteb>=2.26,<3'"):
         answer(monkeypatch, "--list")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clamp3.convert.midi import midi_to_mtf, mtf_to_midi
+from clamp3.formats.midi import midi_to_mtf, mtf_to_midi
 from corpus import folk_tunes
 from notes import INSTRUMENTS, contour, read_melody, to_mtf, to_sound
 

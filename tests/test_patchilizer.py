@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clamp3.patchilizer import BOS_ID, EOS_ID, M3Patchilizer, crop, has_music, remove_instrument_info
+from clamp3.inputs.patchilizer import BOS_ID, EOS_ID, M3Patchilizer, crop, has_music, remove_instrument_info
 from golden_model import golden_json
 
 pytestmark = pytest.mark.golden

@@ -27,7 +27,7 @@ def test_the_examples_run_and_find_what_they_should(tmp_path, monkeypatch, capsy
     (tmp_path / "piece.mtf").write_text(to_mtf(melody))
     (tmp_path / "notes.txt").write_text("An Irish tune")
     (tmp_path / "score.mxl").write_bytes((corpus_folder() / "bach" / "bwv404.mxl").read_bytes())
-    from clamp3.convert.midi import mtf_to_midi
+    from clamp3.formats.midi import mtf_to_midi
 
     (tmp_path / "piece.mid").write_bytes(mtf_to_midi(to_mtf(melody)))
     for name in ("song.mp3", "recording.flac"):

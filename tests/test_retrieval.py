@@ -5,26 +5,17 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from clamp3 import retrieval
-from clamp3.retrieval import (
-    evaluate,
-    frechet_distance,
-    group_similarity,
-    metrics,
-    normalized,
-    pair_scores,
-    positions,
-    ranks_of_pairs,
-    reverse,
-    top_k,
-)
+from clamp3.search import metrics as search_metrics
+from clamp3.search import ranking
+from clamp3.search.metrics import evaluate, frechet_distance, group_similarity, metrics, pair_scores, reverse
+from clamp3.search.ranking import normalized, positions, ranks_of_pairs, top_k
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks that the sets below do not fill evenly."""
-    monkeypatch.setattr(retrieval, "QUERIES", 7)
-    monkeypatch.setattr(retrieval, "REFERENCES", 5)
+    monkeypatch.setattr(ranking, "QUERIES", 7)
+    monkeypatch.setattr(ranking, "REFERENCES", 5)
 
 
 def features(count, seed=0, hidden=16):
@@ -70,8 +61,8 @@ def test_places_of_several_right_references(small_blocks):
     references[20] = references[4] * 3
     found = positions(queries, references, right)
     assert found.shape == (30, 10)
-    for row, ranking in zip(found, plain_rankings(queries, references, right), strict=True):
-        wanted = [place for place, is_right in enumerate(ranking, 1) if is_right][:10]
+    for row, order in zip(found, plain_rankings(queries, references, right), strict=True):
+        wanted = [place for place, is_right in enumerate(order, 1) if is_right][:10]
         assert row.tolist() == wanted + [0] * (10 - len(wanted))
 
 
@@ -93,10 +84,10 @@ def test_figures_are_those_of_a_plain_computation(small_blocks):
     references[:40] += queries * 0.6
     right = [[index, (index * 3) % 130] if index % 2 else [index] for index in range(40)]
     ranks, gains = [], []
-    for ranking, indices in zip(plain_rankings(queries, references, right), right, strict=True):
-        ranks.append(ranking.index(True) + 1)
+    for order, indices in zip(plain_rankings(queries, references, right), right, strict=True):
+        ranks.append(order.index(True) + 1)
         ideal = sum(1 / np.log2(place + 1) for place in range(1, len(set(indices)) + 1))
-        gains.append(sum(1 / np.log2(place + 1) for place, good in enumerate(ranking[:10], 1) if good) / ideal)
+        gains.append(sum(1 / np.log2(place + 1) for place, good in enumerate(order[:10], 1) if good) / ideal)
     found = evaluate(queries, references, right)
     wanted = {
         "MRR": np.mean([1 / rank for rank in ranks]),
@@ -155,7 +146,7 @@ def test_scores_and_their_percentiles(monkeypatch):
     # Ties count against us.
     assert pair_scores(queries[:1], np.tile(queries[:1], (3, 1)), [(0, 0)])[1] == 0
 
-    monkeypatch.setattr(retrieval, "MOST_MISMATCHED", 30)  # three queries: 0, 5 and 11
+    monkeypatch.setattr(search_metrics, "MOST_MISMATCHED", 30)  # three queries: 0, 5 and 11
     sampled = mask.copy()
     sampled[[index for index in range(12) if index not in (0, 5, 11)]] = False
     _, percentiles = pair_scores(queries, references, pairs)

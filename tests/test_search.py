@@ -15,11 +15,13 @@ import clamp3_eval
 import clamp3_score
 import clamp3_search
 from answers import answer, lines, save_features, vectors
-from clamp3.embedding import Embedder
 from clamp3.errors import UserError
-from clamp3.models import CLaMP3Model, ModelSizes
-from clamp3.pairing import pair_by_csv, stem
-from clamp3.retrieval import evaluate, frechet_distance, group_similarity, normalized
+from clamp3.features.embedder import Embedder
+from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.search.metrics import evaluate, frechet_distance, group_similarity
+from clamp3.search.pairing import pair_by_csv, stem
+from clamp3.search.ranking import normalized
+from clamp3.sizes import ModelSizes
 from conftest import BIN, MERT_TINY, run, run_forked
 from corpus import folk_tunes
 from golden_model import golden_json

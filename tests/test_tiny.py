@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import train_tiny
-from clamp3.checkpoints import TINY
-from clamp3.embedding import Embedder
-from clamp3.retrieval import metrics, ranks_of_pairs
+from clamp3.features.embedder import Embedder
+from clamp3.models.releases import TINY
+from clamp3.search.metrics import metrics
+from clamp3.search.ranking import ranks_of_pairs
 from conftest import run_forked
 from corpus import folk_tunes
 from descriptions import full_description

@@ -7,10 +7,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from clamp3.data import JsonLines, Pairs, Pieces, checked, find_pieces
-from clamp3.inputs import InputEncoder
-from clamp3.models import CLaMP3Model, M3Model, ModelSizes
-from clamp3.training import Contrastive, Reconstruction, Settings, Trainer
+from clamp3.inputs.encoder import InputEncoder
+from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.models.m3 import M3Model
+from clamp3.sizes import ModelSizes
+from clamp3.training.data import JsonLines, Pairs, Pieces, checked, find_pieces
+from clamp3.training.loop import Trainer
+from clamp3.training.objectives import Contrastive, Reconstruction
+from clamp3.training.settings import Settings
 from golden_model import golden_json, golden_model
 
 ALONE = SimpleNamespace(num_processes=1, process_index=0, is_main_process=True, device=torch.device("cpu"))

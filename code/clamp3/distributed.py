@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from clamp3.batch import cores
 from clamp3.errors import UserError
+from clamp3.io.workers import cores
 
 if TYPE_CHECKING:
     from accelerate import PartialState

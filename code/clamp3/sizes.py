@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from clamp3.patchilizer import PATCH_SIZE
-
+PATCH_SIZE = 64  # characters in a patch
 XLM_R_BASE = "FacebookAI/xlm-roberta-base"
 
 

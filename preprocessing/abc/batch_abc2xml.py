@@ -11,16 +11,16 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "code"))
-from cli import conversion_parser, run
+from clamp3.cli.options import conversion_parser, run
 
 
 def main() -> int:
     args = conversion_parser(__doc__).parse_args()
 
     # Only now, so that --help and mistyped options answer at once.
-    from clamp3.conversion import convert_folder
-    from clamp3.convert.abc import count_tunes
-    from clamp3.convert.musicxml import abc_file_to_musicxml
+    from clamp3.formats.abc import count_tunes
+    from clamp3.formats.musicxml import abc_file_to_musicxml
+    from clamp3.io.conversion import convert_folder
 
     return convert_folder(
         abc_file_to_musicxml,

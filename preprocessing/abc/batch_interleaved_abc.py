@@ -13,15 +13,15 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "code"))
-from cli import conversion_parser, run
+from clamp3.cli.options import conversion_parser, run
 
 
 def main() -> int:
     args = conversion_parser(__doc__).parse_args()
 
     # Only now, so that --help and mistyped options answer at once.
-    from clamp3.conversion import convert_folder
-    from clamp3.convert.abc import count_tunes, interleave_file
+    from clamp3.formats.abc import count_tunes, interleave_file
+    from clamp3.io.conversion import convert_folder
 
     return convert_folder(
         interleave_file,

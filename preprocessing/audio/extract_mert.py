@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "code"))
-from cli import add_computing_options, positive, run
+from clamp3.cli.options import add_computing_options, positive, run
 
 
 def main() -> int:
@@ -36,9 +36,9 @@ def main() -> int:
     args = parser.parse_args()
 
     # Only now, so that --help and mistyped options answer at once.
+    from clamp3.audio.mert import RELEASED, Mert
     from clamp3.distributed import start
-    from clamp3.mert import RELEASED, Mert
-    from clamp3.mert_extraction import extract_mert
+    from clamp3.features.mert_extraction import extract_mert
 
     state = start(args.device, args.threads)
     return extract_mert(

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "code"))
-from cli import conversion_parser, run
+from clamp3.cli.options import conversion_parser, run
 
 
 def main() -> int:
@@ -25,8 +25,8 @@ def main() -> int:
     args = parser.parse_args()
 
     # Only now, so that --help and mistyped options answer at once.
-    from clamp3.conversion import convert_folder
-    from clamp3.convert.midi import MIDI_EXTENSIONS, midi_to_mtf
+    from clamp3.formats.midi import MIDI_EXTENSIONS, midi_to_mtf
+    from clamp3.io.conversion import convert_folder
 
     return convert_folder(
         partial(midi_to_mtf, m3_compatible=args.m3_compatible),

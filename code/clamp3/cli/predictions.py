@@ -1,0 +1,87 @@
+"""What the classifying commands share: how they take labels and show predictions and figures."""
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from clamp3.cli.options import positive
+from clamp3.cli.output import print_table
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from clamp3.io.reports import Remark
+    from clamp3.tasks.figures import Figures
+
+
+def add_label_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--labels",
+        metavar="{name,folder,FILE.csv}",
+        default="name",
+        help='where labels stand: before the first underscore of a file\'s "name" (the default), in the name of its '
+        'first "folder", or in a CSV file of lines "file,label"',
+    )
+
+
+def add_shown_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--top_k", type=positive, default=3, help="labels shown for each file; default: %(default)s")
+
+
+def ranked(
+    files: Sequence[str],
+    truth: Sequence[str | None],
+    labels: Sequence[str],
+    scores: dict[str, "np.ndarray"],
+    top_k: int,
+) -> list[dict]:
+    """A record for each file of its best label and the `top_k` best, by the first of `scores` (n, labels)."""
+    decisive = next(iter(scores.values()))
+    order = (-decisive).argsort(axis=1, kind="stable")
+    records = []
+    for row, (file, right, best) in enumerate(zip(files, truth, order, strict=True)):
+        top = [
+            {"label": labels[index], **{name: float(values[row, index]) for name, values in scores.items()}}
+            for index in best[:top_k]
+        ]
+        margin = float(decisive[row, best[0]] - decisive[row, best[1]])
+        records.append({"file": file, **top[0], "margin": margin, "truth": right, "top": top})
+    return records
+
+
+def print_predictions(records: Sequence[dict]) -> None:
+    """Print a row for each file: its best label with the scores, the truth if any is known, and the next labels."""
+    names = [name for name in records[0] if name not in ("truth", "top")]
+    if any(record["truth"] for record in records):
+        names.append("truth")
+    rows = []
+    for record in records:
+        others = ", ".join(f"{other['label']} {other['probability']:.3f}" for other in record["top"][1:])
+        rows.append([*(record[name] for name in names), others])
+    print_table((*names, "next, with probability"), rows)
+
+
+def print_figures(result: "Figures") -> None:
+    """Print a row for each class, and the figures over all of them."""
+    columns = (result.labels, result.precision, result.recall, result.f1, result.support)
+    table = [(label, *map(float, values), int(count)) for label, *values, count in zip(*columns, strict=True)]
+    print_table(("class", "precision", "recall", "F1", "files"), table)
+    print(
+        f"{result.support.sum()} files scored: accuracy {result.accuracy:.4f}, macro-F1 {result.macro_f1:.4f}; "
+        f"always saying the largest class: accuracy {result.majority:.4f}"
+    )
+
+
+def print_score(records: Sequence[dict], labels: Sequence[str], remarks: "list[Remark]") -> "Figures | None":
+    """Print and return the figures over the files whose label is known, if there are any; `remarks` on the others."""
+    from clamp3.io.reports import show
+    from clamp3.tasks.figures import figures
+
+    scored = [(record["truth"], record["label"]) for record in records if record["truth"]]
+    if not scored:
+        print("not scored, for no right label is known")
+        return None
+    result = figures(*zip(*scored, strict=True), labels)
+    print_figures(result)
+    show("not scored", remarks)
+    return result

@@ -1,0 +1,63 @@
+"""Setting knobs without editing config.py: checked for name and type."""
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clamp3.errors import UserError
+
+Knobs = Mapping[str, Any]  # the values of config.py by their names, as `vars(config)` holds them
+
+
+def override(knobs: dict[str, object], source: str) -> None:
+    """Replace `knobs` (upper-case names) by those in `source`: a JSON object, or the path of one; '' is none.
+
+    Raises UserError where a name is unknown or a value is not of the type of the value it replaces. An integer may
+    stand for a float; lists hold strings.
+    """
+    if not source.strip():
+        return
+    if source.lstrip().startswith("{"):
+        origin, text = "CLAMP3_CONFIG", source
+    else:
+        origin = f"CLAMP3_CONFIG ({source})"
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{origin} is neither a JSON object nor a file that can be read: {error}") from None
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{origin} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f'{origin} must be a JSON object of knobs, such as {{"PATCH_LENGTH": 256}}')
+
+    for name, value in values.items():
+        if not name.isupper() or name not in knobs:
+            close = difflib.get_close_matches(name, [knob for knob in knobs if knob.isupper()], n=1)
+            hint = f"; did you mean {close[0]}?" if close else "; see code/config.py for all names"
+            raise UserError(f"{origin}: there is no knob {name}{hint}")
+        kind = type(knobs[name])
+        if kind is float and type(value) is int:
+            value = float(value)
+        is_string_list = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        if type(value) is not kind or (kind is list and not is_string_list):
+            wanted = "list of strings" if kind is list else kind.__name__
+            raise UserError(f"{origin}: {name} must be of type {wanted}, not {value!r}")
+        knobs[name] = value
+
+
+def logs_path(weights_path: str) -> str:
+    """Where the log goes that belongs to `weights_path`: beside it, `logs` for `weights` and .txt for .pth."""
+    folder, name = os.path.split(weights_path)
+    return os.path.join(folder, name.removesuffix(".pth").replace("weights_", "logs_") + ".txt")
+
+
+def configured_path(knobs: Knobs, path: str) -> Path:
+    """A weights path of config.py: in the working directory if it is there, else beside config.py."""
+    from clamp3.models.releases import find_weights
+
+    return Path(path) if find_weights(Path(path)) else Path(knobs["__file__"]).parent / path

@@ -1,0 +1,318 @@
+"""Sequences -> segments -> batches -> features. `Embedder` is the library's front door."""
+
+import hashlib
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from clamp3.distributed import PRECISIONS, checked_precision, usable_device
+from clamp3.errors import RepairWarning, UserError
+from clamp3.features.reading import READING_VERSION, Item, is_sound, read_raw
+from clamp3.inputs.encoder import InputEncoder
+from clamp3.inputs.patchilizer import PAD_ID
+from clamp3.inputs.segments import Segment, batches, cut, pad
+from clamp3.io.files import user_cache
+from clamp3.io.reports import reason
+from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.models.m3 import M3Model
+from clamp3.models.releases import RELEASES, TINY, ensure_weights, tiny_sizes
+from clamp3.models.weights import build_model, fingerprint
+from clamp3.sizes import ModelSizes
+
+if TYPE_CHECKING:
+    from clamp3.audio.mert import Mert
+
+# Enough to keep the arithmetic units busy; more makes no CPU faster, since activations then leave its caches.
+BATCH_TOKENS = {"cpu": 2048, "other": 32768}
+# Batches sorted together: the more, the less padding; a bound on what waits in memory.
+CHUNK_BATCHES = 16
+
+
+def _chunks(items: Iterable[Item], chunk_tokens: int) -> Iterator[list[Item]]:
+    """Items of one modality together, until their sequences come to `chunk_tokens`."""
+    waiting: dict[str, list[Item]] = {}
+    tokens: Counter[str] = Counter()
+    for item in items:
+        waiting.setdefault(item.modality, []).append(item)
+        tokens[item.modality] += 0 if item.error is not None else len(item.content)
+        if tokens[item.modality] >= chunk_tokens:
+            yield waiting.pop(item.modality)
+            tokens[item.modality] = 0
+    yield from waiting.values()
+
+
+class Embedder(InputEncoder):
+    """Turns text, symbolic music and audio features into CLaMP 3 features.
+
+    Results are float32 and in input order. They do not depend on what else is in a call: items are batched by length
+    for speed, and padding is masked. A tower's weights are read when it is first used.
+    """
+
+    def __init__(
+        self,
+        model: CLaMP3Model | M3Model,
+        sizes: ModelSizes,
+        device: str | torch.device | None = None,
+        precision: str = "fp32",
+        batch_tokens: int | None = None,
+        mert: str | Path | None = None,
+    ):
+        """The model is taken over: it goes to the device and into evaluation mode, and loses its unused poolers.
+
+        `batch_tokens` bounds a padded batch (tokens, patches or frames); None takes what suits the device. `mert`
+        names what listens to raw sound, a local folder or a model of the hub, by default the released MERT: it is
+        loaded when sound is first embedded.
+        In bf16 and fp16 the layers compute in that precision; embeddings, means and projections stay in float32.
+        """
+        super().__init__(sizes)
+        self.device = usable_device(device)
+        self.precision = checked_precision(precision)
+        self.batch_tokens = batch_tokens or BATCH_TOKENS["cpu" if self.device.type == "cpu" else "other"]
+        self.mert_name = mert
+        self.weights: Path | None = None  # where the model's weights come from, for reports
+        self._model = model.eval()
+        self._ready: set[str] = set()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        weights: str | Path = "saas",
+        device: str | torch.device | None = None,
+        precision: str = "fp32",
+        batch_tokens: int | None = None,
+        sizes: ModelSizes | None = None,
+        mert: str | Path | None = None,
+    ) -> "Embedder":
+        """Load "saas" (best for audio), "c2" (best for symbolic music), "m3" (its hidden states), or a file.
+
+        A released file is taken from the working directory if it is there, else from ~/.cache/clamp3, where it is
+        downloaded once. "tiny" is the small model that lies in the repository, with its own MERT. `sizes` tells those
+        of a model of your own.
+        """
+        if weights == "tiny":
+            path, sizes, mert = TINY / "clamp3.safetensors", sizes or tiny_sizes(), mert or TINY / "mert"
+        elif weights in RELEASES:
+            name = RELEASES[weights].file_name
+            path = Path(name) if Path(name).is_file() else user_cache() / name
+        else:
+            path = Path(weights)
+            if not path.is_file():
+                raise UserError(f"no weights at {path}: give {', '.join(RELEASES)}, tiny, or the path of a .pth file")
+        sizes = sizes or ModelSizes()
+        embedder = cls(build_model(None, sizes, ensure_weights(path)), sizes, device, precision, batch_tokens, mert)
+        embedder.weights = path
+        return embedder
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The model's weights by their names in its file, but those that no feature needs."""
+        return ((name, weight) for name, weight in self._model.named_parameters() if ".pooler." not in name)
+
+    # ---------- sequences -> features ----------
+
+    def embed_text(self, texts: Sequence[str], normalize: bool = False, pooled: bool = True):
+        """Features (n, clamp3_hidden_size) of n texts in any of 100 languages; each line of a text counts once.
+
+        With `pooled=False`, a list of the hidden states (tokens, hidden) instead; likewise below.
+        """
+        return self._collect("text", self.encode_text, texts, normalize, pooled)
+
+    def embed_symbolic(self, texts: Sequence[str], normalize: bool = False, pooled: bool = True):
+        """Features (n, clamp3_hidden_size) of n pieces, each interleaved ABC or MTF."""
+        return self._collect("symbolic", self.encode_symbolic, texts, normalize, pooled)
+
+    def embed_audio_features(self, arrays: Sequence[np.ndarray], normalize: bool = False, pooled: bool = True):
+        """Features (n, clamp3_hidden_size) of n recordings, each MERT features (…, frames, audio_hidden_size)."""
+        return self._collect("audio", self.encode_audio_features, arrays, normalize, pooled)
+
+    # ---------- raw files; each raises ValueError, and OSError where a path cannot be read ----------
+
+    @cached_property
+    def mert(self) -> "Mert":
+        """The network that turns sound into audio features."""
+        from clamp3.audio.mert import RELEASED, Mert
+
+        return Mert.from_pretrained(self.mert_name or RELEASED, self.device, self.precision)
+
+    @cached_property
+    def identity(self) -> str | None:
+        """What tells features that can be compared with this Embedder's, and no others; None for unknown weights.
+
+        It stands for the weights, the sizes at which inputs are cut, and the version of what reads files.
+        """
+        if self.weights is None:
+            return None
+        facts = (fingerprint(self.weights), astuple(replace(self.sizes, text_model_name="")), READING_VERSION)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+    @cached_property
+    def mert_identity(self) -> str:
+        """What tells the network that turns sound into audio features from others."""
+        from clamp3.audio.mert import RELEASED
+
+        name = str(self.mert_name or RELEASED)
+        return fingerprint(Path(name)) if Path(name).is_dir() else name
+
+    def prepare_for(self, paths: Iterable[Path]) -> None:
+        """Load what reading `paths` takes besides weights. Raises UserError where it cannot be had."""
+        paths = list(paths)
+        if any(path.suffix.lower() == ".txt" for path in paths):
+            _ = self.tokenizer  # loaded by being asked for
+        if any(is_sound(path) for path in paths):
+            _ = self.mert
+
+    def embed_files(self, paths: Sequence[str | Path], normalize: bool = False, pooled: bool = True):
+        """Features of n files of any kinds, told by their extensions: text (.txt), scores (.xml .musicxml .mxl .abc),
+        MIDI (.mid .midi .mtf), sound (.wav .mp3 .flac .ogg …) and MERT features (.npy). An error names its file.
+        """
+        paths = [Path(path) for path in paths]
+        features: dict[int, np.ndarray] = {}
+        repairs = []
+        for item, feature in self.embed_items(read_raw(self, paths), pooled):
+            path = paths[item.index]
+            repairs += [f"{path}: {repair}" for repair in item.repairs]
+            if isinstance(item.error, OSError):
+                raise item.error
+            if item.error is not None:
+                raise ValueError(f"{path}: {reason(item.error)}") from item.error
+            features[item.index] = feature
+        for repair in repairs:  # only now: the thread that reads catches warnings, whoever gives them
+            warnings.warn(RepairWarning(repair), stacklevel=2)
+        return self._in_order(features, normalize, pooled)
+
+    def embed_items(self, items: Iterator[Item], pooled: bool = True) -> Iterator[tuple[Item, np.ndarray | None]]:
+        """Yield each of `items`, in any order, with its feature as in `embed`, or with None if it has an error.
+
+        They are taken as they are needed, the next while those at hand are computed: any number fits into memory.
+        """
+        chunks = _chunks(items, CHUNK_BATCHES * self.batch_tokens)
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            upcoming = reader.submit(next, chunks, None)
+            while (chunk := upcoming.result()) is not None:
+                upcoming = reader.submit(next, chunks, None)
+                yield from ((item, None) for item in chunk if item.error is not None)
+                whole = [item for item in chunk if item.error is None]
+                if whole:
+                    sequences = [item.content for item in whole]
+                    for index, feature in self.embed(whole[0].modality, sequences, pooled):
+                        yield whole[index], feature
+
+    def embed_midi(self, sources: Sequence, normalize: bool = False, pooled: bool = True):
+        """Features of n pieces of MIDI, each a path, the bytes of a file or a mido.MidiFile."""
+        from clamp3.formats.midi import midi_to_mtf
+
+        return self.embed_symbolic([midi_to_mtf(source, m3_compatible=True) for source in sources], normalize, pooled)
+
+    def embed_musicxml(self, sources: Sequence[str | Path | bytes], normalize: bool = False, pooled: bool = True):
+        """Features of n scores, each the path or the bytes of a .xml, .musicxml or .mxl file."""
+        from clamp3.formats.abc import interleave
+        from clamp3.formats.musicxml import musicxml_to_abc
+
+        return self.embed_symbolic([interleave(musicxml_to_abc(source)) for source in sources], normalize, pooled)
+
+    def embed_audio(
+        self,
+        sources: Sequence[str | Path | np.ndarray],
+        sampling_rate: int = 24_000,
+        normalize: bool = False,
+        pooled: bool = True,
+    ):
+        """Features of n recordings, each a path or samples (samples,) or (samples, channels) at `sampling_rate` Hz."""
+        from clamp3.formats.audio import read_audio, resampled
+
+        waveforms = (
+            resampled([source.reshape(len(source), -1)], sampling_rate)
+            if isinstance(source, np.ndarray)
+            else read_audio(Path(source))
+            for source in sources
+        )
+        features = dict(self.mert.extract(waveforms))
+        arrays = [features[index].mean(axis=0) for index in range(len(features))]
+        return self.embed_audio_features(arrays, normalize, pooled)
+
+    def _collect(self, modality: str, encode: Callable, items: Sequence, normalize: bool, pooled: bool):
+        if isinstance(items, str | np.ndarray):
+            raise ValueError(f"give a list of items, not one {type(items).__name__}")
+        sequences = [encode(item) for item in items]
+        return self._in_order(dict(self.embed(modality, sequences, pooled)), normalize, pooled)
+
+    def _in_order(self, features: dict[int, np.ndarray], normalize: bool, pooled: bool):
+        """What the library's users get of features by index."""
+        ordered = [features[index] for index in range(len(features))]
+        if normalize:
+            ordered = [feature / np.linalg.norm(feature, axis=-1, keepdims=True) for feature in ordered]
+        if not pooled:
+            return ordered
+        return np.stack(ordered) if ordered else np.zeros((0, self.sizes.clamp3_hidden_size), np.float32)
+
+    def embed(
+        self, modality: str, sequences: Sequence[np.ndarray], pooled: bool = True
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (index, feature) for each of `sequences` (what an InputEncoder makes) as soon as it is whole.
+
+        Pooled: (clamp3_hidden_size,), the mean of the segments' global features, each weighted by the positions that
+        it alone covers. Else the hidden states (length, hidden).
+        """
+        segments = {
+            index: cut(index, len(sequence), self.max_lengths[modality]) for index, sequence in enumerate(sequences)
+        }
+        parts: dict[int, dict[int, np.ndarray]] = {index: {} for index in segments}
+        everything = [segment for owned in segments.values() for segment in owned]
+        for batch in batches(everything, self.batch_tokens):
+            inputs = [sequences[segment.owner][segment.start : segment.stop] for segment in batch]
+            for segment, feature in zip(batch, self._forward(modality, inputs, pooled), strict=True):
+                done, owned = parts[segment.owner], segments[segment.owner]
+                done[segment.start] = feature if pooled else feature[segment.covered : segment.length]
+                if len(done) == len(owned):
+                    ordered = [done[segment.start] for segment in owned]
+                    yield segment.owner, self._join(ordered, owned) if pooled else np.concatenate(ordered)
+                    del parts[segment.owner]
+
+    @staticmethod
+    def _join(features: list[np.ndarray], segments: list[Segment]) -> np.ndarray:
+        weights = [segment.weight for segment in segments]
+        return np.average(features, axis=0, weights=weights).astype(np.float32)
+
+    @torch.inference_mode()
+    def _forward(self, modality: str, sequences: list[np.ndarray], pooled: bool) -> np.ndarray:
+        """One padded batch through its tower -> (batch, clamp3_hidden_size), or (batch, longest, hidden)."""
+        self._prepare(modality)
+        value = self._model.text_model.config.pad_token_id if modality == "text" else PAD_ID
+        inputs, masks = (torch.from_numpy(array) for array in pad(sequences, value))
+        get_features = getattr(self._model, f"get_{modality}_features")
+        return get_features(inputs, masks, get_global=pooled).float().cpu().numpy()
+
+    def _prepare(self, modality: str) -> None:
+        """Bring a tower to the device and into the precision, once; leave out what features do not need."""
+        if modality in self._ready:
+            return
+        if isinstance(self._model, M3Model):
+            if modality != "symbolic":
+                raise ValueError(f"M3 reads symbolic music alone, not {modality}; load CLaMP 3 for that")
+            tower = self._model.encoder
+        else:
+            tower = getattr(self._model, f"{modality}_model")
+            getattr(self._model, f"{modality}_proj").to(self.device)
+        bert = tower
+        if modality == "symbolic":
+            tower.patch_embedding.store_by_character()
+            bert = tower.base
+        bert.pooler = None  # its output is not used
+        tower.to(self.device)
+        if self.precision != "fp32":
+            lower_precision(bert, PRECISIONS[self.precision])
+        self._ready.add(modality)
+
+
+def lower_precision(bert: nn.Module, dtype: torch.dtype) -> None:
+    """Let the layers of `bert` compute in `dtype`, and its embeddings go on in float32."""
+    bert.encoder.to(dtype)
+    bert.embeddings.register_forward_hook(lambda _module, _inputs, output: output.to(dtype))

@@ -1,0 +1,73 @@
+"""Texts, symbolic music and audio features -> the sequences that the towers read, and batches of them."""
+
+from functools import cached_property
+
+import numpy as np
+
+from clamp3.errors import UserError
+from clamp3.inputs.patchilizer import M3Patchilizer, has_music
+from clamp3.sizes import ModelSizes
+
+
+class InputEncoder:
+    """Encodes inputs as their towers' sequences. Each method raises ValueError for what has no feature."""
+
+    def __init__(self, sizes: ModelSizes):
+        self.sizes = sizes
+        self.patchilizer = M3Patchilizer(sizes.patch_size)
+        self.max_lengths = {
+            "text": sizes.max_text_length,
+            "symbolic": sizes.patch_length,
+            "audio": sizes.max_audio_length,
+        }
+
+    @cached_property
+    def tokenizer(self):
+        """The text model's tokenizer, from its local folder, the hub's cache or the hub."""
+        from transformers import AutoTokenizer
+
+        name = self.sizes.text_model_name
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            # Where the files are missing, some library versions make one that knows no words.
+            words = tokenizer("music", add_special_tokens=False)["input_ids"]
+            if not set(words) - {tokenizer.unk_token_id}:
+                raise ValueError("its vocabulary is missing")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"no tokenizer for {name}: {str(error).strip().splitlines()[0]}\n"
+                "  with a network it is downloaded once; without one, copy the Hugging Face cache (the folder that "
+                "HF_HOME names) from a machine that has it"
+            ) from error
+        return tokenizer
+
+    def encode_text(self, text: str) -> np.ndarray:
+        """The distinct non-empty lines of `text`, joined by the separator token -> token ids (tokens,)."""
+        lines = [line for line in dict.fromkeys(text.split("\n")) if line]
+        if not any(line.strip() for line in lines):
+            raise ValueError("empty: no line of text")
+        joined = self.tokenizer.sep_token.join(lines)
+        return np.array(self.tokenizer(joined, verbose=False)["input_ids"], np.int64)
+
+    def encode_symbolic(self, text: str) -> np.ndarray:
+        """Interleaved ABC or MTF -> patches with special patches (patches, patch_size)."""
+        patches = self.patchilizer.split(text)
+        if not has_music(patches):
+            raise ValueError("no bars of ABC and no MIDI messages in it")
+        return self.patchilizer.encode(patches, add_special_patches=True)
+
+    def encode_audio_features(self, features: np.ndarray) -> np.ndarray:
+        """MERT features (…, frames, hidden) -> float32 (frames + 2, hidden): a zero vector before and after."""
+        features = np.asarray(features)
+        width = self.sizes.audio_hidden_size
+        if not np.issubdtype(features.dtype, np.floating):
+            raise ValueError(f"audio features must be floating-point numbers, not {features.dtype}")
+        if features.ndim < 2 or features.shape[-1] != width:
+            raise ValueError(f"audio features must have the shape (…, frames, {width}), not {features.shape}")
+        if not features.size:
+            raise ValueError("empty: no frames of audio")
+        frames = np.zeros((features.size // width + 2, width), np.float32)
+        frames[1:-1] = features.reshape(-1, width)
+        if not np.isfinite(frames).all():
+            raise ValueError("audio features hold NaN or infinite values")
+        return frames

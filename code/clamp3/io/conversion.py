@@ -1,0 +1,58 @@
+import contextlib
+import time
+import warnings
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+
+from clamp3.errors import RepairWarning
+from clamp3.io.files import atomic_write
+from clamp3.io.folders import Job, Outcome, one_piece, plan, report, tally
+from clamp3.io.reports import reason
+from clamp3.io.workers import TIME_LIMIT, in_processes
+
+
+def convert_folder(
+    convert: Callable[[Path], str | bytes | list[str]],
+    input_dir: Path,
+    output_dir: Path,
+    extensions: Collection[str],
+    target_extension: str,
+    count_pieces: Callable[[Path], int] = one_piece,
+    workers: int | None = None,
+    time_limit: float = TIME_LIMIT,
+    strict: bool = False,
+) -> int:
+    """Write what `convert` makes of each input under `input_dir`, as `plan` mirrors it. Returns the exit code.
+
+    `convert` runs in `workers` processes (by default one for each core), so it must be a module's function (or a
+    partial of one). It returns the output, or a list of one for each piece. It raises ValueError or OSError for an
+    input that has no output; one on which it takes more than `time_limit` seconds, or that ends its process, counts as
+    failed too. RepairWarnings go into the report; with `strict` they are failures.
+    """
+    start = time.perf_counter()
+    todo = plan(input_dir, output_dir, extensions, target_extension, count_pieces)
+    jobs = sorted(todo.jobs, key=lambda job: -job.size)  # so that no long one is left for the end
+    with contextlib.closing(in_processes(partial(_convert, convert, strict), jobs, workers, time_limit)) as outcomes:
+        done = tally(outcomes, len(jobs))
+    report(output_dir, todo, done, time.perf_counter() - start)
+    return 1 if todo.failures or done.failures else 0
+
+
+def _convert(convert: Callable, strict: bool, job: Job) -> Outcome:
+    """Do `job` in this process."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("error" if strict else "always", RepairWarning)
+        try:
+            made = convert(job.source)
+            pieces = made if isinstance(made, list) else [made]
+            if len(pieces) != len(job.targets):
+                raise ValueError(f"holds {len(pieces)} pieces, not {len(job.targets)} as it seemed at first")
+            for target, piece in zip(job.targets, pieces, strict=True):
+                with atomic_write(target) as file:
+                    file.write(piece if isinstance(piece, bytes) else piece.encode("utf-8"))
+            failure = None
+        except (Exception, SystemExit) as error:  # whatever a damaged file leads a converter to, the others go on
+            failure = reason(error)
+    repairs = [str(warning.message) for warning in caught if issubclass(warning.category, RepairWarning)]
+    return Outcome(job, failure, tuple(dict.fromkeys(repairs)))

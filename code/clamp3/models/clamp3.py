@@ -1,0 +1,92 @@
+"""The networks: M3 (symbolic encoder and its character decoder) and CLaMP 3 (text, symbolic and audio towers).
+
+Parameter names are those of the released checkpoints.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from transformers import AutoModel, BertModel
+
+from clamp3.models.layers import bert_config, encode, masked_mean
+from clamp3.models.losses import ClipLoss
+from clamp3.models.m3 import M3PatchEncoder
+from clamp3.models.text import text_config
+from clamp3.sizes import ModelSizes
+
+
+class CLaMP3Model(nn.Module):
+    """Three towers, each with a projection into the shared space (CLaMP 3 paper, section 3).
+
+    Made anew it holds random weights; `clamp3.models.weights` fills it.
+    """
+
+    def __init__(self, sizes: ModelSizes):
+        super().__init__()
+        self.text_model = AutoModel.from_config(text_config(sizes.text_model_name))
+        self.text_proj = nn.Linear(self.text_model.config.hidden_size, sizes.clamp3_hidden_size)
+        self.symbolic_model = M3PatchEncoder(sizes)
+        self.symbolic_proj = nn.Linear(sizes.m3_hidden_size, sizes.clamp3_hidden_size)
+        self.audio_model = BertModel(
+            bert_config(sizes.audio_hidden_size, sizes.audio_num_layers, sizes.max_audio_length)
+        )
+        self.audio_proj = nn.Linear(sizes.audio_hidden_size, sizes.clamp3_hidden_size)
+        self.loss = ClipLoss(sizes.logit_scale)
+        self.frozen: frozenset[str] = frozenset()
+
+    def get_text_features(self, inputs: Tensor, masks: Tensor, get_global: bool = False) -> Tensor:
+        """Token ids (batch, length) -> (batch, length, hidden); global: (batch, clamp3_hidden_size)."""
+        output = encode(self.text_model, masks, input_ids=inputs)
+        return self._features(output, masks, self.text_proj, get_global)
+
+    def get_symbolic_features(self, inputs: Tensor, masks: Tensor, get_global: bool = False) -> Tensor:
+        """Patches (batch, length, patch_size) -> (batch, length, hidden); global: (batch, clamp3_hidden_size)."""
+        output = self.symbolic_model(inputs, masks)
+        return self._features(output, masks, self.symbolic_proj, get_global)
+
+    def get_audio_features(self, inputs: Tensor, masks: Tensor, get_global: bool = False) -> Tensor:
+        """Frames (batch, length, hidden) -> (batch, length, hidden); global: (batch, clamp3_hidden_size)."""
+        output = encode(self.audio_model, masks, inputs_embeds=inputs)
+        return self._features(output, masks, self.audio_proj, get_global)
+
+    @staticmethod
+    def _features(output, masks: Tensor, projection: nn.Linear, get_global: bool) -> Tensor:
+        hidden_states = output.last_hidden_state
+        return projection(masked_mean(hidden_states, masks)) if get_global else hidden_states
+
+    def forward(
+        self, text_inputs: Tensor, text_masks: Tensor, music_inputs: Tensor, music_masks: Tensor, music_modality: str
+    ) -> Tensor:
+        """The contrastive loss of a batch of pairs; `music_modality` is "symbolic" or "audio"."""
+        get_music_features = {"symbolic": self.get_symbolic_features, "audio": self.get_audio_features}[music_modality]
+        text_features = self.get_text_features(text_inputs, text_masks, get_global=True)
+        music_features = get_music_features(music_inputs, music_masks, get_global=True)
+        return self.loss(text_features, music_features)
+
+    @property
+    def towers(self) -> dict[str, nn.Module]:
+        """By modality."""
+        return {"text": self.text_model, "symbolic": self.symbolic_model.base, "audio": self.audio_model}
+
+    def train_on(self, modality: str, freeze_list: Sequence[str] = ()) -> None:
+        """Freeze what a stage on text and `modality` ("symbolic" or "audio") does not use, and the named parts."""
+        other = {"symbolic": "audio", "audio": "symbolic"}[modality]
+        self.set_trainable([f"{other}_model", f"{other}_proj", *freeze_list])
+
+    def set_trainable(self, freeze_list: list[str]) -> None:
+        """Freeze the named parts ("text_model", "text_proj", …): no gradients, no dropout. All others train."""
+        parts = dict(self.named_children())
+        unknown = set(freeze_list) - set(parts)
+        if unknown:
+            raise ValueError(f"no such part of CLaMP3Model to freeze: {sorted(unknown)}; there are {sorted(parts)}")
+        self.frozen = frozenset(freeze_list)
+        for name, part in parts.items():
+            part.requires_grad_(name not in self.frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "CLaMP3Model":
+        """As any module's, but frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen:
+            getattr(self, name).eval()
+        return self

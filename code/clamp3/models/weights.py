@@ -1,0 +1,181 @@
+"""Weights: find or download them, and load them strictly, memory-mapped."""
+
+import hashlib
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from clamp3.errors import UserError
+from clamp3.io.files import content_hash
+from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.models.m3 import M3Model
+from clamp3.sizes import ModelSizes
+
+STORED_BUFFERS = ("position_ids", "token_type_ids")  # old library versions stored these constants
+SHOWN_NAMES = 5
+# Losses may be stored as NumPy scalars; NumPy 1 and 2 name the function that reads them differently.
+_scalar = np.float64(0).__reduce__()[0]
+NUMPY_SCALARS = [
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    type(np.dtype(np.float32)),
+    type(np.dtype(np.float64)),
+]
+
+
+def fingerprint(path: Path) -> str:
+    """16 digits that tell the weights in a file, or in the files of a folder, from any others.
+
+    They are made from the checksums that PyTorch stores with the tensors, else from all bytes, never from names.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update((stored_checksums(file) or content_hash(file)).encode())
+    return digest.hexdigest()[:16]
+
+
+def stored_checksums(path: Path) -> str | None:
+    """Size and checksum of each part of a PyTorch file; None where it has none, or is another file."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    if not all(part.CRC for part in parts if part.file_size):  # torch can be told not to compute them
+        return None
+    return " ".join(f"{part.file_size}:{part.CRC}" for part in parts)
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The checkpoint dict at `path`, its tensors memory-mapped: what is never used is never read.
+
+    Raises UserError where the file is no PyTorch checkpoint (nor .safetensors), is cut short, or holds code.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
+            return torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{path} cannot be read as a PyTorch checkpoint (cut short, or not one): {reason}") from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The model's tensors by name, as float32, from a checkpoint (its "model" entry) or a bare state dict."""
+    checkpoint = read_checkpoint(path)
+    weights = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else None
+    if not weights or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise UserError(f"{path} holds no model weights")
+    return {name: tensor.float() for name, tensor in weights.items() if not name.endswith(STORED_BUFFERS)}
+
+
+def build_model(
+    model_class: type[CLaMP3Model] | type[M3Model] | None, sizes: ModelSizes, path: Path
+) -> CLaMP3Model | M3Model:
+    """The model in evaluation mode with the weights at `path`: mapped from the file, with no initialisation.
+
+    Without `model_class`, it is what the file holds. Raises UserError where the weights do not fit.
+    """
+    from accelerate import init_empty_weights
+
+    weights = read_weights(path)
+    if model_class is None:
+        model_class = M3Model if _is_m3(weights) else CLaMP3Model
+    with init_empty_weights(include_buffers=False):
+        model = model_class(sizes)
+    check_weights(model, weights, path)
+    model.load_state_dict(weights, assign=True)
+    if isinstance(model, M3Model):
+        model.decoder.base.tie_weights()
+    return model.eval()
+
+
+def check_weights(model: nn.Module, weights: dict[str, Tensor], path: Path, advice: str | None = None) -> None:
+    """Raise UserError, with names, unless `weights` are exactly what `model` takes.
+
+    `advice` says what the file may be or what to do; without it, that is guessed for CLaMP and M3 models.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing = [name for name in expected if name not in weights]
+    unexpected = [name for name in weights if name not in expected]
+    misshapen = [
+        f"{name} is {tuple(weights[name].shape)}, expected {shape}"
+        for name, shape in expected.items()
+        if name in weights and tuple(weights[name].shape) != shape
+    ]
+    if not (missing or unexpected or misshapen):
+        return
+    problems = [f"{path} does not fit this model: {advice or _diagnosis(model, weights, misshapen)}"]
+    for title, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)):
+        if names:
+            more = f" … and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+            problems.append(f"  {title}: {', '.join(names[:SHOWN_NAMES])}{more}")
+    raise UserError("\n".join(problems))
+
+
+def _diagnosis(model: nn.Module, weights: dict[str, Tensor], misshapen: list[str]) -> str:
+    """What the file at hand seems to be."""
+    towers = {name.split(".")[0] for name in weights}
+    wants_m3 = isinstance(model, M3Model)
+    if not wants_m3 and _is_m3(weights):
+        return "it is an M3 checkpoint, where CLaMP 3's (saas or c2) is needed"
+    if wants_m3 and "text_model" in towers:
+        return "it is a CLaMP checkpoint, where M3's is needed"
+    if not wants_m3 and "text_model" in towers and "audio_model" not in towers:
+        return "it is a CLaMP checkpoint without audio (CLaMP 2?), where CLaMP 3's is needed"
+    if misshapen:
+        return "it was made with other sizes; set the knobs in config.py (or CLAMP3_CONFIG) to those it was made with"
+    return "it holds other tensors (another number of layers?)"
+
+
+def _is_m3(weights: dict[str, Tensor]) -> bool:
+    return {"encoder", "decoder"} <= {name.split(".")[0] for name in weights}
+
+
+def load_weights(model: CLaMP3Model | M3Model, path: Path) -> None:
+    """Copy the weights at `path` into `model`, on whatever device it is. UserError where they do not fit."""
+    weights = read_weights(path)
+    check_weights(model, weights, path)
+    model.load_state_dict(weights)
+
+
+def start_from_m3(model: CLaMP3Model, path: Path) -> None:
+    """Copy the encoder of the M3 weights at `path` into the symbolic tower, as training does before its first step."""
+    prefix = "encoder."
+    encoder = {name.removeprefix(prefix): w for name, w in read_weights(path).items() if name.startswith(prefix)}
+    check_weights(model.symbolic_model, encoder, path)
+    model.symbolic_model.load_state_dict(encoder)
+
+
+def start_from_text_model(model: CLaMP3Model, name: str) -> bool:
+    """Copy the pretrained text model `name`, a local folder or one of the hub, into the text tower.
+
+    Returns False for a local folder that holds a configuration alone: then the text tower starts at random.
+    """
+    folder = Path(name)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        return False
+    try:
+        pretrained = AutoModel.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no weights of the text model {name}: {str(error).strip().splitlines()[0]}\n"
+            "  with a network they are downloaded once; without one, copy the Hugging Face cache (the folder that "
+            "HF_HOME names) from a machine that has them"
+        ) from error
+    weights = {name: tensor for name, tensor in pretrained.state_dict().items() if not name.endswith(STORED_BUFFERS)}
+    for name, parameter in model.text_model.named_parameters():
+        if "pooler" in name:  # some files come without one, and nothing uses it
+            weights.setdefault(name, parameter.detach())
+    check_weights(model.text_model, weights, folder)
+    model.text_model.load_state_dict(weights)
+    return True

@@ -1,0 +1,178 @@
+"""Sets of files with one feature each, read or made on the fly: what the answering commands compare."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from clamp3.errors import UserError
+from clamp3.features.cache import FeatureCache, embed_files_once
+from clamp3.features.embedder import Embedder
+from clamp3.features.reading import raw_modalities
+from clamp3.io.files import load_array
+from clamp3.io.folders import Plan, walk
+from clamp3.io.reports import Remark, reason, show
+from clamp3.search.ranking import top_k
+
+
+@dataclass
+class Collection:
+    """Files, by their paths relative to `folder`, and a feature of each."""
+
+    folder: Path
+    files: list[str]
+    features: np.ndarray  # (n, hidden) float32
+    ready: int = 0  # of the features, those that were read
+    failures: list[Remark] = field(default_factory=list)
+    repairs: list[Remark] = field(default_factory=list)
+    ignored: int = 0  # files of other kinds
+    weights: Path | None = None  # of the features that were made
+
+    def report(self) -> None:
+        """Print what the features are, and which files have none."""
+        made = len(self.files) - self.ready
+        print(f"{self.folder}: {self.ready} features read, {made} made, {len(self.failures)} files failed", end="")
+        print(f", {self.ignored} of other kinds" if self.ignored else "")
+        show("damaged, but read", self.repairs)
+        show("failed", self.failures)
+
+
+def load_collection(
+    path: Path, load_embedder: Callable[[], Embedder], cache: FeatureCache | None = None
+) -> Collection:
+    """A file, or all files under a folder, with their features: those that have one, in the order of their paths.
+
+    A .npy of one row, (1, hidden) or (hidden,), is a feature; any other is MERT features, (…, T, hidden), and is
+    embedded like raw files, unless the cache has its feature. The embedder is loaded if there are such files. Raises
+    UserError where nothing has a feature, or where features of different widths, which different models gave, would be
+    compared.
+    """
+    noted = Plan()
+    if path.is_dir():
+        folder, paths = path, list(walk(path, noted))
+    elif path.exists():
+        folder, paths = path.parent, [path]
+    else:
+        raise UserError(f"there is no file or folder {path}")
+    taken = [path for path in paths if path.suffix.lower() in raw_modalities()]
+    result = Collection(folder, [], np.zeros((0, 0)), 0, noted.failures, [], len(paths) - len(taken))
+    features: dict[Path, np.ndarray] = {}
+    others = []
+    for file in taken:
+        try:
+            feature = ready_feature(file)
+        except (ValueError, OSError) as error:
+            result.failures.append(Remark(str(file), reason(error)))
+            continue
+        if feature is None:
+            others.append(file)
+        else:
+            features[file] = feature
+    result.ready = len(features)
+    if others:
+        features.update(_embedded(load_embedder(), others, cache, result))
+    if not features:
+        result.report()
+        raise UserError(f"nothing in {path} has a feature; what can be read: {' '.join(raw_modalities())}")
+    check_widths(features)
+    ordered = [file for file in taken if file in features]
+    result.files = [file.relative_to(folder).as_posix() for file in ordered]
+    result.features = np.stack([features[file] for file in ordered])
+    return result
+
+
+def load_query(query: str, load_embedder: Callable[[], Embedder], cache: FeatureCache | None = None) -> Collection:
+    """What `query` is, a file or else a text, and its feature. Raises UserError for neither and for a folder."""
+    path = Path(query)
+    try:
+        exists = path.exists()
+    except (OSError, ValueError):  # a long text, say
+        exists = False
+    if path.suffix.lower() in raw_modalities() and not exists:
+        raise UserError(f"there is no file {query}")
+    if exists and path.is_dir():
+        raise UserError(f"{query} is a folder; to compare folders, use clamp3_score.py or clamp3_eval.py")
+    if exists:
+        return load_collection(path, load_embedder, cache)
+    if not query.strip():
+        raise UserError("the query is empty: give a text in quotes, or a file")
+    embedder = load_embedder()
+    return Collection(Path(), [query], embedder.embed_text([query]), weights=embedder.weights)
+
+
+def search_collection(
+    references: Collection,
+    query: str,
+    load_embedder: Callable[[], Embedder],
+    cache: FeatureCache | None = None,
+    k: int = 10,
+) -> list[dict]:
+    """The k files closest to `query`, a file or else a text, as records of rank, cosine, file and weights.
+
+    Raises UserError as `load_query`, and where the features differ in width.
+    """
+    asked = load_query(query, load_embedder, cache)
+    check_comparable(asked, references)
+    indices, cosines = top_k(asked.features, references.features, k)
+    weights = made_by(asked, references)
+    return [
+        {"rank": rank, "cosine": cosine, "file": references.files[index], "weights": weights}
+        for rank, (index, cosine) in enumerate(zip(indices[0], cosines[0].tolist(), strict=True), 1)
+    ]
+
+
+def made_by(*collections: Collection) -> str:
+    """What made the features that were compared, for people."""
+    weights = {str(collection.weights) for collection in collections if collection.weights}
+    return " and ".join(sorted(weights)) or "others: all came ready-made"
+
+
+def ready_feature(path: Path) -> np.ndarray | None:
+    """The feature (hidden,) in a .npy of one row; None for other files. Raises ValueError and OSError as `load_array`.
+
+    NaN and infinite values, and other types than floating-point, are ValueErrors too.
+    """
+    if path.suffix.lower() != ".npy":
+        return None
+    array = load_array(path, mmap_mode="r")
+    if array.ndim not in (1, 2) or array.size != array.shape[-1] or not array.size:
+        return None
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"features must be floating-point numbers, not {array.dtype}")
+    feature = np.array(array, np.float32).reshape(-1)
+    if not np.isfinite(feature).all():
+        raise ValueError("the feature holds NaN or infinite values")
+    return feature
+
+
+def _embedded(
+    embedder: Embedder, files: list[Path], cache: FeatureCache | None, result: Collection
+) -> Iterator[tuple[Path, np.ndarray]]:
+    """Each of `files` that can be embedded, with its feature; `result` takes the remarks on them."""
+    result.weights = embedder.weights
+    items = embed_files_once(embedder, files, cache)
+    for item, feature in tqdm(items, total=len(files), unit="file", delay=1):
+        file = files[item.index]
+        result.repairs += [Remark(str(file), repair) for repair in item.repairs]
+        if problem := item.problem(feature, embedder.precision):
+            result.failures.append(Remark(str(file), problem))
+        else:
+            yield file, feature
+
+
+def check_widths(features: dict[Path, np.ndarray]) -> None:
+    """Raise UserError, with the names of two files, where features (hidden,) differ in width."""
+    (first, feature), *others = features.items()
+    for file, other in others:
+        if other.shape != feature.shape:
+            raise UserError(
+                f"{file} has a feature of {other.size} numbers, {first} one of {feature.size}: "
+                "features of different models cannot be compared"
+            )
+
+
+def check_comparable(first: Collection, second: Collection) -> None:
+    """Raise UserError, with the names of two files, where the features of two collections differ in width."""
+    check_widths({other.folder / other.files[0]: other.features[0] for other in (first, second)})

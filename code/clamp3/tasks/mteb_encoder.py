@@ -1,0 +1,189 @@
+"""The model as MTEB's encoder of texts and sound, so that MTEB's tasks (those of MAEB among them) can be run with it.
+
+    import mteb
+    from clamp3 import Embedder
+    from clamp3.tasks.mteb_encoder import MtebEncoder
+
+    model = MtebEncoder(Embedder.from_pretrained("saas"))
+    mteb.evaluate(model, mteb.get_tasks(["GTZANGenre"]), cache=mteb.ResultCache("results"))
+`code/mteb_eval.py` does that from the command line. MTEB is no requirement of this library: it is imported here alone.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from clamp3.errors import RepairWarning
+from clamp3.features.embedder import Embedder
+from clamp3.features.reading import Item, read_item, read_sounds
+from clamp3.formats.audio import Note, read_audio, resampled
+from clamp3.io.reports import Remark
+from clamp3.models.releases import RELEASES, TINY, release_named
+from clamp3.models.weights import fingerprint
+from clamp3.search.ranking import normalized
+from clamp3.sizes import XLM_R_BASE
+
+try:
+    import datasets
+    from mteb import TaskMetadata
+    from mteb.models import ModelMeta
+    from mteb.models.abs_encoder import AbsEncoder
+    from mteb.models.model_implementations.facebookai import XLMR_LANGUAGES
+    from mteb.types import BatchedInput, PromptType
+except ImportError as error:
+    raise ImportError(
+        f"MTEB cannot be imported ({error}): pip install 'mteb>=2.26,<3', which takes Python 3.11 or newer"
+    ) from error
+MODALITIES = ("text", "audio")
+TINY_LANGUAGES = ["eng-Latn", "deu-Latn", "fra-Latn", "spa-Latn", "zho-Hans"]
+
+
+class MtebEncoder(AbsEncoder):
+    """An Embedder as MTEB takes it. Features have the length one, and are compared by their cosine.
+
+    An input that has no feature (a blank text, sound that cannot be read) becomes zeros, so that it is like nothing;
+    it is in `failures`, and a warning counts them. `repairs` are those that were read though damaged or very short.
+    """
+
+    def __init__(self, embedder: Embedder):
+        self.model = embedder
+        self.mteb_model_meta = model_meta(embedder)
+        self.failures: list[Remark] = []
+        self.repairs: list[Remark] = []
+
+    def encode(
+        self,
+        inputs: DataLoader[BatchedInput],
+        *,
+        task_metadata: TaskMetadata,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: PromptType | None = None,
+        show_progress_bar: bool = True,
+        **kwargs,
+    ) -> np.ndarray:
+        """Features (n, clamp3_hidden_size) float32 of the n items of `inputs`, in order.
+
+        Batches hold texts under "text" and what `waveform` takes under "audio". Items with both get the sum of the
+        two, as MTEB's other models of text and audio do it. Prompts are not used: the model has learned none.
+        Whatever the loader's batches are, at most a few sounds are decoded at a time. Raises ValueError for batches
+        of neither, and UserError where the tokenizer or MERT cannot be had.
+        """
+        inputs = undecoded(inputs)
+        first = next(iter(inputs), {})
+        if first and not set(MODALITIES) & set(first):
+            raise ValueError(f"this model reads text and audio; {task_metadata.name} gives {', '.join(first)}")
+        source = f"{task_metadata.name}, {hf_subset}, {hf_split}" + (f", {prompt_type.value}" if prompt_type else "")
+        parts = []
+        for modality in MODALITIES:
+            if modality in first:
+                items = self._items(modality, chain.from_iterable(batch[modality] for batch in inputs))
+                shown = tqdm(items, modality, len(inputs.dataset), delay=1, disable=not show_progress_bar)
+                parts.append(self._features(self.model.embed_items(shown), source))
+        return sum(parts) if parts else np.zeros((0, self.model.sizes.clamp3_hidden_size), np.float32)
+
+    def _items(self, modality: str, values: Iterable) -> Iterator[Item]:
+        """What the towers read of texts, or of sounds."""
+        if modality == "audio":
+            yield from read_sounds(self.model, (partial(waveform, value) for value in values))
+        else:
+            for index, text in enumerate(values):
+                yield read_item(Item(index, "text"), partial(self.model.encode_text, text))
+
+    def _features(self, embedded: Iterable[tuple[Item, np.ndarray | None]], source: str) -> np.ndarray:
+        """Normalized features in the order of the items, and zeros for those that have none."""
+        features, failures = {}, []
+        for item, feature in embedded:
+            name = f"{source}, {item.modality} {item.index + 1}"
+            self.repairs += [Remark(name, repair) for repair in item.repairs]
+            if problem := item.problem(feature, self.model.precision):
+                failures.append(Remark(name, problem))
+            features[item.index] = np.zeros(self.model.sizes.clamp3_hidden_size) if feature is None else feature
+        if failures:
+            counted = f"{len(failures)} of {len(features)} inputs have no feature and count as zeros"
+            example = f"{failures[0].file}: {failures[0].reason}"
+            warnings.warn(RepairWarning(f"{counted}, such as {example}"), stacklevel=3)
+        self.failures += failures
+        return normalized(np.stack([features[index] for index in range(len(features))]))
+
+
+def undecoded(loader: DataLoader) -> DataLoader:
+    """The same batches, but with the sound files of a data set as they are, for `read_audio`.
+
+    The library `datasets` itself decodes them by torchcodec, which is not to be had for every PyTorch.
+    """
+    features = getattr(loader.dataset, "features", None) or {}
+    if not isinstance(features.get("audio"), datasets.Audio):
+        return loader
+    dataset = loader.dataset.cast_column("audio", datasets.Audio(decode=False))
+    return DataLoader(dataset, loader.batch_size, num_workers=loader.num_workers, collate_fn=loader.collate_fn)
+
+
+def waveform(audio, note: Note) -> np.ndarray:
+    """A sound in any form that MTEB's data sets have -> float32 (samples,) at 24 kHz, the mean of its channels.
+
+    A dictionary of an `array`, (samples,) or (channels, samples), and its `sampling_rate` in Hz; one of the `bytes` or
+    else the `path` of a file; or a decoder of torchcodec's. Raises as `read_audio`.
+    """
+    if hasattr(audio, "get_all_samples"):
+        samples = audio.get_all_samples()
+        array, rate = samples.data, samples.sample_rate
+    elif audio.get("array") is not None:
+        array, rate = audio["array"], audio["sampling_rate"]
+    else:
+        return read_audio(Path(audio["path"]) if audio["bytes"] is None else audio["bytes"], note)
+    channels = np.atleast_2d(np.asarray(array, np.float32))
+    return resampled([channels.T], int(rate))
+
+
+def model_meta(embedder: Embedder) -> ModelMeta:
+    """What MTEB's results say of the model. Its revision tells the weights: others are other results.
+
+    Parameters are counted without MERT, which lies in a file of its own and is loaded for sound alone.
+    """
+    weights, sizes = embedder.weights, embedder.sizes
+    release = release_named(weights.name) if weights else None
+    parameters = {name: tensor.numel() for name, tensor in embedder.named_parameters()}
+    is_tiny = weights is not None and weights.parent == TINY
+    settings = {"precision": embedder.precision} if embedder.precision != "fp32" else {}
+    if embedder.mert_name and not is_tiny:
+        settings["mert"] = str(embedder.mert_name)
+    return ModelMeta(
+        loader=None,
+        name=model_name(weights),
+        revision=fingerprint(weights) if weights else "no_revision_available",
+        release_date=None,
+        languages=TINY_LANGUAGES if is_tiny else XLMR_LANGUAGES if sizes.text_model_name == XLM_R_BASE else None,
+        modalities=["audio", "text"],
+        n_parameters=sum(parameters.values()),
+        n_embedding_parameters=parameters.get("text_model.embeddings.word_embeddings.weight"),
+        memory_usage_mb=round(sum(parameters.values()) * 4 / 2**20),
+        max_tokens=float("inf"),  # longer texts are cut into segments, of which the feature is the mean
+        embed_dim=sizes.clamp3_hidden_size,
+        license="not specified",
+        open_weights=True if release or is_tiny else None,
+        public_training_code=None,
+        public_training_data=None,
+        framework=["PyTorch"],
+        reference="https://arxiv.org/abs/2502.10362",
+        similarity_fn_name="cosine",
+        use_instructions=False,
+        training_datasets=None,
+        experiment_kwargs=settings or None,
+    )
+
+
+def model_name(weights: Path | None) -> str:
+    """The weights' name in MTEB's form, organization/model."""
+    if weights is None:
+        return "clamp3/unnamed"
+    variant = next((name for name, release in RELEASES.items() if release.file_name == weights.name), None)
+    if variant:
+        return f"{RELEASES[variant].repository}-{variant}"
+    return "clamp3/tiny" if weights.parent == TINY else f"clamp3/{weights.stem}"

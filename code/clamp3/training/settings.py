@@ -1,0 +1,29 @@
+"""How a run is trained; apart from the loop, so that a command can read the knobs at once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; config.py says what each knob means."""
+
+    weights_path: Path
+    logs_path: Path
+    epochs: int
+    batch_size: int  # of each process
+    learning_rate: float
+    seed: int = 42
+    warmup_steps: int = 1000
+    decay: str = "none"  # of DECAYS
+    save_every: int = 0  # epochs
+    save_steps: int = 0
+    log_steps: int = 10
+    workers: int = 0
+    precision: str = "auto"
+    deterministic: bool = True
+    resume: bool = True
+    compile_layers: bool = False
+    recompute_layers: bool = False
+    wandb_log: bool = False
+    wandb_key: str = ""
