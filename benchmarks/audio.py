@@ -62,14 +62,16 @@ def in_turn(small: bool, rounds: int) -> tuple[float, dict[str, list[tuple[float
     contenders = {precision: Mert(hubert(small), "cpu", precision) for precision in TARGETS}
     expected = window_by_window(plain, waveform)
     for precision, mert in contenders.items():
-        ((_, found),) = mert.extract([waveform])
+        ((_, found),) = mert.extract_layers([windows(waveform)])
         if cosine(found, expected) < (0.999999 if precision == "fp32" else 0.999):
             raise RuntimeError(f"the contenders' features are not the same in {precision}")
     times: dict[str, list[tuple[float, float]]] = {precision: [] for precision in contenders}
     for _ in range(rounds):
         theirs = elapsed(lambda: window_by_window(plain, waveform))
         for precision, mert in contenders.items():
-            times[precision].append((elapsed(lambda mert=mert: list(mert.extract([waveform]))), theirs))
+            times[precision].append(
+                (elapsed(lambda mert=mert: list(mert.extract_layers([windows(waveform)]))), theirs)
+            )
     return len(waveform) / SAMPLING_RATE, times
 
 
@@ -88,7 +90,7 @@ def after_silence(small: bool) -> dict[float, float]:
     """For each of SILENCES before a clip of 30 s: the cosine of its mean feature with that of the clip alone."""
     mert, clip = Mert(hubert(small), "cpu"), sound(30)
     clips = [clip] + [np.pad(clip, (int(seconds * SAMPLING_RATE), 0)) for seconds in SILENCES]
-    found = dict(mert.extract(clips))
+    found = dict(mert.extract_layers(map(windows, clips)))
     vectors = [found[index].mean((0, 1)) for index in range(len(clips))]
     return {seconds: cosine(vectors[0], vector) for seconds, vector in zip(SILENCES, vectors[1:], strict=True)}
 

@@ -28,9 +28,10 @@ from clamp3.distributed import default_device
 from clamp3.inputs.encoder import InputEncoder
 from clamp3.inputs.patchilizer import EOS_ID
 from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.models.layers import prepare_layers
 from clamp3.sizes import ModelSizes
 from clamp3.training.data import Batch, Collate, Example, Examples
-from clamp3.training.loop import Trainer, chosen_precision, prepare_layers, set_deterministic
+from clamp3.training.loop import Trainer, chosen_precision, set_deterministic
 from clamp3.training.objectives import Contrastive
 from clamp3.training.settings import Settings
 

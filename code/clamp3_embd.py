@@ -31,20 +31,20 @@ def main() -> int:
     from clamp3.distributed import own_cores, start
     from clamp3.features.cache import embed_files_once
     from clamp3.features.extraction import extract
-    from clamp3.features.reading import raw_modalities, read_raw
+    from clamp3.formats.registry import extensions
 
     state, cache = start(args.device, args.threads), feature_cache(args)
     return extract(
         utils.embedder_loader(args, state.device),
         args.input_dir,
         args.output_dir,
-        extensions=tuple(raw_modalities()),
+        extensions=extensions(),
         pooled=args.get_global,
         state=state,
         embed=lambda embedder, paths: (
             embed_files_once(embedder, paths, cache)
             if args.get_global
-            else embedder.embed_items(read_raw(embedder, paths, own_cores()), pooled=False)
+            else embedder.embed_items(embedder.read_raw(paths, own_cores()), pooled=False)
         ),
     )
 

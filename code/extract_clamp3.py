@@ -29,7 +29,8 @@ def main() -> int:
     # Only now, so that --help and mistyped options answer at once.
     import utils
     from clamp3.distributed import start
-    from clamp3.features.extraction import MODALITY, extract
+    from clamp3.features.extraction import extract
+    from clamp3.formats.registry import extensions, model_inputs
 
     state = start(args.device, args.threads)
     options = {"device": state.device, "precision": args.precision, "batch_tokens": args.batch_tokens}
@@ -37,7 +38,7 @@ def main() -> int:
         lambda: utils.build_embedder(utils.CLaMP3Model, args.epoch, args.variant, **options),
         args.input_dir,
         args.output_dir,
-        extensions=tuple(MODALITY),
+        extensions=extensions(model_inputs()),
         pooled=args.get_global,
         state=state,
     )

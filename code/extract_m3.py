@@ -21,6 +21,7 @@ def main() -> int:
     import utils
     from clamp3.distributed import start
     from clamp3.features.extraction import extract
+    from clamp3.formats.registry import extensions, model_inputs
 
     state = start(args.device, args.threads)
     options = {"device": state.device, "precision": args.precision, "batch_tokens": args.batch_tokens}
@@ -28,7 +29,7 @@ def main() -> int:
         lambda: utils.build_embedder(utils.M3Model, variant=args.variant, **options),
         args.input_dir,
         args.output_dir,
-        extensions=(".abc", ".mtf"),
+        extensions=extensions(model_inputs("symbolic")),
         pooled=False,
         state=state,
     )

@@ -35,7 +35,7 @@ def main() -> int:
     import utils
     from clamp3.distributed import start_alone
     from clamp3.errors import UserError
-    from clamp3.io.reports import Remark, show
+    from clamp3.io.reports import FileIssue, show
 
     try:
         from clamp3.tasks.mteb_encoder import MtebEncoder
@@ -63,7 +63,7 @@ def main() -> int:
     scores = ((done.task_name, done.task.metadata.main_score, float(done.get_score())) for done in result.task_results)
     print_table(("task", "measure", "score"), scores)
     print(f"written to {cache.get_task_result_path('TASK', model.mteb_model_meta).parent}")
-    failed = [Remark(error.task_name, error.exception) for error in result.exceptions or []]
+    failed = [FileIssue(error.task_name, error.exception) for error in result.exceptions or []]
     show("failed tasks", failed, most=None)
     show("without a feature, so zeros", model.failures)
     show("damaged or very short, but read", model.repairs)

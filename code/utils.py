@@ -61,9 +61,8 @@ def build_embedder(
         path = configured_path(f"{configured.removesuffix('.pth')}_{epoch}.pth")
         if not path.is_file():
             raise UserError(f"no weights of epoch {epoch}: there is no {path}")
-    embedder = Embedder(build_model(model_class, sizes, ensure_weights(path)), sizes, **options)
-    embedder.weights = path
-    return embedder
+    path = ensure_weights(path)
+    return Embedder(build_model(model_class, sizes, path), sizes, weights=path, **options)
 
 
 def embedder_loader(args: Namespace, device) -> Callable[[], Embedder]:

@@ -199,6 +199,6 @@ def extract_share(sources: list[tuple[Path, Path]], mert_folder: Path, seed: int
         render(read_melody(abc.read_text(encoding="utf-8")), np.random.default_rng([seed, crc32(abc.name.encode())]))
         for abc, _ in sources
     )
-    for index, features in mert.extract(sounds):
+    for index, features in mert.extract_layers(map(windows, sounds)):
         sources[index][1].parent.mkdir(parents=True, exist_ok=True)
         np.save(sources[index][1], features.mean(axis=0, keepdims=True))

@@ -4,15 +4,14 @@ import os
 import signal
 import sys
 import time
-import warnings
 from pathlib import Path
 
-from clamp3.errors import RepairWarning
-from clamp3.features.reading import convert_score
+from clamp3.errors import Note, warn
+from clamp3.features.reading import convert_raw
 from clamp3.io.folders import Job, Outcome
 
 
-def obey(path: Path) -> str | bytes | list[str]:
+def obey(path: Path, note: Note = warn) -> str | bytes | list[str]:
     """The file in capitals, unless its first word is one of these."""
     word, *rest = path.read_text().split() or [""]
     if word == "exit":
@@ -30,7 +29,7 @@ def obey(path: Path) -> str | bytes | list[str]:
         raise KeyError(rest[0])
     if word == "mend":
         for what in rest:
-            warnings.warn(RepairWarning(what), stacklevel=2)
+            note(what)
     if word == "pieces":
         return [piece.upper() for piece in rest]
     return path.read_bytes() if word == "bytes" else path.read_text().upper()
@@ -47,4 +46,4 @@ def read_or_obey(job: Job) -> Outcome:
     word = job.source.read_text().split()[0]
     if word in ("kill", "sleep"):
         obey(job.source)
-    return convert_score(job)
+    return convert_raw(job)

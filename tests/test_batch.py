@@ -15,7 +15,7 @@ import converters
 from clamp3.errors import UserError
 from clamp3.io.conversion import convert_folder
 from clamp3.io.folders import Job, Plan, Tally, plan, report, share
-from clamp3.io.reports import Remark, printable
+from clamp3.io.reports import FileIssue, printable
 
 EXTENSIONS = (".abc", ".mtf")
 
@@ -131,7 +131,11 @@ def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(folders)
 
 def test_the_report_names_failures_and_forgets_them_when_they_are_mended(tmp_path, capsys):
     odd = "caf\udce9.abc"  # a file name that is not UTF-8
-    failures = [Remark("b.abc", "no bars"), Remark(odd, "empty file"), *(Remark(f"z{i}", "bad") for i in range(30))]
+    failures = [
+        FileIssue("b.abc", "no bars"),
+        FileIssue(odd, "empty file"),
+        *(FileIssue(f"z{i}", "bad") for i in range(30)),
+    ]
     report(tmp_path, Plan(already_done=2), Tally(3, failures), 1.5)
     printed = capsys.readouterr().out
     assert "3 written in 1.5 s (2.0 files/s), 2 already there, 32 failed" in printed

@@ -12,7 +12,7 @@ import torch
 
 from answers import lines
 from clamp3.errors import UserError
-from clamp3.features.cache import CACHE_FILE, FeatureCache, Kept, embed_files_once
+from clamp3.features.cache import CACHE_FILE, CachedFeature, FeatureCache, embed_files_once
 from clamp3.features.embedder import Embedder
 from clamp3.features.reading import READING_VERSION
 from clamp3.models.clamp3 import CLaMP3Model
@@ -153,7 +153,9 @@ def test_a_cache_that_cannot_be_used_costs_no_run(embedder, files, cache, tmp_pa
 def test_the_least_recently_used_go_first_and_the_size_is_bounded(cache):
     rng = np.random.default_rng(0)
     features = {
-        bytes([n, m]) * 16: Kept(rng.standard_normal(768, np.float32), []) for n in range(4) for m in range(250)
+        bytes([n, m]) * 16: CachedFeature(rng.standard_normal(768, np.float32), [])
+        for n in range(4)
+        for m in range(250)
     }
     small, keys = FeatureCache(1), list(features)
     for start in range(0, 1000, 50):
@@ -169,7 +171,7 @@ def test_many_write_at_once(cache):
     def write(number: int) -> None:
         for turn in range(10):
             key = bytes([number, turn])
-            cache.put({key: Kept(np.full(8, number, np.float32), [])})
+            cache.put({key: CachedFeature(np.full(8, number, np.float32), [])})
             assert cache.get([key])
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]

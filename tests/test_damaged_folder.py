@@ -14,12 +14,13 @@ import pytest
 import soundfile
 
 from clamp3.audio.mert import Mert
+from clamp3.audio.windows import windows
 from clamp3.features.embedder import Embedder
 from clamp3.formats.abc import interleave, read_abc
-from clamp3.formats.audio import EXTENSIONS as AUDIO
 from clamp3.formats.audio import read_audio
-from clamp3.formats.midi import MIDI_EXTENSIONS, midi_to_mtf, mtf_to_midi
+from clamp3.formats.midi import midi_to_mtf, mtf_to_midi
 from clamp3.formats.musicxml import extracted, musicxml_to_abc
+from clamp3.formats.registry import ABC, MIDI, MUSICXML, SOUND, extensions
 from conftest import CODE, MERT_TINY, ROOT, run_forked
 from corpus import corpus_folder, folk_tunes
 from notes import read_melody, to_mtf, to_sound
@@ -37,7 +38,6 @@ ODD_NAMES = (
     " blank ",
 )
 STATES = ("good",) * 4 + ("cut",) * 3 + ("flipped",) * 3 + ("empty", "another kind's")
-SCORES = (".xml", ".musicxml", ".mxl")
 RATE = 24_000
 
 LISTS = ("failures.jsonl", "warnings.jsonl")
@@ -88,10 +88,10 @@ def mixed(tmp_path_factory) -> Mixed:
         ],
     }
     others = [*kinds.values()][2:] + [*kinds.values()][:2]
-    for (extensions, contents), other in zip(kinds.items(), others, strict=True):
+    for (endings, contents), other in zip(kinds.items(), others, strict=True):
         for number, (data, state) in enumerate(zip(contents, STATES, strict=True)):
             name = f"{ODD_NAMES[len(found.files) % len(ODD_NAMES)]} {len(found.files)}"
-            path = found.folder / f"{name}{extensions[number % len(extensions)]}"
+            path = found.folder / f"{name}{endings[number % len(endings)]}"
             path.write_bytes(damaged(data, state, other[0], chance))
             found.files[path] = state
     assert len(found.files) == len(list(found.folder.iterdir())) == 60
@@ -119,7 +119,7 @@ def embedder() -> Embedder:
 
 
 def layers(path: Path) -> np.ndarray:
-    ((_, features),) = mert().extract([read_audio(path)])
+    ((_, features),) = mert().extract_layers([windows(read_audio(path))])
     return features
 
 
@@ -129,20 +129,20 @@ XML2ABC, INTERLEAVED_ABC = (
 )
 MIDI2MTF, EXTRACT_MERT = ROOT / "preprocessing/midi/batch_midi2mtf.py", ROOT / "preprocessing/audio/extract_mert.py"
 COMMANDS = {
-    "xml2abc": Command((XML2ABC, INPUT, OUTPUT), SCORES, ".abc", musicxml_to_abc),
+    "xml2abc": Command((XML2ABC, INPUT, OUTPUT), MUSICXML.extensions, ".abc", musicxml_to_abc),
     "interleaved_abc": Command(
         (INTERLEAVED_ABC, INPUT, OUTPUT), (".abc",), ".abc", lambda path: interleave(read_abc(path))
     ),
-    "midi2mtf": Command((MIDI2MTF, INPUT, OUTPUT), MIDI_EXTENSIONS, ".mtf", midi_to_mtf),
+    "midi2mtf": Command((MIDI2MTF, INPUT, OUTPUT), MIDI.extensions, ".mtf", midi_to_mtf),
     "extract_mert": Command(
         (EXTRACT_MERT, "--input_path", INPUT, "--output_path", OUTPUT, "--model_path", MERT_TINY, "--device", "cpu"),
-        AUDIO,
+        SOUND.extensions,
         ".npy",
         layers,
     ),
     "embd": Command(
         (CODE / "clamp3_embd.py", INPUT, OUTPUT, "--variant", "tiny", "--device", "cpu", "--get_global"),
-        (*SCORES, ".abc", *MIDI_EXTENSIONS, *AUDIO),
+        extensions((MUSICXML, ABC, MIDI, SOUND)),
         ".npy",
         lambda path: embedder().embed_files([path]),
     ),

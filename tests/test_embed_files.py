@@ -13,9 +13,10 @@ import torch
 
 import converters
 from clamp3.audio.mert import Mert
+from clamp3.audio.windows import windows
 from clamp3.errors import RepairWarning
 from clamp3.features.embedder import Embedder
-from clamp3.features.reading import MANY, Item, read_raw
+from clamp3.features.reading import MIN_FOR_WORKERS, Item, read_raw
 from clamp3.formats.abc import interleave, read_abc
 from clamp3.formats.audio import read_audio
 from clamp3.formats.midi import midi_to_mtf
@@ -61,7 +62,7 @@ def files(tmp_path_factory, embedder):
 def test_files_of_all_kinds_are_embedded_in_one_call_and_in_order(embedder, files):
     paths = list(files.values())
     found = embedder.embed_files(paths)
-    mert = dict(embedder.mert.extract(read_audio(files[name]) for name in ("g.wav", "h.flac")))
+    mert = dict(embedder.mert.extract_layers(windows(read_audio(files[name])) for name in ("g.wav", "h.flac")))
     expected = [
         embedder.embed_symbolic([interleave(musicxml_to_abc(files["a.MXL"]))]),
         embedder.embed_symbolic([interleave(read_abc(files["b.abc"]))]),
@@ -165,12 +166,12 @@ def test_the_network_that_listens_is_loaded_with_the_first_sound_alone(small_mod
 
 def test_many_scores_are_converted_in_processes_and_one_that_hangs_holds_up_nothing(embedder, tmp_path, monkeypatch):
     """The commands' way. Two of the files end or hold up their converter, and one is damaged."""
-    texts = [tune.abc for tune in islice(folk_tunes(), MANY)]
+    texts = [tune.abc for tune in islice(folk_tunes(), MIN_FOR_WORKERS)]
     contents = {f"{number}.abc": text for number, text in enumerate(texts)}
     contents |= {"kill.abc": "kill", "sleep.abc": "sleep 60", "bad.abc": "no tune", "words.txt": "A slow air"}
     for name, content in contents.items():
         (tmp_path / name).write_text(content, encoding="utf-8")
-    monkeypatch.setattr("clamp3.features.reading.convert_score", converters.read_or_obey)
+    monkeypatch.setattr("clamp3.features.reading.convert_raw", converters.read_or_obey)
     monkeypatch.setattr("clamp3.io.workers.TIME_LIMIT", 6)
     paths = [tmp_path / name for name in contents]
     items = {paths[item.index].name: item for item in read_raw(embedder, paths, workers=2)}
@@ -179,6 +180,6 @@ def test_many_scores_are_converted_in_processes_and_one_that_hangs_holds_up_noth
     assert errors.keys() == {"kill.abc", "sleep.abc", "bad.abc"}
     assert "exit code -9" in errors["kill.abc"] and "takes longer than 6 s" in errors["sleep.abc"]
     expected = [embedder.encode_symbolic(text) for text in texts] + [embedder.encode_text("A slow air")]
-    for name, sequence in zip([*map(str, range(MANY)), "words"], expected, strict=True):
+    for name, sequence in zip([*map(str, range(MIN_FOR_WORKERS)), "words"], expected, strict=True):
         found = items[f"{name}.abc" if name != "words" else "words.txt"].content
         np.testing.assert_array_equal(found, sequence)

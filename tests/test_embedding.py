@@ -155,7 +155,7 @@ def test_repeated_and_empty_lines_of_a_text_count_once(embedder):
 def test_text_features_do_not_depend_on_the_hash_seed(small_model):
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from clamp3.inputs import InputEncoder\nfrom clamp3.sizes import ModelSizes\n"
+        "from clamp3.inputs.encoder import InputEncoder\nfrom clamp3.sizes import ModelSizes\n"
         "encoder = InputEncoder(ModelSizes(text_model_name=sys.argv[2]))\n"
         "print(encoder.encode_text('b\\na\\nd\\nc\\ne\\na\\nf').tolist())"
     )

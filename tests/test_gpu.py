@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from clamp3.audio.mert import Mert
+from clamp3.audio.windows import windows
 from clamp3.features.embedder import Embedder
 from clamp3.io.files import read_text
-from clamp3.models.layers import Packing
+from clamp3.models.layers import Packing, prepare_layers
 from clamp3.training.curves import figures_path
-from clamp3.training.loop import prepare_layers
 from conftest import CODE, MERT_TINY, run
 from training_runs import (
     ALONE,
@@ -64,8 +64,8 @@ def test_mert_is_the_cpus(precision):
     rng = np.random.default_rng(0)
     tracks = [rng.standard_normal(24_000 * seconds).astype(np.float32) * 0.1 for seconds in (2, 11)]
     ours, cpu = Mert.from_pretrained(MERT_TINY, "cuda", precision), Mert.from_pretrained(MERT_TINY, "cpu")
-    expected = dict(cpu.extract(tracks))
-    for index, found in ours.extract(tracks):
+    expected = dict(cpu.extract_layers(map(windows, tracks)))
+    for index, found in ours.extract_layers(map(windows, tracks)):
         assert least_cosine(found, expected[index]) > CLOSE[precision]
 
 

@@ -17,11 +17,12 @@ import torch
 
 from clamp3.errors import UserError
 from clamp3.io.files import partial_name
+from clamp3.models.layers import prepare_layers
 from clamp3.models.m3 import M3Model
 from clamp3.models.weights import start_from_m3
 from clamp3.training.curves import draw_curves
 from clamp3.training.data import Collate
-from clamp3.training.loop import Trainer, prepare_layers
+from clamp3.training.loop import Trainer
 from clamp3.training.settings import Settings
 from conftest import BIN, CODE, ROOT, run, run_forked, write_training_data
 from forks import free_port

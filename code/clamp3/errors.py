@@ -1,8 +1,11 @@
-"""What the library tells its users: the error that is theirs to mend, and the warning that it has mended something."""
+"""What the library tells its users: the errors that are theirs to mend, and remarks on inputs that it has mended."""
+
+import warnings
+from collections.abc import Callable
 
 
 class UserError(ValueError):
-    """Wrong settings, weights or folders: scripts print its message without a traceback and exit with 2."""
+    """Wrong settings, weights or folders: commands print its message without a traceback and exit with 2."""
 
 
 class ItemError(UserError):
@@ -11,3 +14,12 @@ class ItemError(UserError):
 
 class RepairWarning(UserWarning):
     """An input is damaged or out of the ordinary, and was read all the same: the message says what was done."""
+
+
+# What readers call with a remark on an input that they have mended or read in part.
+Note = Callable[[str], None]
+
+
+def warn(message: str) -> None:
+    """The default `Note`: a RepairWarning. Pass another one to collect remarks, in threads above all."""
+    warnings.warn(RepairWarning(message), stacklevel=3)

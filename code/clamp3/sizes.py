@@ -1,6 +1,8 @@
 """What makes a model: apart from the networks, so that processes which only encode inputs start quickly."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 PATCH_SIZE = 64  # characters in a patch
 XLM_R_BASE = "FacebookAI/xlm-roberta-base"
@@ -24,6 +26,6 @@ class ModelSizes:
     logit_scale: float = 1.0
 
     @classmethod
-    def from_knobs(cls, knobs: dict[str, object]) -> "ModelSizes":
-        """The sizes that `knobs` (such as `vars(config)`) holds under upper-case names."""
-        return cls(**{field.name: knobs[field.name.upper()] for field in fields(cls)})
+    def from_knobs(cls, knobs: Mapping[str, Any]) -> "ModelSizes":
+        """The sizes that `knobs` (such as `vars(config)`) holds under upper-case names, the others by default."""
+        return cls(**{field.name: knobs[name] for field in fields(cls) if (name := field.name.upper()) in knobs})

@@ -20,13 +20,14 @@ def main() -> int:
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.formats.abc import count_tunes
     from clamp3.formats.musicxml import abc_file_to_musicxml
+    from clamp3.formats.registry import ABC
     from clamp3.io.conversion import convert_folder
 
     return convert_folder(
         abc_file_to_musicxml,
         args.input_dir,
         args.output_dir,
-        extensions=(".abc",),
+        extensions=ABC.extensions,
         target_extension=".xml",
         count_pieces=count_tunes,
         workers=args.workers,

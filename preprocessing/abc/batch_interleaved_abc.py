@@ -21,13 +21,14 @@ def main() -> int:
 
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.formats.abc import count_tunes, interleave_file
+    from clamp3.formats.registry import ABC
     from clamp3.io.conversion import convert_folder
 
     return convert_folder(
         interleave_file,
         args.input_dir,
         args.output_dir,
-        extensions=(".abc",),
+        extensions=ABC.extensions,
         target_extension=".abc",
         count_pieces=count_tunes,
         workers=args.workers,

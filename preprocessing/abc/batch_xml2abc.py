@@ -19,13 +19,14 @@ def main() -> int:
 
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.formats.musicxml import musicxml_to_abc
+    from clamp3.formats.registry import MUSICXML
     from clamp3.io.conversion import convert_folder
 
     return convert_folder(
         musicxml_to_abc,
         args.input_dir,
         args.output_dir,
-        extensions=(".xml", ".mxl", ".musicxml"),
+        extensions=MUSICXML.extensions,
         target_extension=".abc",
         workers=args.workers,
         time_limit=args.time_limit,

@@ -38,7 +38,7 @@ def main() -> int:
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.audio.mert import RELEASED, Mert
     from clamp3.distributed import start
-    from clamp3.features.mert_extraction import extract_mert
+    from clamp3.features.extraction import extract_mert
 
     state = start(args.device, args.threads)
     return extract_mert(

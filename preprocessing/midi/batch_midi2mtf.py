@@ -25,14 +25,15 @@ def main() -> int:
     args = parser.parse_args()
 
     # Only now, so that --help and mistyped options answer at once.
-    from clamp3.formats.midi import MIDI_EXTENSIONS, midi_to_mtf
+    from clamp3.formats.midi import midi_to_mtf
+    from clamp3.formats.registry import MIDI
     from clamp3.io.conversion import convert_folder
 
     return convert_folder(
         partial(midi_to_mtf, m3_compatible=args.m3_compatible),
         args.input_dir,
         args.output_dir,
-        extensions=MIDI_EXTENSIONS,
+        extensions=MIDI.extensions,
         target_extension=".mtf",
         workers=args.workers,
         time_limit=args.time_limit,

@@ -17,14 +17,15 @@ def main() -> int:
     args = conversion_parser(__doc__).parse_args()
 
     # Only now, so that --help and mistyped options answer at once.
-    from clamp3.formats.midi import mtf_to_midi
+    from clamp3.formats.midi import mtf_file_to_midi
+    from clamp3.formats.registry import MTF
     from clamp3.io.conversion import convert_folder
 
     return convert_folder(
-        mtf_to_midi,
+        mtf_file_to_midi,
         args.input_dir,
         args.output_dir,
-        extensions=(".mtf",),
+        extensions=MTF.extensions,
         target_extension=".mid",
         workers=args.workers,
         time_limit=args.time_limit,

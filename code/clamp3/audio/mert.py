@@ -16,9 +16,9 @@ from torch.nn.utils import parametrize
 from clamp3.audio.mert_layers import Front, SpectralPosition
 from clamp3.audio.windows import WINDOW, windows
 from clamp3.distributed import PRECISIONS, checked_precision, usable_device
-from clamp3.errors import UserError
+from clamp3.errors import Note, UserError, warn
 from clamp3.formats.audio import SAMPLING_RATE
-from clamp3.models.weights import check_weights, read_weights
+from clamp3.models.weights import check_weights, fingerprint, read_weights
 
 if TYPE_CHECKING:
     from transformers import HubertConfig, HubertModel
@@ -78,7 +78,10 @@ def batches(items: Iterable[Window], batch_samples: float) -> Iterator[list[Wind
 
 
 class Mert:
-    """Turns sound into MERT features, float32. They do not depend on what else is in a call."""
+    """An AudioEncoder: turns sound into MERT features, float32. They do not depend on what else is in a call."""
+
+    rate = SAMPLING_RATE
+    window = WINDOW / SAMPLING_RATE
 
     def __init__(
         self,
@@ -86,8 +89,10 @@ class Mert:
         device: str | torch.device | None = None,
         precision: str = "fp32",
         batch_seconds: float | None = None,
+        identity: str | None = None,
     ):
         """The model is taken over. `batch_seconds` bounds a batch; None takes what suits the device.
+        `identity` tells the weights from others.
 
         In bf16 and fp16 the network computes in that precision, but for the first convolution with its norm, and for
         the means over time.
@@ -95,7 +100,8 @@ class Mert:
         self.device = usable_device(device)
         self.precision = checked_precision(precision)
         self.batch_seconds = batch_seconds or BATCH_SECONDS["cpu" if self.device.type == "cpu" else "other"]
-        self.hidden_size: int = model.config.hidden_size
+        self.width: int = model.config.hidden_size
+        self.identity = identity
         dtype = PRECISIONS[precision]
         self._front = Front(model, self.device, dtype)
         self._projection = model.feature_projection.eval().to(self.device, dtype)
@@ -116,23 +122,27 @@ class Mert:
         batch_seconds: float | None = None,
     ) -> "Mert":
         """Load a folder with config.json and the weights, or a hub's model from its cache or, once, from the hub."""
-        return cls(build_hubert(find_mert(str(name_or_path))), device, precision, batch_seconds)
+        model = build_hubert(find_mert(str(name_or_path)))
+        return cls(model, device, precision, batch_seconds, mert_identity(name_or_path))
 
-    def extract(self, waveforms: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (index, features (layers, windows, hidden)) of each waveform (samples,) at 24 kHz, once it is whole.
+    def prepare(self, waveform: np.ndarray, note: Note = warn) -> Iterator[np.ndarray]:
+        """The windows of a waveform (samples,) at 24 kHz, as `windows` normalizes and cuts it, warns and raises."""
+        return windows(waveform, note)
 
-        Waveforms are taken one by one, as the network gets to them; `windows` says how each is normalized and cut,
-        and what it warns of and raises.
+    def extract(self, sounds: Iterable[Iterable[np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+        """`extract_layers`, averaged over the layers: frames (windows, hidden), what the audio tower reads."""
+        return ((index, layers.mean(axis=0)) for index, layers in self.extract_layers(sounds))
+
+    def extract_layers(self, sounds: Iterable[Iterable[np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (index, features (layers, windows, hidden)) of each of `sounds`, what `prepare` returns, once whole.
+
+        They are taken one by one, as the network gets to them.
         """
-        return self.extract_windows(windows(waveform) for waveform in waveforms)
-
-    def extract_windows(self, tracks: Iterable[Iterable[np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
-        """The same for tracks that are given as their windows (samples,)."""
         lengths: dict[int, int] = {}  # in windows, of the tracks that have been taken to their end
         parts: dict[int, dict[int, np.ndarray]] = {}
 
         def items() -> Iterator[Window]:
-            for track, cut in enumerate(tracks):
+            for track, cut in enumerate(sounds):
                 parts[track], position = {}, -1
                 for position, samples in enumerate(cut):
                     yield Window(track, position, samples)
@@ -164,6 +174,11 @@ class Mert:
 
 
 # ---------- finding and loading ----------
+
+
+def mert_identity(name_or_path: str | Path) -> str:
+    """What tells a MERT from others: the content of a folder, or its name on the hub."""
+    return fingerprint(Path(name_or_path)) if Path(name_or_path).is_dir() else str(name_or_path)
 
 
 def find_mert(name_or_path: str) -> Path:

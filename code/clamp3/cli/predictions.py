@@ -10,7 +10,7 @@ from clamp3.cli.output import print_table
 if TYPE_CHECKING:
     import numpy as np
 
-    from clamp3.io.reports import Remark
+    from clamp3.io.reports import FileIssue
     from clamp3.tasks.figures import Figures
 
 
@@ -72,7 +72,7 @@ def print_figures(result: "Figures") -> None:
     )
 
 
-def print_score(records: Sequence[dict], labels: Sequence[str], remarks: "list[Remark]") -> "Figures | None":
+def print_score(records: Sequence[dict], labels: Sequence[str], remarks: "list[FileIssue]") -> "Figures | None":
     """Print and return the figures over the files whose label is known, if there are any; `remarks` on the others."""
     from clamp3.io.reports import show
     from clamp3.tasks.figures import figures

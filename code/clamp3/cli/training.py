@@ -71,8 +71,9 @@ def train_clamp3(modality: str, knobs: Knobs, args: argparse.Namespace) -> int:
     from clamp3.distributed import finish, start
     from clamp3.inputs.encoder import InputEncoder
     from clamp3.models.clamp3 import CLaMP3Model
+    from clamp3.models.layers import prepare_layers
     from clamp3.training.curves import draw_curves
-    from clamp3.training.loop import Trainer, prepare_layers
+    from clamp3.training.loop import Trainer
     from clamp3.training.objectives import Contrastive
 
     settings = settings_of(knobs, "CLAMP3", save_every=knobs["SAVE_EVERY"])
@@ -137,9 +138,10 @@ def train_m3(knobs: Knobs, args: argparse.Namespace) -> int:
 
     from clamp3.distributed import finish, start
     from clamp3.inputs.encoder import InputEncoder
+    from clamp3.models.layers import prepare_layers
     from clamp3.models.m3 import M3Model
     from clamp3.training.curves import draw_curves
-    from clamp3.training.loop import Trainer, prepare_layers
+    from clamp3.training.loop import Trainer
     from clamp3.training.objectives import Reconstruction
 
     settings = settings_of(knobs, "M3")

@@ -18,7 +18,8 @@ import numpy as np
 
 from clamp3.distributed import own_cores
 from clamp3.features.embedder import Embedder
-from clamp3.features.reading import Item, is_sound, raw_modalities, read_raw
+from clamp3.features.reading import Item, is_sound
+from clamp3.formats.registry import format_of
 from clamp3.io.files import content_hash, user_cache
 
 CACHE_FILE = "features.sqlite"
@@ -33,7 +34,7 @@ SCHEMA = """
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedFeature:
     """What the cache has of a file: its feature (hidden,) float32, and what had to be mended to read it."""
 
     feature: np.ndarray
@@ -72,7 +73,7 @@ class FeatureCache:
                 yield database
 
     @harmless
-    def get(self, keys: Sequence[bytes]) -> dict[bytes, Kept]:
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, CachedFeature]:
         """What is kept under `keys`."""
         found = {}
         with self._transaction() as database:
@@ -80,12 +81,14 @@ class FeatureCache:
                 asked = keys[start : start + BATCH]
                 chosen = f"WHERE key IN ({','.join('?' * len(asked))})"
                 rows = database.execute(f"SELECT key, feature, repairs FROM features {chosen}", asked)
-                found |= {key: Kept(np.frombuffer(data, "<f4"), json.loads(repairs)) for key, data, repairs in rows}
+                found |= {
+                    key: CachedFeature(np.frombuffer(data, "<f4"), json.loads(repairs)) for key, data, repairs in rows
+                }
                 database.execute(f"UPDATE features SET used = ? {chosen}", (time.time(), *asked))
         return found
 
     @harmless
-    def put(self, kept: dict[bytes, Kept]) -> None:
+    def put(self, kept: dict[bytes, CachedFeature]) -> None:
         """Keep features by their keys."""
         now = time.time()
         rows = [(key, one.feature.astype("<f4").tobytes(), json.dumps(one.repairs), now) for key, one in kept.items()]
@@ -114,19 +117,19 @@ def embed_files_once(
     for index, path in enumerate(paths):
         one = kept and kept.get(keys.get(index))
         if one:
-            yield Item(index, raw_modalities()[path.suffix.lower()], repairs=one.repairs), one.feature
+            yield Item(index, format_of(path).modality, repairs=one.repairs), one.feature
         else:
             missing.append(index)
     if not missing:
         return
     files = [paths[index] for index in missing]
     embedder.prepare_for(files)
-    fresh: dict[bytes, Kept] = {}
+    fresh: dict[bytes, CachedFeature] = {}
     try:
-        for item, feature in embedder.embed_items(read_raw(embedder, files, own_cores())):
+        for item, feature in embedder.embed_items(embedder.read_raw(files, own_cores())):
             item.index = missing[item.index]
             if item.index in keys and feature is not None and np.isfinite(feature).all():
-                fresh[keys[item.index]] = Kept(feature, item.repairs)
+                fresh[keys[item.index]] = CachedFeature(feature, item.repairs)
             if len(fresh) >= BATCH:
                 cache.put(fresh)
                 fresh = {}

@@ -1,35 +1,38 @@
 """Sequences -> segments -> batches -> features. `Embedder` is the library's front door."""
 
 import hashlib
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from clamp3.audio.encoder import AudioEncoder, audio_encoder_identity, load_audio_encoder
 from clamp3.distributed import PRECISIONS, checked_precision, usable_device
-from clamp3.errors import RepairWarning, UserError
+from clamp3.errors import UserError, warn
 from clamp3.features.reading import READING_VERSION, Item, is_sound, read_raw
+from clamp3.formats.registry import format_of
 from clamp3.inputs.encoder import InputEncoder
 from clamp3.inputs.patchilizer import PAD_ID
 from clamp3.inputs.segments import Segment, batches, cut, pad
 from clamp3.io.files import user_cache
-from clamp3.io.reports import reason
+from clamp3.io.reports import describe_error
+from clamp3.modalities import AUDIO, MODALITIES, SYMBOLIC, TEXT
 from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.models.layers import is_packable
 from clamp3.models.m3 import M3Model
 from clamp3.models.releases import RELEASES, TINY, ensure_weights, tiny_sizes
 from clamp3.models.weights import build_model, fingerprint
 from clamp3.sizes import ModelSizes
 
 if TYPE_CHECKING:
-    from clamp3.audio.mert import Mert
+    pass
 
 # Enough to keep the arithmetic units busy; more makes no CPU faster, since activations then leave its caches.
 BATCH_TOKENS = {"cpu": 2048, "other": 32768}
@@ -64,13 +67,14 @@ class Embedder(InputEncoder):
         device: str | torch.device | None = None,
         precision: str = "fp32",
         batch_tokens: int | None = None,
-        mert: str | Path | None = None,
+        mert: str | Path | AudioEncoder | None = None,
+        weights: Path | None = None,
     ):
         """The model is taken over: it goes to the device and into evaluation mode, and loses its unused poolers.
 
-        `batch_tokens` bounds a padded batch (tokens, patches or frames); None takes what suits the device. `mert`
-        names what listens to raw sound, a local folder or a model of the hub, by default the released MERT: it is
-        loaded when sound is first embedded.
+        `batch_tokens` bounds a padded batch (tokens, patches or frames); None takes what suits the device. `mert` is
+        what listens to raw sound: a MERT's folder or name on the hub, by default the released one's, which is loaded
+        when sound is first embedded, or any AudioEncoder. `weights` is the file that the model was loaded from.
         In bf16 and fp16 the layers compute in that precision; embeddings, means and projections stay in float32.
         """
         super().__init__(sizes)
@@ -78,7 +82,7 @@ class Embedder(InputEncoder):
         self.precision = checked_precision(precision)
         self.batch_tokens = batch_tokens or BATCH_TOKENS["cpu" if self.device.type == "cpu" else "other"]
         self.mert_name = mert
-        self.weights: Path | None = None  # where the model's weights come from, for reports
+        self.weights = weights
         self._model = model.eval()
         self._ready: set[str] = set()
 
@@ -90,7 +94,7 @@ class Embedder(InputEncoder):
         precision: str = "fp32",
         batch_tokens: int | None = None,
         sizes: ModelSizes | None = None,
-        mert: str | Path | None = None,
+        mert: str | Path | AudioEncoder | None = None,
     ) -> "Embedder":
         """Load "saas" (best for audio), "c2" (best for symbolic music), "m3" (its hidden states), or a file.
 
@@ -108,9 +112,22 @@ class Embedder(InputEncoder):
             if not path.is_file():
                 raise UserError(f"no weights at {path}: give {', '.join(RELEASES)}, tiny, or the path of a .pth file")
         sizes = sizes or ModelSizes()
-        embedder = cls(build_model(None, sizes, ensure_weights(path)), sizes, device, precision, batch_tokens, mert)
-        embedder.weights = path
-        return embedder
+        path = ensure_weights(path)
+        return cls(build_model(None, sizes, path), sizes, device, precision, batch_tokens, mert, path)
+
+    def __repr__(self) -> str:
+        return f"Embedder({self.weights or 'unnamed weights'}, device={self.device}, precision={self.precision})"
+
+    @property
+    def weights(self) -> Path | None:
+        """The file that the model was loaded from, for reports; None where that is not known."""
+        return self._weights
+
+    @weights.setter
+    def weights(self, path: Path | None) -> None:
+        self._weights = path
+        # Now, not when it is first needed: the file may be another one by then.
+        self.fingerprint = fingerprint(path) if path else None
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The model's weights by their names in its file, but those that no feature needs."""
@@ -123,51 +140,59 @@ class Embedder(InputEncoder):
 
         With `pooled=False`, a list of the hidden states (tokens, hidden) instead; likewise below.
         """
-        return self._collect("text", self.encode_text, texts, normalize, pooled)
+        return self._collect(TEXT.name, self.encode_text, texts, normalize, pooled)
 
     def embed_symbolic(self, texts: Sequence[str], normalize: bool = False, pooled: bool = True):
         """Features (n, clamp3_hidden_size) of n pieces, each interleaved ABC or MTF."""
-        return self._collect("symbolic", self.encode_symbolic, texts, normalize, pooled)
+        return self._collect(SYMBOLIC.name, self.encode_symbolic, texts, normalize, pooled)
 
     def embed_audio_features(self, arrays: Sequence[np.ndarray], normalize: bool = False, pooled: bool = True):
         """Features (n, clamp3_hidden_size) of n recordings, each MERT features (…, frames, audio_hidden_size)."""
-        return self._collect("audio", self.encode_audio_features, arrays, normalize, pooled)
+        return self._collect(AUDIO.name, self.encode_audio_features, arrays, normalize, pooled)
 
     # ---------- raw files; each raises ValueError, and OSError where a path cannot be read ----------
 
     @cached_property
-    def mert(self) -> "Mert":
-        """The network that turns sound into audio features."""
-        from clamp3.audio.mert import RELEASED, Mert
+    def mert(self) -> AudioEncoder:
+        """The network that turns sound into audio features: MERT, or what has taken its place.
 
-        return Mert.from_pretrained(self.mert_name or RELEASED, self.device, self.precision)
+        Raises UserError where it cannot be had, or where the audio tower reads frames of another width.
+        """
+        encoder = load_audio_encoder(self.mert_name, self.device, self.precision)
+        if encoder.width != self.sizes.audio_hidden_size:
+            raise UserError(
+                f"the audio encoder gives frames of {encoder.width} numbers, and this model's audio tower reads "
+                f"{self.sizes.audio_hidden_size}"
+            )
+        return encoder
 
-    @cached_property
+    @property
     def identity(self) -> str | None:
         """What tells features that can be compared with this Embedder's, and no others; None for unknown weights.
 
         It stands for the weights, the sizes at which inputs are cut, and the version of what reads files.
         """
-        if self.weights is None:
+        if self.fingerprint is None:
             return None
-        facts = (fingerprint(self.weights), astuple(replace(self.sizes, text_model_name="")), READING_VERSION)
+        facts = (self.fingerprint, astuple(replace(self.sizes, text_model_name="")), READING_VERSION)
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     @cached_property
-    def mert_identity(self) -> str:
-        """What tells the network that turns sound into audio features from others."""
-        from clamp3.audio.mert import RELEASED
-
-        name = str(self.mert_name or RELEASED)
-        return fingerprint(Path(name)) if Path(name).is_dir() else name
+    def mert_identity(self) -> str | None:
+        """What tells the network that turns sound into audio features from others; None where that is not known."""
+        return audio_encoder_identity(self.mert_name)
 
     def prepare_for(self, paths: Iterable[Path]) -> None:
         """Load what reading `paths` takes besides weights. Raises UserError where it cannot be had."""
         paths = list(paths)
-        if any(path.suffix.lower() == ".txt" for path in paths):
+        if any((known := format_of(path)) and known.modality == TEXT.name for path in paths):
             _ = self.tokenizer  # loaded by being asked for
         if any(is_sound(path) for path in paths):
             _ = self.mert
+
+    def read_raw(self, paths: Sequence[Path], workers: int = 0) -> Iterator[Item]:
+        """The items of raw files of any kinds for `embed_items`; `workers` as in `reading.read_raw`."""
+        return read_raw(self, paths, lambda: self.mert, workers)
 
     def embed_files(self, paths: Sequence[str | Path], normalize: bool = False, pooled: bool = True):
         """Features of n files of any kinds, told by their extensions: text (.txt), scores (.xml .musicxml .mxl .abc),
@@ -175,17 +200,15 @@ class Embedder(InputEncoder):
         """
         paths = [Path(path) for path in paths]
         features: dict[int, np.ndarray] = {}
-        repairs = []
-        for item, feature in self.embed_items(read_raw(self, paths), pooled):
+        for item, feature in self.embed_items(self.read_raw(paths), pooled):
             path = paths[item.index]
-            repairs += [f"{path}: {repair}" for repair in item.repairs]
+            for repair in item.repairs:
+                warn(f"{path}: {repair}")
             if isinstance(item.error, OSError):
                 raise item.error
             if item.error is not None:
-                raise ValueError(f"{path}: {reason(item.error)}") from item.error
+                raise ValueError(f"{path}: {describe_error(item.error)}") from item.error
             features[item.index] = feature
-        for repair in repairs:  # only now: the thread that reads catches warnings, whoever gives them
-            warnings.warn(RepairWarning(repair), stacklevel=2)
         return self._in_order(features, normalize, pooled)
 
     def embed_items(self, items: Iterator[Item], pooled: bool = True) -> Iterator[tuple[Item, np.ndarray | None]]:
@@ -228,15 +251,15 @@ class Embedder(InputEncoder):
         """Features of n recordings, each a path or samples (samples,) or (samples, channels) at `sampling_rate` Hz."""
         from clamp3.formats.audio import read_audio, resampled
 
+        encoder = self.mert
         waveforms = (
-            resampled([source.reshape(len(source), -1)], sampling_rate)
+            resampled([source.reshape(len(source), -1)], sampling_rate, encoder.rate)
             if isinstance(source, np.ndarray)
-            else read_audio(Path(source))
+            else read_audio(Path(source), encoder.rate)
             for source in sources
         )
-        features = dict(self.mert.extract(waveforms))
-        arrays = [features[index].mean(axis=0) for index in range(len(features))]
-        return self.embed_audio_features(arrays, normalize, pooled)
+        frames = dict(encoder.extract(encoder.prepare(waveform, warn) for waveform in waveforms))
+        return self.embed_audio_features([frames[index] for index in range(len(frames))], normalize, pooled)
 
     def _collect(self, modality: str, encode: Callable, items: Sequence, normalize: bool, pooled: bool):
         if isinstance(items, str | np.ndarray):
@@ -285,34 +308,44 @@ class Embedder(InputEncoder):
     def _forward(self, modality: str, sequences: list[np.ndarray], pooled: bool) -> np.ndarray:
         """One padded batch through its tower -> (batch, clamp3_hidden_size), or (batch, longest, hidden)."""
         self._prepare(modality)
-        value = self._model.text_model.config.pad_token_id if modality == "text" else PAD_ID
+        value = self._model.text_model.config.pad_token_id if modality == TEXT.name else PAD_ID
         inputs, masks = (torch.from_numpy(array) for array in pad(sequences, value))
-        get_features = getattr(self._model, f"get_{modality}_features")
-        return get_features(inputs, masks, get_global=pooled).float().cpu().numpy()
+        return self._model.get_features(modality, inputs, masks, get_global=pooled).float().cpu().numpy()
 
     def _prepare(self, modality: str) -> None:
         """Bring a tower to the device and into the precision, once; leave out what features do not need."""
         if modality in self._ready:
             return
+        if modality not in self._model.towers:
+            raise ValueError(f"M3 reads symbolic music alone, not {modality}; load CLaMP 3 for that")
         if isinstance(self._model, M3Model):
-            if modality != "symbolic":
-                raise ValueError(f"M3 reads symbolic music alone, not {modality}; load CLaMP 3 for that")
             tower = self._model.encoder
         else:
-            tower = getattr(self._model, f"{modality}_model")
-            getattr(self._model, f"{modality}_proj").to(self.device)
-        bert = tower
-        if modality == "symbolic":
+            tower = getattr(self._model, MODALITIES[modality].tower)
+            getattr(self._model, MODALITIES[modality].projection).to(self.device)
+        if modality == SYMBOLIC.name:
             tower.patch_embedding.store_by_character()
-            bert = tower.base
-        bert.pooler = None  # its output is not used
+        network = self._model.towers[modality]
+        network.pooler = None  # its output is not used
         tower.to(self.device)
         if self.precision != "fp32":
-            lower_precision(bert, PRECISIONS[self.precision])
+            lower_precision(network, PRECISIONS[self.precision])
         self._ready.add(modality)
 
 
-def lower_precision(bert: nn.Module, dtype: torch.dtype) -> None:
-    """Let the layers of `bert` compute in `dtype`, and its embeddings go on in float32."""
-    bert.encoder.to(dtype)
-    bert.embeddings.register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
+def lower_precision(network: nn.Module, dtype: torch.dtype) -> None:
+    """Let the layers of `network` compute in `dtype`, and its embeddings go on in float32.
+
+    A network of another family than BERT keeps its weights and computes under autocast.
+    """
+    if is_packable(network):
+        network.encoder.to(dtype)
+        network.embeddings.register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
+        return
+    forward = network.forward
+
+    def autocast_forward(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(next(network.parameters()).device.type, dtype):
+            return forward(*args, **kwargs)
+
+    network.forward = autocast_forward

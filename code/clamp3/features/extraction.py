@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from clamp3.audio.mert import Mert
 from clamp3.distributed import finish, gather, on_main
 from clamp3.errors import UserError
 from clamp3.features.embedder import Embedder
-from clamp3.features.reading import Item, read_item
+from clamp3.features.reading import Item, encode, listen, read_item
+from clamp3.formats.registry import SOUND, model_inputs
 from clamp3.io.files import load_array, read_text, save_array
 from clamp3.io.folders import Job, Outcome, Tally, plan, report, share, tally
-from clamp3.io.reports import reason
+from clamp3.io.reports import describe_error
+from clamp3.modalities import AUDIO
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
 Model = TypeVar("Model")
-MODALITY = {".txt": "text", ".abc": "symbolic", ".mtf": "symbolic", ".npy": "audio"}
 Embed = Callable[[Embedder, Sequence[Path]], Iterator[tuple[Item, np.ndarray | None]]]
 
 
@@ -95,7 +97,7 @@ def _outcomes(embedder: Embedder, jobs: list[Job], embed: Embed) -> Iterator[Out
     for item, feature in embed(embedder, [job.source for job in jobs]):
         job, repairs = jobs[item.index], tuple(item.repairs)
         if feature is None:
-            yield Outcome(job, reason(item.error), repairs)
+            yield Outcome(job, describe_error(item.error), repairs)
         else:
             yield save_feature(job, feature[None], embedder.precision, repairs)
 
@@ -113,17 +115,37 @@ def save_feature(job: Job, feature: np.ndarray, precision: str, repairs: tuple[s
 
 def embed_inputs(embedder: Embedder, paths: Sequence[Path], pooled: bool) -> Iterator[tuple[Item, np.ndarray | None]]:
     """The items of `paths`, each an input of a model as it is, with their features."""
-    kinds = (MODALITY[path.suffix.lower()] for path in paths)
-    items = (
-        read_item(Item(index, kind), partial(read, embedder, kind, path))
-        for index, (kind, path) in enumerate(zip(kinds, paths, strict=True))
-    )
+    items = (read_input(embedder, index, path) for index, path in enumerate(paths))
     return embedder.embed_items(items, pooled)
 
 
-def read(embedder: Embedder, modality: str, path: Path) -> np.ndarray:
-    """The file as its tower's input sequence. Raises ValueError or OSError for one that has no feature."""
-    if modality == "audio":
-        return embedder.encode_audio_features(load_array(path))
-    encode = {"text": embedder.encode_text, "symbolic": embedder.encode_symbolic}[modality]
-    return encode(read_text(path))
+def read_input(embedder: Embedder, index: int, path: Path) -> Item:
+    """The file as its tower's input sequence, with no conversion."""
+    modality = next(known.modality for known in model_inputs() if path.suffix.lower() in known.extensions)
+    load = load_array if modality == AUDIO.name else read_text
+    return read_item(Item(index, modality), lambda _note: encode(embedder, modality, load(path)))
+
+
+# ---------- sound ----------
+
+
+def extract_mert(
+    load_mert: Callable[[], Mert], input_dir: Path, output_dir: Path, mean_features: bool, state: "PartialState"
+) -> int:
+    """Write a .npy for each audio file under `input_dir`: (layers, windows, hidden), or the layers' mean.
+
+    With `mean_features` that is (1, windows, hidden). Otherwise as `extract_folder`.
+    """
+    outcomes = partial(_mert_outcomes, mean_features=mean_features)
+    return extract_folder(lambda _jobs: load_mert(), outcomes, input_dir, output_dir, SOUND.extensions, state)
+
+
+def _mert_outcomes(mert: Mert, jobs: list[Job], mean_features: bool) -> Iterator[Outcome]:
+    """Do `jobs`, in any order."""
+    for item in listen(mert, [job.source for job in jobs], mert.extract if mean_features else mert.extract_layers):
+        job, repairs = jobs[item.index], tuple(item.repairs)
+        if item.error is not None:
+            yield Outcome(job, describe_error(item.error), repairs)
+        else:
+            features = item.content[None] if mean_features else item.content
+            yield save_feature(job, features, mert.precision, repairs)

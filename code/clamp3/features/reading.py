@@ -2,33 +2,31 @@
 
 import contextlib
 import itertools
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-from clamp3.errors import RepairWarning, UserError
-from clamp3.io.files import load_array, read_text
+from clamp3.audio.encoder import AudioEncoder
+from clamp3.errors import Note, UserError
+from clamp3.formats.registry import SOUND, Format, format_of
+from clamp3.inputs.encoder import InputEncoder
 from clamp3.io.folders import Job, Outcome
-from clamp3.io.reports import reason
+from clamp3.io.reports import describe_error
+from clamp3.modalities import AUDIO, MODALITIES, SYMBOLIC
 
-if TYPE_CHECKING:
-    from clamp3.audio.mert import Mert
-    from clamp3.features.embedder import Embedder
-    from clamp3.inputs.encoder import InputEncoder
+# A path, or a function that gives the waveform (samples,) at a rate in Hz, with a `Note` for what it has mended.
+Sound = Path | Callable[[int, Note], np.ndarray]
 
-# A path, or a function that gives the waveform (samples,) at 24 kHz and calls its argument with what it has mended.
-Sound = Path | Callable[[Callable[[str], None]], np.ndarray]
 # To be raised with each change that makes other sequences of the same file: features before and after do not compare.
 READING_VERSION = 1
-MANY = 32  # scores, which are worth starting processes for
-LISTENERS = {"cpu": 1, "other": 4}  # threads that decode ahead of the network; each holds a file's waveform
+MIN_FOR_WORKERS = 32  # slow conversions, which are worth starting processes for
+DECODERS = {"cpu": 1, "other": 4}  # threads that decode ahead of the network; each holds a file's waveform
 
 
 @dataclass
@@ -37,119 +35,107 @@ class Item:
 
     index: int  # of the file, in the list that is read
     modality: str
-    content: np.ndarray | Iterator[np.ndarray] | None = None  # its tower's sequence; of sound, first its windows
+    content: Any = None  # its tower's sequence (length, …); of sound, first what its AudioEncoder takes
     error: Exception | None = None
     repairs: list[str] = field(default_factory=list)
+
+    def note(self, repair: str) -> None:
+        """Add a remark, unless it is there already."""
+        if repair not in self.repairs:
+            self.repairs.append(repair)
 
     def problem(self, feature: np.ndarray | None, precision: str) -> str | None:
         """Why the file has no feature that can be used, if so; `feature` is the one computed in `precision`."""
         if self.error is not None:
-            return reason(self.error)
-        return None if np.isfinite(feature).all() else f"the feature is not finite in {precision}"
-
-
-@cache
-def raw_modalities() -> dict[str, str]:
-    """The modality of each kind of file, by extension in small letters."""
-    from clamp3.formats.audio import EXTENSIONS
-    from clamp3.formats.midi import MIDI_EXTENSIONS
-
-    symbolic = (".xml", ".musicxml", ".mxl", ".abc", ".mtf", *MIDI_EXTENSIONS)
-    return {
-        ".txt": "text",
-        **dict.fromkeys(symbolic, "symbolic"),
-        ".npy": "audio",
-        **dict.fromkeys(EXTENSIONS, "audio"),
-    }
+            return describe_error(self.error)
+        if feature is None or not np.isfinite(feature).all():
+            return f"the feature is not finite in {precision}"
+        return None
 
 
 def is_sound(path: Path) -> bool:
-    from clamp3.formats.audio import EXTENSIONS
+    """Whether the file's extension is one of sound, which an AudioEncoder reads."""
+    known = format_of(path)
+    return known is not None and known.decode is not None
 
-    return path.suffix.lower() in EXTENSIONS
 
+def read_raw(
+    encoder: InputEncoder,
+    paths: Sequence[Path],
+    load_audio_encoder: Callable[[], AudioEncoder] | None = None,
+    workers: int = 0,
+) -> Iterator[Item]:
+    """The items of `paths` of any kinds, sound last, which goes through an AudioEncoder together.
 
-def read_raw(embedder: "Embedder", paths: Sequence[Path], workers: int = 0) -> Iterator[Item]:
-    """The items of `paths` of any kinds, sound last: its windows go through MERT together.
-
-    With `workers`, so many processes convert MANY scores and MIDI files or more, and one that holds up or ends its
-    process is an item with an error. It takes a main module that can be imported, so it is for commands.
+    With `workers`, so many processes convert MIN_FOR_WORKERS scores and MIDI files or more, and one that holds up or
+    ends its process is an item with an error. It takes a main module that can be imported, so it is for commands.
     """
-    sounds = [index for index, path in enumerate(paths) if is_sound(path)]
-    scores = {index for index, path in enumerate(paths) if needs_conversion(path)}
-    if not workers or len(scores) < MANY:
-        scores = set()
-    yield from _converted(embedder, paths, sorted(scores), workers)
-    for index, path in enumerate(paths):
-        if not is_sound(path) and index not in scores:
-            modality = raw_modalities().get(path.suffix.lower(), "symbolic")
-            yield read_item(Item(index, modality), partial(read_file, embedder, path))
+    formats = [format_of(path) for path in paths]
+    sounds = [index for index, known in enumerate(formats) if known and known.decode]
+    slow = [index for index, known in enumerate(formats) if known and known.is_slow]
+    in_workers = set(slow if workers and len(slow) >= MIN_FOR_WORKERS else ())
+    yield from _converted(encoder, paths, sorted(in_workers), workers)
+    for index, (path, known) in enumerate(zip(paths, formats, strict=True)):
+        if index not in in_workers and not (known and known.decode):
+            item = Item(index, known.modality if known else SYMBOLIC.name)
+            yield read_item(item, partial(read_file, encoder, path))
     if sounds:
-        for item in read_sounds(embedder, [paths[index] for index in sounds]):
+        if load_audio_encoder is None:
+            raise UserError(f"{paths[sounds[0]]} is sound, and there is no audio encoder to read it")
+        for item in read_sounds(encoder, load_audio_encoder(), [paths[index] for index in sounds]):
             item.index = sounds[item.index]
             yield item
 
 
-def needs_conversion(path: Path) -> bool:
-    """Whether it is a score or MIDI of another kind than the models read."""
-    extension = path.suffix.lower()
-    return raw_modalities().get(extension) == "symbolic" and extension != ".mtf"
-
-
-def _converted(embedder: "Embedder", paths: Sequence[Path], chosen: list[int], workers: int) -> Iterator[Item]:
-    """The items of the scores at the places `chosen` in `paths`, in any order."""
+def _converted(encoder: InputEncoder, paths: Sequence[Path], chosen: list[int], workers: int) -> Iterator[Item]:
+    """The items of the files at the places `chosen` in `paths`, converted in processes, in any order."""
     from clamp3.io.workers import TIME_LIMIT, in_processes
 
     places = {paths[index]: index for index in chosen}
     jobs = [Job(path, (), 0) for path in places]
-    with contextlib.closing(in_processes(convert_score, jobs, workers, TIME_LIMIT)) as outcomes:
+    with contextlib.closing(in_processes(convert_raw, jobs, workers, TIME_LIMIT)) as outcomes:
         for outcome in outcomes:
-            item = Item(places[outcome.job.source], "symbolic", repairs=list(outcome.warnings))
-            if outcome.failure is None:
-                read_item(item, partial(embedder.encode_symbolic, outcome.content))
+            item = Item(places[outcome.job.source], SYMBOLIC.name, repairs=list(outcome.warnings))
+            if outcome.content is not None:
+                content, modality = outcome.content
+                item.modality = modality
+                read_item(item, lambda _note, content=content, modality=modality: encode(encoder, modality, content))
             else:
                 item.error = ValueError(outcome.failure)
             yield item
 
 
-def convert_score(job: Job) -> Outcome:
-    """What `read_symbolic` makes of a file, in a process of its own."""
-    from clamp3.formats.registry import read_symbolic
-
-    item = read_item(Item(0, "symbolic"), partial(read_symbolic, job.source))
-    failure = None if item.error is None else reason(item.error)
-    return Outcome(job, failure, tuple(item.repairs), item.content)
-
-
-def read_sounds(embedder: "Embedder", sounds: Iterable[Sound]) -> Iterator[Item]:
-    """The items of `sounds`, as `listen` takes them, with the sequences of the audio tower, in any order."""
-    for item in listen(embedder.mert, sounds):
-        if item.content is not None:
-            features = item.content.mean(axis=0)
-            item.content = None
-            read_item(item, partial(embedder.encode_audio_features, features))
-        yield item
+def convert_raw(job: Job) -> Outcome:
+    """What the format of a file makes of it, with its modality, in a process of its own."""
+    known = _known_format(job.source)
+    item = read_item(Item(0, known.modality), lambda note: known.read(job.source, note))
+    if item.error is not None:
+        return Outcome(job, describe_error(item.error), tuple(item.repairs))
+    return Outcome(job, None, tuple(item.repairs), (item.content, known.modality))
 
 
-def read_file(encoder: "InputEncoder", path: Path) -> np.ndarray:
-    """The sequence of a file that holds no sound: text, MERT features, else a score or MIDI."""
-    extension = path.suffix.lower()
-    if extension == ".txt":
-        return encoder.encode_text(read_text(path))
-    if extension == ".npy":
-        return encoder.encode_audio_features(load_array(path))
-    from clamp3.formats.registry import read_symbolic
-
-    return encoder.encode_symbolic(read_symbolic(path))
+def _known_format(path: Path) -> Format:
+    known = format_of(path)
+    if known is None or known.read is None:
+        raise ValueError(f"nothing here reads {path.suffix.lower() or 'files without an extension'}")
+    return known
 
 
-def read_item(item: Item, read: Callable[[], np.ndarray]) -> Item:
-    """Fill `item` with what `read` returns, or with its error, and with its RepairWarnings."""
-    with warnings.catch_warnings(record=True) as caught, _errors_noted(item):
-        warnings.simplefilter("always", RepairWarning)
-        item.content = read()
-    repairs = [str(warning.message) for warning in caught if issubclass(warning.category, RepairWarning)]
-    item.repairs += dict.fromkeys(repairs)
+def read_file(encoder: InputEncoder, path: Path, note: Note) -> np.ndarray:
+    """The sequence of a file of any format but sound. Raises ValueError for others, and as the format's `read`."""
+    known = _known_format(path)
+    return encode(encoder, known.modality, known.read(path, note))
+
+
+def encode(encoder: InputEncoder, modality: str, content: str | np.ndarray) -> np.ndarray:
+    """The sequence (length, …) of a `modality`'s tower for what a file holds."""
+    return getattr(encoder, MODALITIES[modality].encode)(content)
+
+
+def read_item(item: Item, read: Callable[[Note], Any]) -> Item:
+    """Fill `item` with what `read` returns, or with its error, and with the remarks that it makes."""
+    with _errors_noted(item):
+        item.content = read(item.note)
     return item
 
 
@@ -168,47 +154,61 @@ def _errors_noted(item: Item) -> Iterator[None]:
 # ---------- sound ----------
 
 
-def listen(mert: "Mert", sounds: Iterable[Sound]) -> Iterator[Item]:
-    """The items of `sounds` with their MERT features (layers, windows, hidden), in any order.
+def read_sounds(encoder: InputEncoder, audio_encoder: AudioEncoder, sounds: Iterable[Sound]) -> Iterator[Item]:
+    """The items of `sounds` with the sequences of the audio tower, in any order."""
+    for item in listen(audio_encoder, sounds, audio_encoder.extract):
+        if item.error is None:
+            frames, item.content = item.content, None
+            read_item(item, lambda _note, frames=frames: encode(encoder, AUDIO.name, frames))
+        yield item
 
-    Sounds are taken as they are needed, few ahead of the network.
+
+def listen(
+    audio_encoder: AudioEncoder,
+    sounds: Iterable[Sound],
+    extract: Callable[[Iterable], Iterator[tuple[int, np.ndarray]]],
+) -> Iterator[Item]:
+    """The items of `sounds` with what `extract` makes of them, in any order.
+
+    `extract` takes what the encoder's `prepare` returns. Sounds are taken as they are needed, few ahead of it.
     """
-    waiting: dict[int, Item] = {}  # those whose windows MERT has taken, in the order in which it took them
+    waiting: dict[int, Item] = {}
     unreadable: list[Item] = []
+    taken = itertools.count()
 
-    def readable() -> Iterator[Iterator[np.ndarray]]:
-        taken = itertools.count()
-        for item in _read_ahead(sounds, LISTENERS["cpu" if mert.device.type == "cpu" else "other"]):
+    def readable() -> Iterator[Any]:
+        decoders = DECODERS["cpu" if audio_encoder.device.type == "cpu" else "other"]
+        for item in _read_ahead(audio_encoder, sounds, decoders):
             if item.error is not None:
                 unreadable.append(item)
             else:
                 waiting[next(taken)] = item
                 yield item.content
 
-    for number, features in mert.extract_windows(readable()):
+    for number, features in extract(readable()):
         item = waiting.pop(number)
-        item.content = features  # in place of the windows, and with them of the waveform
+        item.content = features  # in place of the waveform
         yield item
     yield from unreadable
 
 
-def _read_ahead(sounds: Iterable[Sound], readers: int) -> Iterator[Item]:
+def _read_ahead(audio_encoder: AudioEncoder, sounds: Iterable[Sound], readers: int) -> Iterator[Item]:
     """The items of `sounds`, in their order, the next of them read while one is used."""
     waiting = iter(enumerate(sounds))
     with ThreadPoolExecutor(readers) as pool:
-        upcoming = deque(pool.submit(_decode, *sound) for sound in itertools.islice(waiting, readers))
+        upcoming = deque(pool.submit(_decode, audio_encoder, *one) for one in itertools.islice(waiting, readers))
         while upcoming:
             item = upcoming.popleft().result()
-            upcoming.extend(pool.submit(_decode, *sound) for sound in itertools.islice(waiting, 1))
+            upcoming.extend(pool.submit(_decode, audio_encoder, *one) for one in itertools.islice(waiting, 1))
             yield item
 
 
-def _decode(index: int, sound: Sound) -> Item:
-    from clamp3.audio.windows import windows
-    from clamp3.formats.audio import read_audio
+def _decode(audio_encoder: AudioEncoder, index: int, sound: Sound) -> Item:
+    def read(note: Note) -> Any:
+        if isinstance(sound, Path):
+            known = format_of(sound)
+            decode = known.decode if known and known.decode else SOUND.decode
+            return audio_encoder.prepare(decode(sound, audio_encoder.rate, note), note)
+        return audio_encoder.prepare(sound(audio_encoder.rate, note), note)
 
-    item = Item(index, "audio")
-    read = sound if callable(sound) else partial(read_audio, sound)
-    with _errors_noted(item):
-        item.content = windows(read(item.repairs.append), item.repairs.append)
-    return item
+    return read_item(Item(index, AUDIO.name), read)

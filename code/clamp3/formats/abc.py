@@ -1,12 +1,11 @@
 """ABC text: tunes of a file, and standard ABC (voice after voice) -> interleaved ABC (all voices, bar after bar)."""
 
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clamp3.errors import RepairWarning
+from clamp3.errors import Note, warn
 
 DROPPED_FIELDS = "XTCWwZ"  # what says something about the music but is no notation; the original drops the same
 BODY_FIELDS = "KLMPQU"  # those that have a meaning between the notes
@@ -99,9 +98,9 @@ def count_tunes(path: Path) -> int:
         return 1
 
 
-def interleave_file(path: Path) -> list[str]:
+def interleave_file(path: Path, note: Note = warn) -> list[str]:
     """The tunes of an ABC file, interleaved. Raises ValueError and OSError as `read_abc` and `interleave` do."""
-    return [interleave(tune) for tune in split_tunes(read_abc(path))]
+    return [interleave(tune, note) for tune in split_tunes(read_abc(path))]
 
 
 # ---------- standard ABC -> interleaved ABC ----------
@@ -115,12 +114,12 @@ class Voice:
     bars: list[tuple[str, str]] = field(default_factory=list)  # notes, and the barline that ends them
 
 
-def interleave(abc: str) -> str:
+def interleave(abc: str, note: Note = warn) -> str:
     """One tune with one bar of every voice on each line, `[V:1]…|[V:2]…|`; what is so already passes unchanged.
 
     Titles, words and other fields that are no notation are dropped, and bars at the start and the end that are empty
     in all voices. A tune without voices is one voice, V:1. The numbers of an ending stay with the barline before it.
-    A voice that has fewer bars than others gets empty ones at its end, with a RepairWarning. Raises ValueError for
+    A voice that has fewer bars than others gets empty ones at its end, which `note` is told. Raises ValueError for
     several tunes, and where there are no notes.
     """
     if is_interleaved(abc):
@@ -128,7 +127,7 @@ def interleave(abc: str) -> str:
     abc = re.sub(r"\r\n?", "\n", abc)
     check_one_tune(abc)
     header, streams = _read(with_unit_length(abc))
-    voices = _align(streams)
+    voices = _align(streams, note)
     first, last = _extent(voices)
     rows = [header]
     for index in range(first, last):
@@ -282,7 +281,7 @@ def _numbered(header: list[str], streams: dict[str, str]) -> tuple[str, dict[str
 # ---------- bars ----------
 
 
-def _align(streams: dict[str, str]) -> dict[str, Voice]:
+def _align(streams: dict[str, str], note: Note) -> dict[str, Voice]:
     """The voices, cut into one number of bars."""
     voices = {name: _counted(_cut(music)) for name, music in streams.items()}
     if len({len(voice.bars) for voice in voices.values()}) > 1:  # some barlines with nothing between may be bars
@@ -293,7 +292,7 @@ def _align(streams: dict[str, str]) -> dict[str, Voice]:
     for name, voice in voices.items():
         if missing := len(longest.bars) - len(voice.bars):
             voice.bars += [(EMPTY_BAR, barline) for _, barline in longest.bars[-missing:]]
-            warnings.warn(RepairWarning(f"voice {name} is {missing} bars short: rests were added"), stacklevel=3)
+            note(f"voice {name} is {missing} bars short: rests were added")
     return voices
 
 

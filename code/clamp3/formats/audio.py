@@ -1,4 +1,4 @@
-"""Audio files -> mono waveforms at 24 kHz -> the normalized 5 s windows that MERT reads.
+"""Audio files -> mono waveforms at the rate that is asked for.
 
 Everything is done block by block: a file takes the memory of its own mono waveform and no more.
 """
@@ -7,36 +7,24 @@ import errno
 import io
 import os
 import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
 
-from clamp3.errors import RepairWarning
+from clamp3.errors import Note, warn
 
-SAMPLING_RATE = 24_000  # Hz
+SAMPLING_RATE = 24_000  # Hz, where no other is asked for: MERT's
 BLOCK = 16_384  # frames; damage inside a block costs the whole of it
 RATES = range(1000, 1_000_001)  # Hz; others come from damaged headers
-# What soundfile reads; the second line needs PyAV.
-EXTENSIONS = (
-    *(".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64"),
-    *(".m4a", ".aac", ".wma", ".mka", ".mp4", ".mkv", ".webm"),
-)
 # What libsndfile's log says of files that are cut short.
 CUT_SHORT = re.compile(r"^ *(data|SSND|Data Size) *: \d+ \(should be|end-of-stream bit|ended unexpectedly", re.M)
-Note = Callable[[str], None]
 
 
-def warn(message: str) -> None:
-    """Tell the caller what was mended."""
-    warnings.warn(RepairWarning(message), stacklevel=3)
-
-
-def read_audio(source: Path | bytes, note: Note = warn) -> np.ndarray:
-    """The sound of a file, its path or its bytes -> float32 (samples,) at 24 kHz, the mean of its channels.
+def read_audio(source: Path | bytes, rate: int = SAMPLING_RATE, note: Note = warn) -> np.ndarray:
+    """The sound of a file, its path or its bytes -> float32 (samples,) at `rate` Hz, the mean of its channels.
 
     What soundfile cannot read (m4a, aac, video) is left to PyAV, if it is installed. A file that is damaged or cut
     short gives what stands before the damage: `note` is told so, by default as a RepairWarning. Raises ValueError
@@ -50,10 +38,10 @@ def read_audio(source: Path | bytes, note: Note = warn) -> np.ndarray:
             sound = soundfile.SoundFile(file)
         except soundfile.LibsndfileError as error:
             file.seek(0)
-            rate, blocks = _open_with_pyav(file, str(error.error_string).strip(" ."), note)
+            file_rate, blocks = _open_with_pyav(file, str(error.error_string).strip(" ."), note)
         else:
-            rate, blocks = sound.samplerate, _blocks(sound, note)
-        return resampled(blocks, rate)
+            file_rate, blocks = sound.samplerate, _blocks(sound, note)
+        return resampled(blocks, file_rate, rate)
 
 
 class _File(io.BufferedReader):
@@ -123,22 +111,22 @@ def _pyav_blocks(container, note: Note) -> Iterator[np.ndarray]:
             note(f"cut short or damaged: read up to {seconds:.2f} s")
 
 
-def resampled(blocks: Iterable[np.ndarray], rate: int) -> np.ndarray:
-    """Blocks (frames, channels) of one sound at `rate` Hz -> float32 (samples,) at 24 kHz, the mean of the channels.
+def resampled(blocks: Iterable[np.ndarray], rate: int, target_rate: int = SAMPLING_RATE) -> np.ndarray:
+    """Blocks (frames, channels) of one sound at `rate` Hz -> float32 (samples,) at `target_rate`, channels averaged.
 
     Raises ValueError where there are no samples, or where some are not finite.
     """
     if rate not in RATES:
         raise ValueError(f"its sampling rate is said to be {rate} Hz: the header is damaged")
-    stream = soxr.ResampleStream(rate, SAMPLING_RATE, 1, dtype="float32", quality="VHQ")
+    stream = soxr.ResampleStream(rate, target_rate, 1, dtype="float32", quality="VHQ")
     samples = bytearray()  # grows in place
     for block in blocks:
         equal_parts = np.full(block.shape[1], 1 / block.shape[1], np.float32)
         mono = (block @ equal_parts).astype(np.float32, copy=False)  # far faster than mean(axis=1)
         if not np.isfinite(mono).all():
             raise ValueError("holds NaN or infinite samples")
-        samples += (mono if rate == SAMPLING_RATE else stream.resample_chunk(mono)).tobytes()
-    if rate != SAMPLING_RATE:
+        samples += (mono if rate == target_rate else stream.resample_chunk(mono)).tobytes()
+    if rate != target_rate:
         samples += stream.resample_chunk(np.zeros(0, np.float32), last=True).tobytes()
     if not samples:
         raise ValueError("empty: no samples")

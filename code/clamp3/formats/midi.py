@@ -6,14 +6,13 @@ objects in between, several times as fast as by mido, and damaged files are read
 
 import io
 import re
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clamp3.errors import RepairWarning
+from clamp3.errors import Note, warn
 from clamp3.io.files import read_text
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ def is_mtf(text: str) -> bool:
     return text.split("\n", 1)[0].split(" ", 1)[0] == MTF_FIRST_WORD
 
 
-MIDI_EXTENSIONS = (".mid", ".midi", ".kar", ".rmi")
 HEADER, TRACK = b"MThd", b"MTrk"
 MAX_LEAD = 256  # bytes that may stand before the header: those of RIFF (20) or MacBinary (128)
 MAX_NUMBER_BYTES = 4  # of a number of variable length
@@ -93,13 +91,13 @@ NUMBER = re.compile("-?[0-9]{1,80}")
 Event = tuple[int, str | None, str]
 
 
-def midi_to_mtf(source: "bytes | str | Path | mido.MidiFile", m3_compatible: bool = False) -> str:
+def midi_to_mtf(source: "bytes | str | Path | mido.MidiFile", m3_compatible: bool = False, note: Note = warn) -> str:
     """The MTF of a MIDI file, given as its bytes, its path or an object of mido: all tracks merged, in order of time.
 
     The first line is `ticks_per_beat N`; the others are `type time values…`, or `type values… time` for meta messages
     (tempo, key, …), where time is the distance in ticks from the message before. With `m3_compatible`, names, lyrics
     and other descriptive text are left out, and their times with them. What is damaged is read as players read it,
-    with a RepairWarning for each kind of damage. Raises ValueError for what is not a MIDI file or holds no readable
+    and `note` is called for each kind of damage. Raises ValueError for what is not a MIDI file or holds no readable
     message, and OSError where the path cannot be read.
     """
     damage: Counter[str] = Counter()
@@ -113,7 +111,7 @@ def midi_to_mtf(source: "bytes | str | Path | mido.MidiFile", m3_compatible: boo
     if damage and not events:
         raise ValueError("a damaged MIDI file: no message in it can be read")
     for kind, count in damage.items():
-        warnings.warn(RepairWarning(f"{kind} ({count} times)" if count > 1 else kind), stacklevel=2)
+        note(f"{kind} ({count} times)" if count > 1 else kind)
 
     events.sort(key=itemgetter(0))  # stable: messages of one time stay in the order of tracks
     lines = [f"{MTF_FIRST_WORD} {ticks_per_beat}"]
@@ -327,6 +325,11 @@ def meta_values(kind: int, data: bytes) -> str:
 
 
 # ---------- MTF -> MIDI ----------
+
+
+def mtf_file_to_midi(path: Path, note: Note = warn) -> bytes:
+    """`mtf_to_midi` of a file, as `convert_folder` calls converters; there is nothing to note."""
+    return mtf_to_midi(path)
 
 
 def mtf_to_midi(source: str | Path) -> bytes:

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from clamp3.errors import RepairWarning
+from clamp3.errors import Note, warn
 from clamp3.formats.abc import check_one_tune, read_abc, split_tunes, with_unit_length
 
 with warnings.catch_warnings():  # for each process that first compiles them: of strings and names of old Pythons
@@ -45,13 +45,13 @@ LOCK = threading.Lock()  # both converters keep what they work on in global vari
 # ---------- MusicXML -> ABC ----------
 
 
-def musicxml_to_abc(source: bytes | Path) -> str:
+def musicxml_to_abc(source: bytes | str | Path, note: Note = warn) -> str:
     """The standard ABC of a MusicXML file, given as its bytes or its path: .xml, .musicxml or .mxl, by its content.
 
     It may hold measures in parts or parts in measures. Unit length 1/8, no line breaks. Raises ValueError for what is
     not MusicXML, is damaged, has no notes, or would fill the memory, and OSError where the path cannot be read.
     """
-    score = _partwise(extracted(source if isinstance(source, bytes) else Path(source).read_bytes()))
+    score = _partwise(extracted(source if isinstance(source, bytes) else Path(source).read_bytes(), note))
     if ENDLESS_OCTAVE.search(score):
         raise ValueError("it has an octave of three digits or more")
     try:
@@ -62,10 +62,10 @@ def musicxml_to_abc(source: bytes | Path) -> str:
             abc, said = _written(lesser)
         except Exception:
             raise ValueError(f"cannot be converted to ABC: {type(error).__name__}: {error}") from error
-        warnings.warn(RepairWarning(f"read without {removed}"), stacklevel=2)
+        note(f"read without {removed}")
     if not abc:
         raise ValueError("no notes")
-    _warn_of_changes(said)
+    _note_changes(said, note)
     return STRAY_LINE_END.sub(" ", abc)
 
 
@@ -116,14 +116,14 @@ def _without_oddities(score: bytes) -> tuple[bytes, str]:
     return ElementTree.tostring(tree), ", ".join(sorted(removed))
 
 
-def extracted(data: bytes) -> bytes:
+def extracted(data: bytes, note: Note = warn) -> bytes:
     """The XML in `data`: that of the score if it is a zip archive (.mxl), else `data`. Raises ValueError."""
     if not data:
         raise ValueError("empty file")
     if not data.startswith(b"PK"):
         return data
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(_score_name(archive)) as file:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(_score_name(archive, note)) as file:
             score = file.read(MAX_BYTES + 1)  # whatever the archive says about its size
     except (OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
         raise ValueError(f"not a whole .mxl archive: {error}") from error
@@ -132,14 +132,14 @@ def extracted(data: bytes) -> bytes:
     return score
 
 
-def _score_name(archive: zipfile.ZipFile) -> str:
+def _score_name(archive: zipfile.ZipFile, note: Note) -> str:
     """The name of the score in `archive`: its container's first root file."""
     names = archive.namelist()
     if CONTAINER not in names:
         scores = [name for name in names if name.lower().endswith(SCORE_EXTENSIONS)]
         if len(scores) != 1:
             raise zipfile.BadZipFile(f"it has no {CONTAINER}")
-        warnings.warn(RepairWarning(f"no {CONTAINER}: its only score was read"), stacklevel=3)
+        note(f"no {CONTAINER}: its only score was read")
         return scores[0]
     with archive.open(CONTAINER) as file:
         container = file.read(2**20)
@@ -181,7 +181,7 @@ def _root(data: bytes) -> str:
 # ---------- ABC -> MusicXML ----------
 
 
-def abc_to_musicxml(abc: str) -> str:
+def abc_to_musicxml(abc: str, note: Note = warn) -> str:
     """The MusicXML of one tune, in standard or interleaved ABC. Raises ValueError where it holds no notes."""
     check_one_tune(abc)
     tune = with_unit_length(abc if re.search(r"^X:", abc, flags=re.MULTILINE) else f"X:1\n{abc}")
@@ -199,7 +199,7 @@ def abc_to_musicxml(abc: str) -> str:
     common = reduce(gcd, (int(duration.text) for duration in durations), _Builder.DIVISIONS)
     for element in (*durations, *score.iter("divisions")):
         element.text = str(int(element.text) // common)
-    _warn_of_changes(said)
+    _note_changes(said, note)
     return abc2xml.fixDoctype(score)
 
 
@@ -221,9 +221,9 @@ class _Builder(abc2xml.MusicXml):
         return super().mkPitch(accidental, note, octave, level)
 
 
-def abc_file_to_musicxml(path: Path) -> list[str]:
+def abc_file_to_musicxml(path: Path, note: Note = warn) -> list[str]:
     """The MusicXML of an ABC file's tunes. Raises ValueError and OSError as `read_abc` and `abc_to_musicxml` do."""
-    return [abc_to_musicxml(tune) for tune in split_tunes(read_abc(path))]
+    return [abc_to_musicxml(tune, note) for tune in split_tunes(read_abc(path))]
 
 
 # ---------- the converters' remarks ----------
@@ -236,9 +236,9 @@ def _listen(converter) -> list[str]:
     return said
 
 
-def _warn_of_changes(said: list[str]) -> None:
-    """Warn of what a converter `said` that it changed or left out, in one line."""
+def _note_changes(said: list[str], note: Note) -> None:
+    """Note what a converter `said` that it changed or left out, in one line."""
     changes = [text.strip("* ") for text in said if CHANGED.search(text)]
     if changes:
         more = f" (and {len(changes) - 1} like it)" if len(changes) > 1 else ""
-        warnings.warn(RepairWarning(f"{changes[0]}{more}"), stacklevel=3)
+        note(f"{changes[0]}{more}")

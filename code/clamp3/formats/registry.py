@@ -1,27 +1,97 @@
-"""Raw files -> what the models take."""
+"""All kinds of files that can be read, by their extensions: raw files -> text, audio features or a waveform.
 
+A new format is a module beside this one and a row in `FORMATS`. Converters are imported when they are first used.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 
-from clamp3.io.files import read_text
+import numpy as np
+
+from clamp3.errors import Note
+from clamp3.io.files import load_array, read_text
 
 
-def read_symbolic(path: Path) -> str:
-    """The interleaved ABC or the MTF of a score or a MIDI file, told by its extension.
+@dataclass(frozen=True)
+class Format:
+    """A kind of file. It has `read`, or `decode` if it is sound.
 
-    Raises ValueError for other extensions, for several tunes in a file and for damaged files.
+    Both raise ValueError for a file that is damaged beyond reading, OSError where it cannot be opened, and call their
+    `Note` with what they have mended or left out.
     """
+
+    name: str
+    extensions: tuple[str, ...]  # lower case; those of files may have any
+    modality: str  # of the tower that reads it
+    read: Callable[[Path, Note], str | np.ndarray] | None = None  # what InputEncoder takes: text or audio features
+    decode: Callable[[Path, int, Note], np.ndarray] | None = None  # path, Hz, note -> mono waveform (samples,)
+    is_model_input: bool = False  # extract_*.py and training take it as it stands
+    is_slow: bool = False  # converting many is worth starting processes
+
+
+def _read_text(path: Path, _note: Note) -> str:
+    return read_text(path)
+
+
+def _read_frames(path: Path, _note: Note) -> np.ndarray:
+    return load_array(path)
+
+
+def _read_abc(path: Path, note: Note) -> str:
     from clamp3.formats.abc import interleave, read_abc
-    from clamp3.formats.midi import MIDI_EXTENSIONS, midi_to_mtf
 
+    return interleave(read_abc(path), note)
+
+
+def _read_musicxml(path: Path, note: Note) -> str:
+    from clamp3.formats.abc import interleave
+    from clamp3.formats.musicxml import musicxml_to_abc
+
+    return interleave(musicxml_to_abc(path, note), note)
+
+
+def _read_midi(path: Path, note: Note) -> str:
+    from clamp3.formats.midi import midi_to_mtf
+
+    return midi_to_mtf(path, m3_compatible=True, note=note)
+
+
+def _decode_sound(path: Path, rate: int, note: Note) -> np.ndarray:
+    from clamp3.formats.audio import read_audio
+
+    return read_audio(path, rate, note)
+
+
+TEXT = Format("text", (".txt",), "text", _read_text, is_model_input=True)
+ABC = Format("ABC", (".abc",), "symbolic", _read_abc, is_model_input=True, is_slow=True)
+MTF = Format("MTF", (".mtf",), "symbolic", _read_text, is_model_input=True)
+MUSICXML = Format("MusicXML", (".xml", ".musicxml", ".mxl"), "symbolic", _read_musicxml, is_slow=True)
+MIDI = Format("MIDI", (".mid", ".midi", ".kar", ".rmi"), "symbolic", _read_midi, is_slow=True)
+FRAMES = Format("audio features", (".npy",), "audio", _read_frames, is_model_input=True)
+SOUND = Format(
+    "sound",
+    (
+        *(".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64"),
+        *(".m4a", ".aac", ".wma", ".mka", ".mp4", ".mkv", ".webm"),  # these need PyAV
+    ),
+    "audio",
+    decode=_decode_sound,
+)
+FORMATS = (TEXT, MUSICXML, ABC, MTF, MIDI, FRAMES, SOUND)
+
+
+def format_of(path: Path) -> Format | None:
+    """The format that the file's extension names, if any."""
     extension = path.suffix.lower()
-    if extension in MIDI_EXTENSIONS:
-        return midi_to_mtf(path, m3_compatible=True)
-    if extension == ".mtf":
-        return read_text(path)
-    if extension == ".abc":
-        return interleave(read_abc(path))
-    if extension in (".xml", ".musicxml", ".mxl"):
-        from clamp3.formats.musicxml import musicxml_to_abc
+    return next((known for known in FORMATS if extension in known.extensions), None)
 
-        return interleave(musicxml_to_abc(path))
-    raise ValueError(f"nothing here reads {extension or 'files without an extension'}")
+
+def extensions(formats: Collection[Format] | None = None) -> tuple[str, ...]:
+    """The extensions of `formats`, by default of all."""
+    return tuple(extension for known in (FORMATS if formats is None else formats) for extension in known.extensions)
+
+
+def model_inputs(modality: str | None = None) -> tuple[Format, ...]:
+    """The formats that models take as they stand, of one modality or of all."""
+    return tuple(known for known in FORMATS if known.is_model_input and modality in (None, known.modality))

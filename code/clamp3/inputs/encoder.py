@@ -6,6 +6,7 @@ import numpy as np
 
 from clamp3.errors import UserError
 from clamp3.inputs.patchilizer import M3Patchilizer, has_music
+from clamp3.modalities import MODALITIES
 from clamp3.sizes import ModelSizes
 
 
@@ -15,11 +16,7 @@ class InputEncoder:
     def __init__(self, sizes: ModelSizes):
         self.sizes = sizes
         self.patchilizer = M3Patchilizer(sizes.patch_size)
-        self.max_lengths = {
-            "text": sizes.max_text_length,
-            "symbolic": sizes.patch_length,
-            "audio": sizes.max_audio_length,
-        }
+        self.max_lengths = {name: modality.max_length(sizes) for name, modality in MODALITIES.items()}
 
     @cached_property
     def tokenizer(self):

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from clamp3.errors import UserError
 from clamp3.io.files import PARTIAL_EXTENSION, is_orphan
-from clamp3.io.reports import Remark, _load_remarks, _save_remarks, show
+from clamp3.io.reports import FileIssue, _load_issues, _save_issues, show
 
 FAILURES_FILE = "failures.jsonl"
 WARNINGS_FILE = "warnings.jsonl"
@@ -38,7 +38,7 @@ class Plan:
     jobs: list[Job] = field(default_factory=list)
     already_done: int = 0
     ignored: Counter = field(default_factory=Counter)  # files of other kinds, by extension
-    failures: list[Remark] = field(default_factory=list)  # folders that cannot be listed
+    failures: list[FileIssue] = field(default_factory=list)  # folders that cannot be listed
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Tally:
     """What a run has done."""
 
     written: int = 0  # inputs
-    failures: list[Remark] = field(default_factory=list)
-    warnings: list[Remark] = field(default_factory=list)
+    failures: list[FileIssue] = field(default_factory=list)
+    warnings: list[FileIssue] = field(default_factory=list)
 
 
 def one_piece(_source: Path) -> int:
@@ -121,7 +121,7 @@ def walk(folder: Path, result: Plan, excluded: Path | None = None) -> Iterator[P
     """All files under `folder`, in a fixed order, but those under `excluded`; `result` notes what is passed over."""
 
     def note(error: OSError) -> None:
-        result.failures.append(Remark(str(error.filename), f"the folder cannot be listed: {error.strerror}"))
+        result.failures.append(FileIssue(str(error.filename), f"the folder cannot be listed: {error.strerror}"))
 
     excluded = excluded and excluded.resolve()
     for parent, folders, names in os.walk(folder, onerror=note):
@@ -169,8 +169,8 @@ def tally(outcomes: Iterable[Outcome], total: int, show: bool = True) -> Tally:
             if outcome.failure is None:
                 result.written += 1
             else:
-                result.failures.append(Remark(str(outcome.job.source), outcome.failure))
-            result.warnings += [Remark(str(outcome.job.source), warning) for warning in outcome.warnings]
+                result.failures.append(FileIssue(str(outcome.job.source), outcome.failure))
+            result.warnings += [FileIssue(str(outcome.job.source), warning) for warning in outcome.warnings]
             progress.update()
     return result
 
@@ -188,8 +188,8 @@ def report(output_dir: Path, todo: Plan, done: Tally, seconds: float) -> None:
         kinds = ", ".join(f"{count} {extension}" for extension, count in todo.ignored.most_common())
         print(f"left aside, for this command does not take them: {kinds}")
     tried = {str(job.source) for job in todo.jobs}
-    earlier = [remark for remark in _load_remarks(output_dir / WARNINGS_FILE) if remark.file not in tried]
-    _save_remarks(output_dir / WARNINGS_FILE, earlier + done.warnings)
-    _save_remarks(output_dir / FAILURES_FILE, failures)
+    earlier = [remark for remark in _load_issues(output_dir / WARNINGS_FILE) if remark.file not in tried]
+    _save_issues(output_dir / WARNINGS_FILE, earlier + done.warnings)
+    _save_issues(output_dir / FAILURES_FILE, failures)
     show(f"damaged, but read (all of them in {output_dir / WARNINGS_FILE})", done.warnings)
     show(f"failed (all of them in {output_dir / FAILURES_FILE})", failures)

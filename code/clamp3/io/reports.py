@@ -9,7 +9,7 @@ SHOWN_REMARKS = 20
 
 
 @dataclass(frozen=True)
-class Remark:
+class FileIssue:
     """An input, and why it has no output or what had to be mended to read it."""
 
     file: str
@@ -19,7 +19,7 @@ class Remark:
 # ---------- the report ----------
 
 
-def reason(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """What `error` says, in one line."""
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read or written: {error.strerror}"
@@ -29,15 +29,15 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _load_remarks(path: Path) -> list[Remark]:
+def _load_issues(path: Path) -> list[FileIssue]:
     """Those of an earlier run, if there was one."""
     try:
-        return [Remark(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [FileIssue(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, TypeError):
         return []
 
 
-def _save_remarks(path: Path, remarks: list[Remark]) -> None:
+def _save_issues(path: Path, remarks: list[FileIssue]) -> None:
     """Write `remarks` in place of those of the last run."""
     if not remarks:
         path.unlink(missing_ok=True)
@@ -46,7 +46,7 @@ def _save_remarks(path: Path, remarks: list[Remark]) -> None:
         file.writelines(json.dumps(asdict(remark)).encode() + b"\n" for remark in remarks)
 
 
-def show(title: str, remarks: list[Remark], most: int | None = SHOWN_REMARKS) -> None:
+def show(title: str, remarks: list[FileIssue], most: int | None = SHOWN_REMARKS) -> None:
     """Print `remarks` as a table, the first ones or, where `most` is None, all."""
     if not remarks:
         return

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from transformers import AutoModel, BertModel
 
+from clamp3.modalities import AUDIO, MODALITIES, SYMBOLIC, TEXT
 from clamp3.models.layers import bert_config, encode, masked_mean
 from clamp3.models.losses import ClipLoss
 from clamp3.models.m3 import M3PatchEncoder
@@ -34,44 +35,47 @@ class CLaMP3Model(nn.Module):
         self.loss = ClipLoss(sizes.logit_scale)
         self.frozen: frozenset[str] = frozenset()
 
+    def get_features(self, modality: str, inputs: Tensor, masks: Tensor, get_global: bool = False) -> Tensor:
+        """Inputs (batch, length, …) of a modality's tower, masks (batch, length) -> (batch, length, hidden).
+
+        Global: (batch, clamp3_hidden_size), the projected mean over the unmasked positions.
+        """
+        row = MODALITIES[modality]
+        tower = getattr(self, row.tower)
+        output = encode(tower, masks, **{row.input_name: inputs}) if row.input_name else tower(inputs, masks)
+        hidden_states = output.last_hidden_state
+        return getattr(self, row.projection)(masked_mean(hidden_states, masks)) if get_global else hidden_states
+
     def get_text_features(self, inputs: Tensor, masks: Tensor, get_global: bool = False) -> Tensor:
-        """Token ids (batch, length) -> (batch, length, hidden); global: (batch, clamp3_hidden_size)."""
-        output = encode(self.text_model, masks, input_ids=inputs)
-        return self._features(output, masks, self.text_proj, get_global)
+        """`get_features` of token ids (batch, length)."""
+        return self.get_features(TEXT.name, inputs, masks, get_global)
 
     def get_symbolic_features(self, inputs: Tensor, masks: Tensor, get_global: bool = False) -> Tensor:
-        """Patches (batch, length, patch_size) -> (batch, length, hidden); global: (batch, clamp3_hidden_size)."""
-        output = self.symbolic_model(inputs, masks)
-        return self._features(output, masks, self.symbolic_proj, get_global)
+        """`get_features` of patches (batch, length, patch_size)."""
+        return self.get_features(SYMBOLIC.name, inputs, masks, get_global)
 
     def get_audio_features(self, inputs: Tensor, masks: Tensor, get_global: bool = False) -> Tensor:
-        """Frames (batch, length, hidden) -> (batch, length, hidden); global: (batch, clamp3_hidden_size)."""
-        output = encode(self.audio_model, masks, inputs_embeds=inputs)
-        return self._features(output, masks, self.audio_proj, get_global)
-
-    @staticmethod
-    def _features(output, masks: Tensor, projection: nn.Linear, get_global: bool) -> Tensor:
-        hidden_states = output.last_hidden_state
-        return projection(masked_mean(hidden_states, masks)) if get_global else hidden_states
+        """`get_features` of frames (batch, length, audio_hidden_size)."""
+        return self.get_features(AUDIO.name, inputs, masks, get_global)
 
     def forward(
         self, text_inputs: Tensor, text_masks: Tensor, music_inputs: Tensor, music_masks: Tensor, music_modality: str
     ) -> Tensor:
         """The contrastive loss of a batch of pairs; `music_modality` is "symbolic" or "audio"."""
-        get_music_features = {"symbolic": self.get_symbolic_features, "audio": self.get_audio_features}[music_modality]
         text_features = self.get_text_features(text_inputs, text_masks, get_global=True)
-        music_features = get_music_features(music_inputs, music_masks, get_global=True)
+        music_features = self.get_features(music_modality, music_inputs, music_masks, get_global=True)
         return self.loss(text_features, music_features)
 
     @property
     def towers(self) -> dict[str, nn.Module]:
-        """By modality."""
-        return {"text": self.text_model, "symbolic": self.symbolic_model.base, "audio": self.audio_model}
+        """The transformer of each modality."""
+        towers = {name: getattr(self, row.tower) for name, row in MODALITIES.items()}
+        return {name: tower.base if isinstance(tower, M3PatchEncoder) else tower for name, tower in towers.items()}
 
     def train_on(self, modality: str, freeze_list: Sequence[str] = ()) -> None:
         """Freeze what a stage on text and `modality` ("symbolic" or "audio") does not use, and the named parts."""
-        other = {"symbolic": "audio", "audio": "symbolic"}[modality]
-        self.set_trainable([f"{other}_model", f"{other}_proj", *freeze_list])
+        unused = [row for name, row in MODALITIES.items() if name not in (TEXT.name, modality)]
+        self.set_trainable([part for row in unused for part in (row.tower, row.projection)] + list(freeze_list))
 
     def set_trainable(self, freeze_list: list[str]) -> None:
         """Freeze the named parts ("text_model", "text_proj", …): no gradients, no dropout. All others train."""

@@ -1,9 +1,11 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertModel, RobertaModel, XLMRobertaModel
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -23,7 +25,7 @@ def bert_config(hidden_size: int, num_layers: int, max_length: int) -> BertConfi
     )
 
 
-def copied(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor` on `device`, without waiting for what the device is busy with."""
     if device.type != "cuda":
         return tensor.to(device)
@@ -32,11 +34,11 @@ def copied(tensor: Tensor, device: torch.device) -> Tensor:
 
 def masked_mean(hidden_states: Tensor, masks: Tensor) -> Tensor:
     """Mean over the unmasked positions: (batch, length, hidden), (batch, length) -> (batch, hidden), in float32."""
-    weights = copied(masks.unsqueeze(-1).float(), hidden_states.device)  # (batch, length, 1)
+    weights = to_device(masks.unsqueeze(-1).float(), hidden_states.device)  # (batch, length, 1)
     return (hidden_states.float() * weights).sum(dim=1) / weights.sum(dim=1)
 
 
-class RowsOnce(torch.autograd.Function):
+class GatherUniqueRows(torch.autograd.Function):
     """Some rows of (rows, hidden), none of them twice: gradients are copied back, where indexing would add them up."""
 
     @staticmethod
@@ -70,16 +72,16 @@ class Packing:
         lengths = masks.sum(1, dtype=torch.int32)
         return cls(
             shape,
-            real=copied(masks.flatten().nonzero().squeeze(1), device),
-            attended=copied(masks[:, None, None, :], device),
-            starts=copied(F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)), device),
+            real=to_device(masks.flatten().nonzero().squeeze(1), device),
+            attended=to_device(masks[:, None, None, :], device),
+            starts=to_device(F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)), device),
             longest=int(lengths.max()),
         )
 
     def pack(self, padded: Tensor) -> Tensor:
         """(batch, length, hidden) -> (positions, hidden)."""
         rows = padded.flatten(0, 1)
-        return rows if self.real is None else RowsOnce.apply(rows, self.real)
+        return rows if self.real is None else GatherUniqueRows.apply(rows, self.real)
 
     def unpack(self, packed: Tensor) -> Tensor:
         """(positions, hidden) -> (batch, length, hidden), zero where there is padding."""
@@ -122,15 +124,20 @@ def _attends_packed(projected: Tensor, num_heads: int) -> bool:
     )
 
 
+def is_packable(tower: nn.Module) -> bool:
+    """Whether `encode` knows the layers of `tower`, so that they see real positions alone."""
+    return isinstance(tower, BertModel | RobertaModel | XLMRobertaModel)
+
+
 def encode(tower: nn.Module, masks: Tensor, **inputs: Tensor) -> BaseModelOutput:
     """What `tower` makes of `input_ids` or `inputs_embeds`: hidden states (batch, length, hidden), zero where masked.
 
     The same as the tower's own `forward`, but a BERT's layers see real positions alone: padding costs nothing there.
     Inputs and masks (batch, length) may be on the CPU; then nothing has to wait for the device.
     """
-    inputs = {name: copied(tensor, tower.device) for name, tensor in inputs.items()}
-    if not isinstance(tower, BertModel | RobertaModel | XLMRobertaModel):
-        return tower(**inputs, attention_mask=copied(masks.long(), tower.device))
+    inputs = {name: to_device(tensor, tower.device) for name, tensor in inputs.items()}
+    if not is_packable(tower):
+        return tower(**inputs, attention_mask=to_device(masks.long(), tower.device))
     embeddings = tower.embeddings(**inputs)  # (batch, length, hidden)
     packing = Packing.of(masks, embeddings.device)
     hidden_states = packing.pack(embeddings)  # (positions, hidden)
@@ -147,6 +154,15 @@ def encode_layer(layer: nn.Module, hidden_states: Tensor, packing: Packing) -> T
     context = packing.attend(projected, attention.num_attention_heads, attention.dropout, is_causal=False)
     hidden_states = layer.attention.output(context, hidden_states)
     return layer.output(layer.intermediate(hidden_states), hidden_states)
+
+
+def prepare_layers(towers: Iterable[nn.Module], compile_layers: bool, recompute_layers: bool) -> None:
+    """Let training compile the layers of `towers`, or keep their inputs alone and compute the rest again."""
+    run_layer = torch.compile(encode_layer, dynamic=True) if compile_layers else encode_layer
+    if recompute_layers:
+        run_layer = partial(checkpoint, run_layer, use_reentrant=False)
+    for tower in towers:
+        tower.run_layer = run_layer
 
 
 def decode_layer(layer: nn.Module, hidden_states: Tensor, packing: Packing) -> Tensor:

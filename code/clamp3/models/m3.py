@@ -4,7 +4,8 @@ from torch import Tensor, nn
 from transformers import BertModel, GPT2Config, GPT2LMHeadModel
 
 from clamp3.inputs.patchilizer import PAD_ID, VOCAB_SIZE
-from clamp3.models.layers import HEAD_SIZE, Packing, bert_config, copied, decode_layer, encode
+from clamp3.modalities import SYMBOLIC
+from clamp3.models.layers import HEAD_SIZE, Packing, bert_config, decode_layer, encode, to_device
 from clamp3.sizes import ModelSizes
 
 IGNORED_LABEL = -100
@@ -38,9 +39,9 @@ class PatchEmbedding(nn.Linear):
         rows = (ids.int() + offsets)[filled]
         ends = filled.sum(1, dtype=torch.int32).cumsum(0, dtype=torch.int32)
         starts = F.pad(ends[:-1], (1, 0))
-        embeddings = F.embedding_bag(copied(rows, device), weight, copied(starts, device), mode="sum")
+        embeddings = F.embedding_bag(to_device(rows, device), weight, to_device(starts, device), mode="sum")
         with torch.autocast(device.type, enabled=False):
-            filling = copied(~filled, device).to(weight.dtype) @ weight[PAD_ID::VOCAB_SIZE]
+            filling = to_device(~filled, device).to(weight.dtype) @ weight[PAD_ID::VOCAB_SIZE]
         return (embeddings + filling + self.bias).view(*patches.shape[:-1], -1)
 
 
@@ -87,9 +88,9 @@ class M3TokenDecoder(nn.Module):
         filled = targets != PAD_ID
         packing = Packing.of(filled, device)
         following = F.pad(targets[:, 1:], (0, 1), value=PAD_ID)[filled]  # (characters,), as all below
-        labels = copied(following.masked_fill(following == PAD_ID, IGNORED_LABEL), device)
-        characters = copied(targets[filled], device)
-        patches, places = (copied(part, device) for part in filled.nonzero(as_tuple=True))
+        labels = to_device(following.masked_fill(following == PAD_ID, IGNORED_LABEL), device)
+        characters = to_device(targets[filled], device)
+        patches, places = (to_device(part, device) for part in filled.nonzero(as_tuple=True))
         embeddings = torch.where((places == 0)[:, None], patch_features[patches], gpt.wte(characters))
         hidden_states = gpt.drop(embeddings + gpt.wpe(places))  # (characters, hidden)
         for layer in gpt.h:
@@ -113,7 +114,7 @@ class M3Model(nn.Module):
         hidden_states = self.encoder(input_patches, input_masks).last_hidden_state
         selected = selected_indices.flatten().nonzero().squeeze(1)  # (patches,)
         targets = target_patches.reshape(len(selected_indices.flatten()), -1)  # (…, patch_size)
-        features = hidden_states.flatten(0, 1)[copied(selected, hidden_states.device)]
+        features = hidden_states.flatten(0, 1)[to_device(selected, hidden_states.device)]
         return self.decoder(features, targets[selected.to(targets.device)])
 
     def get_symbolic_features(self, inputs: Tensor, masks: Tensor, get_global: bool = False) -> Tensor:
@@ -121,3 +122,12 @@ class M3Model(nn.Module):
         if get_global:
             raise ValueError("M3 has hidden states alone (pooled=False); CLaMP 3 has global features")
         return self.encoder(inputs, masks).last_hidden_state
+
+    def get_features(self, modality: str, inputs: Tensor, masks: Tensor, get_global: bool = False) -> Tensor:
+        """`get_symbolic_features`, under the name that CLaMP3Model has for it."""
+        return self.get_symbolic_features(inputs, masks, get_global)
+
+    @property
+    def towers(self) -> dict[str, nn.Module]:
+        """The transformer of each modality."""
+        return {SYMBOLIC.name: self.encoder.base}

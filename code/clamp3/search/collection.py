@@ -10,10 +10,10 @@ from tqdm import tqdm
 from clamp3.errors import UserError
 from clamp3.features.cache import FeatureCache, embed_files_once
 from clamp3.features.embedder import Embedder
-from clamp3.features.reading import raw_modalities
+from clamp3.formats.registry import extensions, format_of
 from clamp3.io.files import load_array
 from clamp3.io.folders import Plan, walk
-from clamp3.io.reports import Remark, reason, show
+from clamp3.io.reports import FileIssue, describe_error, show
 from clamp3.search.ranking import top_k
 
 
@@ -25,8 +25,8 @@ class Collection:
     files: list[str]
     features: np.ndarray  # (n, hidden) float32
     ready: int = 0  # of the features, those that were read
-    failures: list[Remark] = field(default_factory=list)
-    repairs: list[Remark] = field(default_factory=list)
+    failures: list[FileIssue] = field(default_factory=list)
+    repairs: list[FileIssue] = field(default_factory=list)
     ignored: int = 0  # files of other kinds
     weights: Path | None = None  # of the features that were made
 
@@ -56,7 +56,7 @@ def load_collection(
         folder, paths = path.parent, [path]
     else:
         raise UserError(f"there is no file or folder {path}")
-    taken = [path for path in paths if path.suffix.lower() in raw_modalities()]
+    taken = [path for path in paths if format_of(path)]
     result = Collection(folder, [], np.zeros((0, 0)), 0, noted.failures, [], len(paths) - len(taken))
     features: dict[Path, np.ndarray] = {}
     others = []
@@ -64,7 +64,7 @@ def load_collection(
         try:
             feature = ready_feature(file)
         except (ValueError, OSError) as error:
-            result.failures.append(Remark(str(file), reason(error)))
+            result.failures.append(FileIssue(str(file), describe_error(error)))
             continue
         if feature is None:
             others.append(file)
@@ -75,7 +75,7 @@ def load_collection(
         features.update(_embedded(load_embedder(), others, cache, result))
     if not features:
         result.report()
-        raise UserError(f"nothing in {path} has a feature; what can be read: {' '.join(raw_modalities())}")
+        raise UserError(f"nothing in {path} has a feature; what can be read: {' '.join(extensions())}")
     check_widths(features)
     ordered = [file for file in taken if file in features]
     result.files = [file.relative_to(folder).as_posix() for file in ordered]
@@ -90,7 +90,7 @@ def load_query(query: str, load_embedder: Callable[[], Embedder], cache: Feature
         exists = path.exists()
     except (OSError, ValueError):  # a long text, say
         exists = False
-    if path.suffix.lower() in raw_modalities() and not exists:
+    if format_of(path) and not exists:
         raise UserError(f"there is no file {query}")
     if exists and path.is_dir():
         raise UserError(f"{query} is a folder; to compare folders, use clamp3_score.py or clamp3_eval.py")
@@ -155,9 +155,9 @@ def _embedded(
     items = embed_files_once(embedder, files, cache)
     for item, feature in tqdm(items, total=len(files), unit="file", delay=1):
         file = files[item.index]
-        result.repairs += [Remark(str(file), repair) for repair in item.repairs]
+        result.repairs += [FileIssue(str(file), repair) for repair in item.repairs]
         if problem := item.problem(feature, embedder.precision):
-            result.failures.append(Remark(str(file), problem))
+            result.failures.append(FileIssue(str(file), problem))
         else:
             yield file, feature
 

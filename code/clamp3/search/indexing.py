@@ -11,10 +11,11 @@ from tqdm import tqdm
 from clamp3.errors import UserError
 from clamp3.features.cache import FeatureCache, embed_files_once
 from clamp3.features.embedder import Embedder
-from clamp3.features.reading import is_sound, raw_modalities
+from clamp3.features.reading import is_sound
+from clamp3.formats.registry import format_of
 from clamp3.io.files import content_hash
 from clamp3.io.folders import Plan, walk
-from clamp3.io.reports import Remark, reason, show
+from clamp3.io.reports import FileIssue, describe_error, show
 from clamp3.io.tables import csv_rows
 from clamp3.search.collection import load_query, ready_feature
 from clamp3.search.index import Entry, Index
@@ -33,8 +34,8 @@ class Changes:
     unchanged: int = 0
     missing: int = 0  # files of the folder that the index has and that are gone
     ignored: int = 0  # files of other kinds
-    failures: list[Remark] = field(default_factory=list)
-    repairs: list[Remark] = field(default_factory=list)
+    failures: list[FileIssue] = field(default_factory=list)
+    repairs: list[FileIssue] = field(default_factory=list)
 
     def report(self) -> None:
         """Print it."""
@@ -65,7 +66,7 @@ def update_index(
         raise UserError(f"there is no file or folder {folder}")
     folder, noted = folder.resolve(), Plan()
     paths = list(walk(folder, noted, index.folder)) if folder.is_dir() else [folder]
-    taken = [path for path in paths if path.suffix.lower() in raw_modalities()]
+    taken = [path for path in paths if format_of(path)]
     changes = Changes(ignored=len(paths) - len(taken), failures=noted.failures)
     with index.writing():
         known = {entry.path: entry for entry in index.entries()}
@@ -94,11 +95,11 @@ def _new_entries(
             as_it_was = entry and (entry.size, entry.modified) == (status.st_size, status.st_mtime_ns)
             digest = entry.hash if as_it_was else content_hash(path)
         except OSError as error:
-            changes.failures.append(Remark(str(path), reason(error)))
+            changes.failures.append(FileIssue(str(path), describe_error(error)))
             continue
         now = {"hash": digest, "size": status.st_size, "modified": status.st_mtime_ns, "metadata": described}
         if entry is None or entry.hash != digest:
-            new.append(Entry(path, raw_modalities()[path.suffix.lower()], **now))
+            new.append(Entry(path, format_of(path).modality, **now))
             continue
         changes.unchanged += 1
         if replace(entry, **now) != entry:
@@ -115,7 +116,7 @@ def _ready(
         try:
             feature = ready_feature(entry.path)
         except (ValueError, OSError) as error:
-            changes.failures.append(Remark(str(entry.path), reason(error)))
+            changes.failures.append(FileIssue(str(entry.path), describe_error(error)))
             continue
         twins = index.entries("hash = ? AND modality = ?", (entry.hash, entry.modality))
         twin = next((twin for twin in twins if twin.path.suffix.lower() == entry.path.suffix.lower()), None)
@@ -140,9 +141,9 @@ def _embedded(
     features = embed_files_once(embedder, paths, cache, hashes)
     for item, feature in tqdm(features, total=len(paths), unit="file", delay=1):
         entry = entries[item.index]
-        changes.repairs += [Remark(str(entry.path), repair) for repair in item.repairs]
+        changes.repairs += [FileIssue(str(entry.path), repair) for repair in item.repairs]
         if problem := item.problem(feature, embedder.precision):
-            changes.failures.append(Remark(str(entry.path), problem))
+            changes.failures.append(FileIssue(str(entry.path), problem))
         else:
             yield entry, feature
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from clamp3.errors import UserError
-from clamp3.io.reports import Remark
+from clamp3.io.reports import FileIssue
 from clamp3.io.tables import read_table
 
 
@@ -58,7 +58,7 @@ def folder_parts(
             yield folder, own, sorted(belonging | beside)
 
 
-def unpaired(queries: Sequence[str], references: Sequence[str], right: Sequence[Sequence[int]]) -> list[Remark]:
+def unpaired(queries: Sequence[str], references: Sequence[str], right: Sequence[Sequence[int]]) -> list[FileIssue]:
     """The files that belong to none. Raises UserError where that is all of them."""
     used = {index for own in right for index in own}
     if not used:
@@ -66,22 +66,24 @@ def unpaired(queries: Sequence[str], references: Sequence[str], right: Sequence[
             f"nothing to compare: no query (such as {queries[0]}) belongs to a reference (such as {references[0]}); "
             "pairs have the same relative folder and name up to the first dot, or else --pairs FILE.csv tells them"
         )
-    alone = [Remark(file, "a query without a reference") for file, own in zip(queries, right, strict=True) if not own]
-    return alone + [Remark(f, "a reference without a query") for i, f in enumerate(references) if i not in used]
+    alone = [
+        FileIssue(file, "a query without a reference") for file, own in zip(queries, right, strict=True) if not own
+    ]
+    return alone + [FileIssue(f, "a reference without a query") for i, f in enumerate(references) if i not in used]
 
 
 def doubtful(
     queries: Sequence[str], references: Sequence[str], right: Sequence[Sequence[int]]
-) -> tuple[list[Remark], list[Remark]]:
+) -> tuple[list[FileIssue], list[FileIssue]]:
     """What names do not decide: queries with several references; and queries that share one, which may be meant."""
     undecided = [
-        Remark(file, f"{len(own)} references have its name up to the first dot, such as {references[own[0]]}")
+        FileIssue(file, f"{len(own)} references have its name up to the first dot, such as {references[own[0]]}")
         for file, own in zip(queries, right, strict=True)
         if len(own) > 1
     ]
     times = Counter(own[0] for own in right if len(own) == 1)
     shared = [
-        Remark(file, f"shares {references[own[0]]} with {times[own[0]] - 1} more")
+        FileIssue(file, f"shares {references[own[0]]} with {times[own[0]] - 1} more")
         for file, own in zip(queries, right, strict=True)
         if len(own) == 1 and times[own[0]] > 1
     ]

@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 
 from clamp3.errors import UserError
 from clamp3.io.files import read_text
-from clamp3.io.reports import Remark, reason
+from clamp3.io.reports import FileIssue, describe_error
 from clamp3.io.tables import read_table
 
 
@@ -23,7 +23,7 @@ def read_prompts(path: Path, templates: Sequence[str]) -> dict[str, list[str]]:
     try:
         lines = read_text(path).split("\n")
     except (ValueError, OSError) as error:
-        raise UserError(f"{path}: {reason(error)}") from None
+        raise UserError(f"{path}: {describe_error(error)}") from None
     prompts: dict[str, list[str]] = {}
     known: set[str] = set()
     for number, line in enumerate(lines, 1):
@@ -60,7 +60,7 @@ def label_source(name: str) -> str | dict[str, str]:
 
 def labels_of(
     source: str | dict[str, str], files: Sequence[str], known: Sequence[str] | None = None
-) -> tuple[list[str | None], list[Remark]]:
+) -> tuple[list[str | None], list[FileIssue]]:
     """The label of each of `files`, None where it has none, with remarks on those.
 
     A label is what stands in a file's "name" before the first underscore, or its first "folder", or what the `source`,
@@ -77,7 +77,7 @@ def labels_of(
         labels.append(next(filter(None, found), None))
         if labels[-1] is None:
             said = " and ".join(dict.fromkeys(names))
-            remarks.append(Remark(file, f"{said}: none of the labels" if said else "it has no label"))
+            remarks.append(FileIssue(file, f"{said}: none of the labels" if said else "it has no label"))
     return labels, remarks
 
 

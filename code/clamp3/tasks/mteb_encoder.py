@@ -19,11 +19,11 @@ import numpy as np
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from clamp3.errors import RepairWarning
+from clamp3.errors import Note, RepairWarning
 from clamp3.features.embedder import Embedder
 from clamp3.features.reading import Item, read_item, read_sounds
-from clamp3.formats.audio import Note, read_audio, resampled
-from clamp3.io.reports import Remark
+from clamp3.formats.audio import read_audio, resampled
+from clamp3.io.reports import FileIssue
 from clamp3.models.releases import RELEASES, TINY, release_named
 from clamp3.models.weights import fingerprint
 from clamp3.search.ranking import normalized
@@ -54,8 +54,8 @@ class MtebEncoder(AbsEncoder):
     def __init__(self, embedder: Embedder):
         self.model = embedder
         self.mteb_model_meta = model_meta(embedder)
-        self.failures: list[Remark] = []
-        self.repairs: list[Remark] = []
+        self.failures: list[FileIssue] = []
+        self.repairs: list[FileIssue] = []
 
     def encode(
         self,
@@ -91,19 +91,19 @@ class MtebEncoder(AbsEncoder):
     def _items(self, modality: str, values: Iterable) -> Iterator[Item]:
         """What the towers read of texts, or of sounds."""
         if modality == "audio":
-            yield from read_sounds(self.model, (partial(waveform, value) for value in values))
+            yield from read_sounds(self.model, self.model.mert, (partial(waveform, value) for value in values))
         else:
             for index, text in enumerate(values):
-                yield read_item(Item(index, "text"), partial(self.model.encode_text, text))
+                yield read_item(Item(index, "text"), lambda _note, text=text: self.model.encode_text(text))
 
     def _features(self, embedded: Iterable[tuple[Item, np.ndarray | None]], source: str) -> np.ndarray:
         """Normalized features in the order of the items, and zeros for those that have none."""
         features, failures = {}, []
         for item, feature in embedded:
             name = f"{source}, {item.modality} {item.index + 1}"
-            self.repairs += [Remark(name, repair) for repair in item.repairs]
+            self.repairs += [FileIssue(name, repair) for repair in item.repairs]
             if problem := item.problem(feature, self.model.precision):
-                failures.append(Remark(name, problem))
+                failures.append(FileIssue(name, problem))
             features[item.index] = np.zeros(self.model.sizes.clamp3_hidden_size) if feature is None else feature
         if failures:
             counted = f"{len(failures)} of {len(features)} inputs have no feature and count as zeros"
@@ -125,21 +125,21 @@ def undecoded(loader: DataLoader) -> DataLoader:
     return DataLoader(dataset, loader.batch_size, num_workers=loader.num_workers, collate_fn=loader.collate_fn)
 
 
-def waveform(audio, note: Note) -> np.ndarray:
-    """A sound in any form that MTEB's data sets have -> float32 (samples,) at 24 kHz, the mean of its channels.
+def waveform(audio, rate: int, note: Note) -> np.ndarray:
+    """A sound in any form that MTEB's data sets have -> float32 (samples,) at `rate` Hz, the mean of its channels.
 
     A dictionary of an `array`, (samples,) or (channels, samples), and its `sampling_rate` in Hz; one of the `bytes` or
     else the `path` of a file; or a decoder of torchcodec's. Raises as `read_audio`.
     """
     if hasattr(audio, "get_all_samples"):
         samples = audio.get_all_samples()
-        array, rate = samples.data, samples.sample_rate
+        array, array_rate = samples.data, samples.sample_rate
     elif audio.get("array") is not None:
-        array, rate = audio["array"], audio["sampling_rate"]
+        array, array_rate = audio["array"], audio["sampling_rate"]
     else:
-        return read_audio(Path(audio["path"]) if audio["bytes"] is None else audio["bytes"], note)
+        return read_audio(Path(audio["path"]) if audio["bytes"] is None else audio["bytes"], rate, note)
     channels = np.atleast_2d(np.asarray(array, np.float32))
-    return resampled([channels.T], int(rate))
+    return resampled([channels.T], int(array_rate), rate)
 
 
 def model_meta(embedder: Embedder) -> ModelMeta:

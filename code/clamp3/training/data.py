@@ -20,13 +20,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from clamp3.errors import ItemError, UserError
+from clamp3.formats.registry import extensions, model_inputs
 from clamp3.inputs.encoder import InputEncoder
 from clamp3.inputs.patchilizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, crop, remove_instrument_info
 from clamp3.inputs.segments import pad
 from clamp3.io.files import load_array, read_text
+from clamp3.modalities import AUDIO, SYMBOLIC
 
 NOT_TEXT = ("id", "filepaths", "language", "translations")
-MUSIC_EXTENSIONS = {"symbolic": (".abc", ".mtf"), "audio": (".npy",)}
 WITHOUT_INSTRUMENTS = 0.9  # share of the symbolic training items that lose their instruments' names and programs
 MASKED, SHUFFLED = 0.8, 0.1  # shares of the pieces whose selected patches are masked, or shuffled (else: kept)
 SHOWN_ERRORS = 20
@@ -125,13 +126,13 @@ def check_pair(item, folder: Path, modality: str, audio_hidden_size: int) -> Non
         raise ValueError('"filepaths" must be a list of one path or more')
     for name in filepaths:
         path = folder / name
-        if path.suffix.lower() not in MUSIC_EXTENSIONS[modality]:
-            raise ValueError(f"{name}: {modality} training takes {' '.join(MUSIC_EXTENSIONS[modality])} files")
+        if path.suffix.lower() not in (taken := extensions(model_inputs(modality))):
+            raise ValueError(f"{name}: {modality} training takes {' '.join(taken)} files")
         if not path.is_file():
             raise ValueError(f"there is no file {path}")
         if not path.stat().st_size:
             raise ValueError(f"{path} is empty")
-        if modality == "audio":
+        if modality == AUDIO.name:
             check_frames(path, audio_hidden_size)
 
 
@@ -149,10 +150,10 @@ def check_frames(path: Path, hidden_size: int) -> None:
 
 def find_pieces(folders: list[Path]) -> list[Path]:
     """The .abc and .mtf files under `folders`, in a fixed order. Raises UserError where an item is empty or unfit."""
-    extensions = MUSIC_EXTENSIONS["symbolic"]
-    paths = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in extensions)
+    taken = extensions(model_inputs(SYMBOLIC.name))
+    paths = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in taken)
     if folders and not paths:
-        raise UserError(f"there is no {' '.join(extensions)} file under {', '.join(map(str, folders))}")
+        raise UserError(f"there is no {' '.join(taken)} file under {', '.join(map(str, folders))}")
     if empty := [path for path in paths if not path.stat().st_size]:
         refuse([f"{path}: is empty" for path in empty])
     return paths
@@ -266,7 +267,7 @@ class Pairs(Examples):
         """Patches (patches, patch_size) or frames (frames, hidden) of the file `name`."""
         path = self.lines.path.parent / name
         try:
-            if self.modality == "audio":
+            if self.modality == AUDIO.name:
                 sequence = self.encoder.encode_audio_features(load_array(path))
             else:
                 text = read_text(path)
@@ -299,11 +300,11 @@ class Pieces(Examples):
         chosen = rng or np.random.default_rng([self.seed, index])
         selected = np.zeros(len(patches), np.int64)
         selected[chosen.permutation(len(patches))[: int(np.ceil(self.mask_ratio * len(patches)))]] = 1
-        inputs = patches if rng is None else disguise(patches, selected.astype(bool), rng)
+        inputs = patches if rng is None else corrupt_patches(patches, selected.astype(bool), rng)
         return Example(str(path), {"inputs": inputs, "selected": selected, "targets": patches})
 
 
-def disguise(patches: np.ndarray, selected: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def corrupt_patches(patches: np.ndarray, selected: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A copy of `patches` (patches, patch_size) whose `selected` ones are masked, or shuffled, or left, all alike."""
     patches, draw = patches.copy(), rng.random()
     if draw < MASKED:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 from tqdm import tqdm
 
 from clamp3.distributed import PRECISIONS, checked_precision, from_main, gather
 from clamp3.errors import UserError
 from clamp3.io.files import atomic_write, remove_orphans
-from clamp3.models.layers import encode_layer
 from clamp3.models.weights import load_weights, read_checkpoint
 from clamp3.training.checkpoints import epoch_path, last_path, optimizer_states
 from clamp3.training.curves import draw_curves, figures_path, wandb_logger
@@ -144,11 +142,11 @@ class Trainer:
                 bar.update(step_items)
                 save_now = self.settings.save_steps and self.progress.step % self.settings.save_steps == 0
                 if save_now or self.progress.step % self.settings.log_steps == 0:
-                    bar.set_postfix(loss=f"{self.settle():.4f}")
+                    bar.set_postfix(loss=f"{self.log_losses():.4f}")
                 if save_now:
                     self.save(last_path(self.settings.weights_path))
             if self.pending:
-                bar.set_postfix(loss=f"{self.settle():.4f}")
+                bar.set_postfix(loss=f"{self.log_losses():.4f}")
 
     def step(self, batch: Batch) -> None:
         """One optimizer step."""
@@ -161,7 +159,7 @@ class Trainer:
         self.progress.step += 1
         self.pending.append((batch.names, loss))
 
-    def settle(self) -> float:
+    def log_losses(self) -> float:
         """Look at the losses since the last time, and return their mean: the one place that waits for the device.
 
         Raises UserError in all processes, with the step's items, where one is not a finite number.
@@ -323,12 +321,3 @@ def chosen_precision(name: str, device: torch.device) -> torch.dtype:
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def prepare_layers(towers: Iterable[nn.Module], compile_layers: bool, recompute_layers: bool) -> None:
-    """Let training compile the layers of `towers`, or keep their inputs alone and compute the rest again."""
-    run_layer = torch.compile(encode_layer, dynamic=True) if compile_layers else encode_layer
-    if recompute_layers:
-        run_layer = partial(checkpoint, run_layer, use_reentrant=False)
-    for tower in towers:
-        tower.run_layer = run_layer

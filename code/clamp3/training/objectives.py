@@ -8,7 +8,7 @@ from torch import Tensor
 from clamp3.distributed import gather, on_main
 from clamp3.inputs.patchilizer import PAD_ID
 from clamp3.models.clamp3 import CLaMP3Model
-from clamp3.models.layers import copied
+from clamp3.models.layers import to_device
 from clamp3.models.losses import rows_loss
 from clamp3.models.m3 import M3Model
 from clamp3.search.metrics import metrics
@@ -34,9 +34,8 @@ class Contrastive:
 
     def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(batch, hidden) of texts and of music."""
-        get_music = {"symbolic": self.model.get_symbolic_features, "audio": self.model.get_audio_features}
         text = self.model.get_text_features(*batch.tensors["text"], get_global=True)
-        return text, get_music[self.modality](*batch.tensors["music"], get_global=True)
+        return text, self.model.get_features(self.modality, *batch.tensors["music"], get_global=True)
 
     def backward(self, batch: Batch, autocast: Callable, scale: Callable[[Tensor], Tensor]) -> Tensor:
         """Add the gradients of this process's share of the global loss, and return that share.
@@ -118,7 +117,7 @@ class Reconstruction:
         with autocast():
             loss = self.loss(batch)
         weight = characters_to_predict(batch)
-        loss = loss * weight / mean_over_processes(copied(weight, loss.device))
+        loss = loss * weight / mean_over_processes(to_device(weight, loss.device))
         scale(loss).backward()
         return loss.detach()
 
