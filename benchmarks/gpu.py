@@ -163,7 +163,7 @@ class Bench:
         begin = time.perf_counter()
         for _ in range(steps):
             trainer.step(batch)
-        trainer.settle()  # waits for the device
+        trainer.log_losses()  # waits for the device
         return time.perf_counter() - begin
 
     def flops(self, run: Run, items: Items) -> float:

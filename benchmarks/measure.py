@@ -20,7 +20,8 @@ from transformers import AutoTokenizer
 
 from clamp3.distributed import PRECISIONS, start
 from clamp3.features.embedder import Embedder
-from clamp3.features.extraction import MODALITY, extract
+from clamp3.features.extraction import extract
+from clamp3.formats.registry import extensions, model_inputs
 from clamp3.inputs.patchilizer import VOCAB_SIZE
 from clamp3.inputs.segments import cut
 from clamp3.models.clamp3 import CLaMP3Model
@@ -63,7 +64,8 @@ class Contenders:
             else:
                 with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
                     embedder = self.embedders[contender]
-                    code = extract(lambda: embedder, inputs, output, tuple(MODALITY), pooled=True, state=self.state)
+                    taken = extensions(model_inputs())
+                    code = extract(lambda: embedder, inputs, output, taken, pooled=True, state=self.state)
                 if code != 0:
                     raise RuntimeError(f"extraction failed: {quiet.getvalue()}")
             seconds = time.perf_counter() - begin

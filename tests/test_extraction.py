@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from clamp3.features.embedder import Embedder
-from clamp3.features.extraction import MODALITY, read
+from clamp3.features.extraction import read_input
+from clamp3.formats.registry import extensions, model_inputs
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.m3 import M3Model
 from clamp3.models.weights import build_model
@@ -47,14 +48,17 @@ def outputs(folder):
     return {str(path.relative_to(folder)): np.load(path) for path in sorted(folder.rglob("*.npy"))}
 
 
-def expected(model, sizes, inputs, pooled, kinds=MODALITY):
+MODEL_INPUTS = extensions(model_inputs())
+
+
+def expected(model, sizes, inputs, pooled, taken=MODEL_INPUTS):
     """Each input alone, through the library."""
     embedder, features = Embedder(model, sizes), {}
     for path in inputs.rglob("*"):
-        if modality := kinds.get(path.suffix.lower()):
-            sequence = read(embedder, modality, path)
+        if path.suffix.lower() in taken:
+            item = read_input(embedder, 0, path)
             features[str(path.relative_to(inputs).with_suffix(".npy"))] = next(
-                feature[None] for _, feature in embedder.embed(modality, [sequence], pooled)
+                feature[None] for _, feature in embedder.embed(item.modality, [item.content], pooled)
             )
     return features
 
