@@ -126,7 +126,7 @@ def build(folder: Path, music: np.ndarray, size: int) -> dict:
         with index.database:
             index.set_facts(weights="none", identity="benchmark")
         start = time.perf_counter()
-        index.tidy(approximate=True)
+        index.compact(approximate=True)
         prepared = time.perf_counter() - start
     index.close()
     disk = sum(path.stat().st_size for path in folder.iterdir())

@@ -15,7 +15,7 @@ intervals, by bootstrap over queries. The folders may hold files of all kinds th
 from pathlib import Path
 
 from clamp3.cli.options import FOLDER, answers_parser, feature_cache, run
-from clamp3.cli.output import print_table, print_weights, save_json
+from clamp3.cli.output import print_collection, print_issues, print_table, print_weights, save_json
 
 
 def main() -> int:
@@ -27,13 +27,12 @@ def main() -> int:
     # Only now, so that --help and mistyped options answer at once.
     import utils
     from clamp3.distributed import start_alone
-    from clamp3.io.reports import show
     from clamp3.search.collection import check_comparable, load_collection, made_by
     from clamp3.search.metrics import evaluate_both
     from clamp3.search.pairing import folder_parts, pair_by_csv, pair_by_name, unpaired
 
     embedding = utils.embedder_loader(args, start_alone(args.device, args.threads)), feature_cache(args)
-    queries, references = (load_collection(path, *embedding) for path in (args.query_dir, args.ref_dir))
+    queries, references = (load_collection(path, *embedding, progress=True) for path in (args.query_dir, args.ref_dir))
     check_comparable(queries, references)
     names = queries.files, references.files
     right = pair_by_csv(args.pairs, *names) if args.pairs else pair_by_name(*names)
@@ -57,9 +56,9 @@ def main() -> int:
             records.append({"folder": folder, "direction": direction, **counts, **values, "weights": weights})
     print_weights(weights)
     save_json(args.json, records)
-    show("without a partner, so candidates alone", alone)
-    queries.report()
-    references.report()
+    print_issues("without a partner, so candidates alone", alone)
+    print_collection(queries)
+    print_collection(references)
     return 1 if queries.failures or references.failures else 0
 
 

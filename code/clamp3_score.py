@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clamp3.cli.options import FOLDER, answers_parser, feature_cache, run
-from clamp3.cli.output import print_table, print_weights, save_json
+from clamp3.cli.output import print_collection, print_issues, print_table, print_weights, save_json
 
 if TYPE_CHECKING:
     from clamp3.search.collection import Collection
@@ -37,11 +37,11 @@ def main() -> int:
     from clamp3.search.collection import check_comparable, load_collection
 
     embedding = utils.embedder_loader(args, start_alone(args.device, args.threads)), feature_cache(args)
-    queries, references = (load_collection(path, *embedding) for path in (args.query_dir, args.ref_dir))
+    queries, references = (load_collection(path, *embedding, progress=True) for path in (args.query_dir, args.ref_dir))
     check_comparable(queries, references)
     complete = score_groups(queries, references, args) if args.group else score_pairs(queries, references, args)
-    queries.report()
-    references.report()
+    print_collection(queries)
+    print_collection(references)
     return 0 if complete and not queries.failures and not references.failures else 1
 
 
@@ -63,7 +63,6 @@ def score_pairs(queries: "Collection", references: "Collection", args: Namespace
     """Print and save the scores of pairs; returns whether it was clear which they are."""
     import numpy as np
 
-    from clamp3.io.reports import show
     from clamp3.search.collection import made_by
     from clamp3.search.metrics import pair_scores
     from clamp3.search.pairing import doubtful, pair_by_csv, pair_by_name, unpaired
@@ -91,9 +90,9 @@ def score_pairs(queries: "Collection", references: "Collection", args: Namespace
         print("mean of {} pairs: cosine {:.4f}, percentile {:.1f}".format(len(records), *means))
     print_weights(weights := made_by(queries, references))
     save_json(args.json, ({**record, "weights": weights} for record in records))
-    show("not scored, for names do not decide; --pairs FILE.csv does", undecided, most=None)
-    show("several queries for one reference; if they are not meant to share it, use --pairs FILE.csv", shared)
-    show("without a partner", alone, most=None)
+    print_issues("not scored, for names do not decide; --pairs FILE.csv does", undecided, most=None)
+    print_issues("several queries for one reference; if they are not meant to share it, use --pairs FILE.csv", shared)
+    print_issues("without a partner", alone, most=None)
     return not undecided
 
 

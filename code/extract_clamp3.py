@@ -18,6 +18,7 @@ are downloaded.
 """
 
 from clamp3.cli.options import extraction_parser, run
+from clamp3.cli.output import end_of_run
 
 
 def main() -> int:
@@ -34,14 +35,16 @@ def main() -> int:
 
     state = start(args.device, args.threads)
     options = {"device": state.device, "precision": args.precision, "batch_tokens": args.batch_tokens}
-    return extract(
+    report = extract(
         lambda: utils.build_embedder(utils.CLaMP3Model, args.epoch, args.variant, **options),
         args.input_dir,
         args.output_dir,
         extensions=extensions(model_inputs()),
         pooled=args.get_global,
         state=state,
+        progress=True,
     )
+    return end_of_run(report, state)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ are downloaded.
 """
 
 from clamp3.cli.options import extraction_parser, run
+from clamp3.cli.output import end_of_run
 
 
 def main() -> int:
@@ -25,14 +26,16 @@ def main() -> int:
 
     state = start(args.device, args.threads)
     options = {"device": state.device, "precision": args.precision, "batch_tokens": args.batch_tokens}
-    return extract(
+    report = extract(
         lambda: utils.build_embedder(utils.M3Model, variant=args.variant, **options),
         args.input_dir,
         args.output_dir,
         extensions=extensions(model_inputs("symbolic")),
         pooled=False,
         state=state,
+        progress=True,
     )
+    return end_of_run(report, state)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ far the next class is behind. Files that cannot be read are listed (exit code 1)
 from pathlib import Path
 
 from clamp3.cli.options import FOLDER, answers_parser, feature_cache, run
-from clamp3.cli.output import print_weights, save_json
+from clamp3.cli.output import print_collection, print_weights, save_json
 from clamp3.cli.predictions import add_label_option, add_shown_option, print_predictions, print_score, ranked
 
 
@@ -36,7 +36,7 @@ def main() -> int:
 
     probe, source = Probe.load(args.weights), label_source(args.labels)
     load_embedder = utils.embedder_loader(args, start_alone(args.device, args.threads))
-    inputs = load_collection(args.input_dir, load_embedder, feature_cache(args))
+    inputs = load_collection(args.input_dir, load_embedder, feature_cache(args), progress=True)
     try:
         probabilities = probe.probabilities(inputs.features)
     except ValueError as error:
@@ -49,7 +49,7 @@ def main() -> int:
     save_json(args.json, ({**record, "weights": weights} for record in records))
     if probe.made_by and inputs.weights and Path(probe.made_by).name != inputs.weights.name:
         print(f"but {args.weights} is for those made by {probe.made_by}: if that is another model, it can only guess")
-    inputs.report()
+    print_collection(inputs)
     return 1 if inputs.failures else 0
 
 

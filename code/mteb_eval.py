@@ -15,7 +15,7 @@ same weights are not done again. Tasks that fail are listed, and so are inputs t
 from pathlib import Path
 
 from clamp3.cli.options import add_model_options, add_raw_options, run, script_parser
-from clamp3.cli.output import print_table
+from clamp3.cli.output import print_issues, print_table
 
 TEXT_AND_AUDIO = {"text", "audio"}
 
@@ -35,7 +35,7 @@ def main() -> int:
     import utils
     from clamp3.distributed import start_alone
     from clamp3.errors import UserError
-    from clamp3.io.reports import FileIssue, show
+    from clamp3.io.reports import FileIssue
 
     try:
         from clamp3.tasks.mteb_encoder import MtebEncoder
@@ -64,9 +64,9 @@ def main() -> int:
     print_table(("task", "measure", "score"), scores)
     print(f"written to {cache.get_task_result_path('TASK', model.mteb_model_meta).parent}")
     failed = [FileIssue(error.task_name, error.exception) for error in result.exceptions or []]
-    show("failed tasks", failed, most=None)
-    show("without a feature, so zeros", model.failures)
-    show("damaged or very short, but read", model.repairs)
+    print_issues("failed tasks", failed, most=None)
+    print_issues("without a feature, so zeros", model.failures)
+    print_issues("damaged or very short, but read", model.repairs)
     return 1 if failed or model.failures else 0
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clamp3.cli.options import FOLDER, answers_parser, feature_cache, positive, run
-from clamp3.cli.output import print_table, print_weights, save_json
+from clamp3.cli.output import print_collection, print_issues, print_table, print_weights, save_json
 from clamp3.cli.predictions import add_label_option, print_figures
 from clamp3.tasks.recipe import Recipe
 
@@ -72,7 +72,9 @@ def main() -> int:
 
     source = label_source(args.labels)
     embedding = utils.embedder_loader(args, start_alone(args.device, args.threads)), feature_cache(args)
-    collections = [load_collection(path, *embedding) for path in (args.feature_dir, args.eval_dir) if path]
+    collections = [
+        load_collection(path, *embedding, progress=True) for path in (args.feature_dir, args.eval_dir) if path
+    ]
     check_comparable(collections[0], collections[-1])
     features, labels, parts = labelled(collections, source, args)
     fit = dict(recipe=recipe, made_by=origin(collections[0].weights))
@@ -84,7 +86,7 @@ def main() -> int:
     print_weights(weights := made_by(*collections))
     save_json(args.json, ({**record, "weights": weights} for record in records))
     for collection in collections:
-        collection.report()
+        print_collection(collection)
     return 1 if any(collection.failures for collection in collections) else 0
 
 
@@ -100,14 +102,13 @@ def labelled(
     import numpy as np
 
     from clamp3.errors import UserError
-    from clamp3.io.reports import show
     from clamp3.tasks.labels import labels_of
     from clamp3.tasks.probe import stratified_folds, stratified_share
 
     features, labels, counts = [], [], []
     for collection in collections:
         found, remarks = labels_of(source, collection.files)
-        show(f"{collection.folder}: without a label, so not used", remarks)
+        print_issues(f"{collection.folder}: without a label, so not used", remarks)
         rows = [row for row, label in enumerate(found) if label]
         if not rows:
             raise UserError(f"no file in {collection.folder} has a label; --labels tells where labels stand")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clamp3.cli.options import FOLDER, answers_parser, feature_cache, run
-from clamp3.cli.output import print_weights, save_json
+from clamp3.cli.output import print_collection, print_weights, save_json
 from clamp3.cli.predictions import add_shown_option, print_predictions, print_score, ranked
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def main() -> int:
     prompts = read_prompts(args.labels, args.template or TEMPLATES)
     labels, source = list(prompts), label_source(args.truth)
     load_embedder = utils.embedder_loader(args, start_alone(args.device, args.threads))
-    inputs = load_collection(args.input_dir, load_embedder, feature_cache(args))
+    inputs = load_collection(args.input_dir, load_embedder, feature_cache(args), progress=True)
     asked, prompt_features = embedded(prompts, load_embedder())
     check_comparable(asked, inputs)
     cosines, probabilities = zero_shot(inputs.features, prompt_features, config.LOGIT_SCALE)
@@ -79,7 +79,7 @@ def main() -> int:
     save_json(args.json, ({**record, "weights": weights} for record in records))
     if result and args.picture:
         draw_confusion(result, args.picture)
-    inputs.report()
+    print_collection(inputs)
     return 1 if inputs.failures or args.picture and not result else 0
 
 

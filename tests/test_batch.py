@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +11,11 @@ import numpy as np
 import pytest
 
 import converters
+from clamp3.cli.output import print_report
 from clamp3.errors import UserError
 from clamp3.io.conversion import convert_folder
-from clamp3.io.folders import Job, Plan, Tally, plan, report, share
+from clamp3.io.files import atomic_write
+from clamp3.io.folders import Job, Plan, Tally, plan, save_report, share
 from clamp3.io.reports import FileIssue, printable
 
 EXTENSIONS = (".abc", ".mtf")
@@ -118,15 +119,18 @@ def test_work_is_shared_evenly_and_once(tmp_path, processes):
 
 
 def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(folders):
+    """Whatever the writer's host and process id; and what others have named so is not touched."""
     source, target = folders
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    host = socket.gethostname()
-    gone = target / f".{host}.{dead.pid}.partial"
-    kept = [target / f".{host}.{os.getppid()}.partial", target / f".elsewhere.{dead.pid}.partial"]
-    touch(source / "a.abc", gone, *kept)
-    assert len(plan(source, target, EXTENSIONS, ".npy").jobs) == 1
-    assert not gone.exists() and all(path.exists() for path in kept)
+    left, former, fresh = target / f".{'0' * 16}.partial", target / ".host.7.partial", target / ".host.8.partial"
+    others = [target / "chapter.partial", target / ".notes.partial"]
+    touch(source / "a.abc", left, former, fresh, *others)
+    os.utime(former, (0, 0))  # an earlier version's, which held no lock
+    with atomic_write(target / "sub" / "b.npy") as file:
+        written = Path(file.name)
+        assert len(plan(source, target, EXTENSIONS, ".npy").jobs) == 1
+        assert written.exists() and fresh.exists() and all(path.exists() for path in others)
+        assert not left.exists() and not former.exists()
+    assert (target / "sub" / "b.npy").exists() and not written.exists()
 
 
 def test_the_report_names_failures_and_forgets_them_when_they_are_mended(tmp_path, capsys):
@@ -136,13 +140,13 @@ def test_the_report_names_failures_and_forgets_them_when_they_are_mended(tmp_pat
         FileIssue(odd, "empty file"),
         *(FileIssue(f"z{i}", "bad") for i in range(30)),
     ]
-    report(tmp_path, Plan(already_done=2), Tally(3, failures), 1.5)
+    assert print_report(save_report(tmp_path, Plan(already_done=2), Tally(3, failures), 1.5)) == 1
     printed = capsys.readouterr().out
     assert "3 written in 1.5 s (2.0 files/s), 2 already there, 32 failed" in printed
     assert "b.abc" in printed and "no bars" in printed and "… and 12 more" in printed and "\\udce9" in printed
     lines = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
     assert {"file": "b.abc", "reason": "no bars"} in lines and len(lines) == 32
-    report(tmp_path, Plan(), Tally(3), 1.5)
+    assert print_report(save_report(tmp_path, Plan(), Tally(3), 1.5)) == 0
     assert not (tmp_path / "failures.jsonl").exists()
     assert printable("愛.abc") == "愛.abc"
 
@@ -156,7 +160,7 @@ def write(folder, **texts):
 
 
 def convert(folders, **options):
-    return convert_folder(converters.obey, *folders, (".abc",), ".txt", workers=2, **options)
+    return print_report(convert_folder(converters.obey, *folders, (".abc",), ".txt", workers=2, **options))
 
 
 def outputs(folder):
@@ -243,8 +247,10 @@ from pathlib import Path
 sys.path[:0] = {path}
 import converters
 from clamp3.cli.options import run
+from clamp3.cli.output import print_report
 from clamp3.io.conversion import convert_folder
-run(lambda: convert_folder(converters.obey, Path({source!r}), Path({target!r}), (".abc",), ".txt", workers=2))
+folders = Path({source!r}), Path({target!r})
+run(lambda: print_report(convert_folder(converters.obey, *folders, (".abc",), ".txt", workers=2)))
 """
 
 

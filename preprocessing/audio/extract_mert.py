@@ -21,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "code"))
 from clamp3.cli.options import add_computing_options, positive, run
+from clamp3.cli.output import end_of_run
 
 
 def main() -> int:
@@ -41,13 +42,15 @@ def main() -> int:
     from clamp3.features.extraction import extract_mert
 
     state = start(args.device, args.threads)
-    return extract_mert(
+    report = extract_mert(
         lambda: Mert.from_pretrained(args.model_path or RELEASED, state.device, args.precision, args.batch_seconds),
         args.input_path,
         args.output_path,
         args.mean_features,
         state,
+        progress=True,
     )
+    return end_of_run(report, state)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from clamp3.cli.options import positive
-from clamp3.cli.output import print_table
+from clamp3.cli.output import print_issues, print_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +74,6 @@ def print_figures(result: "Figures") -> None:
 
 def print_score(records: Sequence[dict], labels: Sequence[str], remarks: "list[FileIssue]") -> "Figures | None":
     """Print and return the figures over the files whose label is known, if there are any; `remarks` on the others."""
-    from clamp3.io.reports import show
     from clamp3.tasks.figures import figures
 
     scored = [(record["truth"], record["label"]) for record in records if record["truth"]]
@@ -83,5 +82,5 @@ def print_score(records: Sequence[dict], labels: Sequence[str], remarks: "list[F
         return None
     result = figures(*zip(*scored, strict=True), labels)
     print_figures(result)
-    show("not scored", remarks)
+    print_issues("not scored", remarks)
     return result

@@ -1,5 +1,6 @@
 """Folders of inputs -> mirrored folders of features: the work of extract_clamp3.py and extract_m3.py."""
 
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
@@ -9,19 +10,20 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from clamp3.audio.mert import Mert
-from clamp3.distributed import finish, gather, on_main
+from clamp3.distributed import gather, on_main
 from clamp3.errors import UserError
 from clamp3.features.embedder import Embedder
 from clamp3.features.reading import Item, encode, listen, read_item
 from clamp3.formats.registry import SOUND, model_inputs
 from clamp3.io.files import load_array, read_text, save_array
-from clamp3.io.folders import Job, Outcome, Tally, plan, report, share, tally
-from clamp3.io.reports import describe_error
+from clamp3.io.folders import Job, Outcome, Tally, plan, save_report, share, tally
+from clamp3.io.reports import Report, describe_error
 from clamp3.modalities import AUDIO
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+LOG = logging.getLogger("clamp3")
 Model = TypeVar("Model")
 Embed = Callable[[Embedder, Sequence[Path]], Iterator[tuple[Item, np.ndarray | None]]]
 
@@ -34,7 +36,8 @@ def extract(
     pooled: bool,
     state: "PartialState",
     embed: Embed | None = None,
-) -> int:
+    progress: bool = False,
+) -> Report:
     """Write a .npy for each input under `input_dir`: (1, clamp3_hidden_size) pooled, else (1, length, hidden).
 
     `embed` says how files become features, by default as inputs of the models. Otherwise as `extract_folder`.
@@ -44,11 +47,11 @@ def extract(
         embedder = load_embedder()
         embedder.prepare_for(job.source for job in jobs)
         if state.is_main_process and embedder.weights:
-            print(f"weights: {embedder.weights}")
+            LOG.info("weights: %s", embedder.weights)
         return embedder
 
     outcomes = partial(_outcomes, embed=embed or partial(embed_inputs, pooled=pooled))
-    return extract_folder(load, outcomes, input_dir, output_dir, extensions, state)
+    return extract_folder(load, outcomes, input_dir, output_dir, extensions, state, progress)
 
 
 def extract_folder(
@@ -58,11 +61,12 @@ def extract_folder(
     output_dir: Path,
     extensions: Collection[str],
     state: "PartialState",
-) -> int:
-    """Do the inputs under `input_dir`, each of which has a .npy: `outcomes` does those of a process with its model.
+    progress: bool = False,
+) -> Report:
+    """Write a .npy for each input under `input_dir`: `outcomes` does the jobs of this process with its model.
 
-    Processes share the work; each loads what all jobs need. Returns the exit code: 1 if an input failed. Raises
-    UserError as `plan` and `load` do.
+    Processes share the work; each loads what all jobs need, and each returns the report of all, which the first one
+    also writes into `output_dir`. `progress` shows a bar in the first. Raises UserError as `plan` and `load` do.
     """
     start = time.perf_counter()
     todo = on_main(state, lambda: plan(input_dir, output_dir, extensions, ".npy"))
@@ -70,18 +74,15 @@ def extract_folder(
     done = Tally()
     if todo.jobs:
         model = _agreed(lambda: load(todo.jobs), state)
-        done = tally(outcomes(model, jobs), len(jobs), show=state.is_main_process)
+        done = tally(outcomes(model, jobs), len(jobs), progress and state.is_main_process)
 
     done = Tally(sum(gather(state, [done.written])), gather(state, done.failures), gather(state, done.warnings))
-    if state.is_main_process:
-        report(output_dir, todo, done, time.perf_counter() - start)
-    finish(state)
-    return 1 if todo.failures or done.failures else 0
+    return on_main(state, lambda: save_report(output_dir, todo, done, time.perf_counter() - start))
 
 
 def _agreed(load: Callable[[], Model], state: "PartialState") -> Model:
     """What `load` returns; where it fails in one process, all raise its error."""
-    errors = []
+    errors: list[str] = []
     try:
         model = load()
     except UserError as error:
@@ -130,14 +131,21 @@ def read_input(embedder: Embedder, index: int, path: Path) -> Item:
 
 
 def extract_mert(
-    load_mert: Callable[[], Mert], input_dir: Path, output_dir: Path, mean_features: bool, state: "PartialState"
-) -> int:
+    load_mert: Callable[[], Mert],
+    input_dir: Path,
+    output_dir: Path,
+    mean_features: bool,
+    state: "PartialState",
+    progress: bool = False,
+) -> Report:
     """Write a .npy for each audio file under `input_dir`: (layers, windows, hidden), or the layers' mean.
 
     With `mean_features` that is (1, windows, hidden). Otherwise as `extract_folder`.
     """
     outcomes = partial(_mert_outcomes, mean_features=mean_features)
-    return extract_folder(lambda _jobs: load_mert(), outcomes, input_dir, output_dir, SOUND.extensions, state)
+    return extract_folder(
+        lambda _jobs: load_mert(), outcomes, input_dir, output_dir, SOUND.extensions, state, progress
+    )
 
 
 def _mert_outcomes(mert: Mert, jobs: list[Job], mean_features: bool) -> Iterator[Outcome]:

@@ -5,13 +5,12 @@ looks at the groups closest to the query; an exact one looks at all, and goes on
 have hidden a better row. In both, what is found is scored by the rows themselves.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from clamp3.errors import UserError
-from clamp3.io.files import partial_name
+from clamp3.io.files import atomic_write
 from clamp3.search.ranking import spans
 
 BLOCK = 16_384  # rows that are read at once
@@ -71,9 +70,8 @@ class Nearest:
 
     def save(self, path: Path) -> None:
         """Write the index to `path`, whole or not at all."""
-        partial = path.with_name(partial_name(os.getpid()))
-        faiss_module().write_index(self.index, str(partial))
-        partial.replace(path)
+        with atomic_write(path) as file:
+            faiss_module().write_index(self.index, file.name)
 
     @property
     def count(self) -> int:
