@@ -5,12 +5,14 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import threading
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 import clamp3_index
 import clamp3_search
@@ -260,6 +262,17 @@ def test_an_open_index_follows_what_others_change(tmp_path, index):
         other.compact()  # rows get other numbers, in another file
         assert other.meta["features"] == "features-2.f32"
     assert_found(index, {f"{name}.npy": there[f"{name}.npy"] for name in "ghij"}, np.ones(HIDDEN, np.float32))
+
+
+def test_waiting_for_another_writer_is_logged_and_not_printed(tmp_path, index, caplog, capsys):
+    save_features(tmp_path / "in", vectors("a"))
+    caplog.set_level("INFO", "clamp3")
+    other = FileLock(index.folder / "write.lock", thread_local=False)
+    other.acquire()
+    threading.Timer(0.5, other.release).start()
+    assert update(index, tmp_path / "in").added == 1
+    assert caplog.messages == [f"another process is writing to {index.folder}; waiting for it"]
+    assert capsys.readouterr() == ("", "")
 
 
 def test_two_processes_add_at_once_and_a_third_reads(tmp_path):

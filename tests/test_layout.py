@@ -12,6 +12,7 @@ ORDER = (
     *("errors", "sizes", "modalities", "io", "distributed", "formats", "inputs", "models", "audio", "features"),
     *("search", "training", "tasks", "cli"),
 )
+PRINTING = ("print", "tqdm.write", "sys.stdout.write", "sys.stderr.write")
 FORMER_NAMES = ("retrieval", "mteb_adapter")  # modules that import the present ones, for code that knows the old ones
 
 
@@ -64,6 +65,18 @@ def test_the_library_knows_nothing_of_the_scripts():
         names = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
         names |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
         assert not names & scripts, path
+
+
+def test_the_library_prints_nothing():
+    """Commands print: the library returns, raises, calls back or logs."""
+    printing = [
+        f"{path.relative_to(LIBRARY)}:{node.lineno}"
+        for path in sorted(LIBRARY.rglob("*.py"))
+        if path.relative_to(LIBRARY).parts[0] != "cli"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in PRINTING
+    ]
+    assert not printing
 
 
 def test_a_bare_import_is_cheap_and_shows_the_public_names():
