@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -267,9 +268,15 @@ def test_an_open_index_follows_what_others_change(tmp_path, index):
 def test_waiting_for_another_writer_is_logged_and_not_printed(tmp_path, index, caplog, capsys):
     save_features(tmp_path / "in", vectors("a"))
     caplog.set_level("INFO", "clamp3")
-    other = FileLock(index.folder / "write.lock", thread_local=False)
-    other.acquire()
-    threading.Timer(0.5, other.release).start()
+    held = threading.Event()
+
+    def hold() -> None:
+        with FileLock(index.folder / "write.lock"):
+            held.set()
+            time.sleep(0.5)
+
+    threading.Thread(target=hold).start()
+    held.wait()
     assert update(index, tmp_path / "in").added == 1
     assert caplog.messages == [f"another process is writing to {index.folder}; waiting for it"]
     assert capsys.readouterr() == ("", "")
