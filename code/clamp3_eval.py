@@ -15,7 +15,7 @@ intervals, by bootstrap over queries. The folders may hold files of all kinds th
 from pathlib import Path
 
 from clamp3.cli.options import FOLDER, answers_parser, feature_cache, run
-from clamp3.cli.output import print_collection, print_issues, print_table, print_weights, save_json
+from clamp3.cli.output import print_collection, print_issues, print_line, print_table, print_weights, save_json
 
 
 def main() -> int:
@@ -49,7 +49,7 @@ def main() -> int:
         several = sum(len(own) > 1 for own in answers)
         counts = {"queries": len(asking), "several_right": several, "references": len(candidates)}
         shown = "{} queries, {} with several right references, {} references".format(*counts.values())
-        print(f"{folder or 'all'}: {shown}")
+        print_line(f"{folder or 'all'}: {shown}")
         print_figures(figures)
         for direction, estimates in figures.items():
             values = {name: [estimate.value, estimate.low, estimate.high] for name, estimate in estimates.items()}

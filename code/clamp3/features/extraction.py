@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from clamp3 import __version__
 from clamp3.audio.mert import Mert
 from clamp3.distributed import gather, on_main
 from clamp3.errors import UserError
 from clamp3.features.embedder import Embedder
-from clamp3.features.reading import Item, encode, listen, read_item
+from clamp3.features.manifest import Maker, check_or_record_maker, load_manifest
+from clamp3.features.reading import Item, encode, is_sound, listen, read_item
 from clamp3.formats.registry import SOUND, model_inputs
 from clamp3.io.files import load_array, read_text, save_array
-from clamp3.io.folders import Job, Outcome, Tally, plan, save_report, share, tally
+from clamp3.io.folders import Job, Outcome, Plan, Tally, plan, save_report, share, tally
 from clamp3.io.reports import Report, describe_error
 from clamp3.modalities import AUDIO
 
@@ -50,12 +52,23 @@ def extract(
             LOG.info("weights: %s", embedder.weights)
         return embedder
 
+    def maker(embedder: Embedder, jobs: list[Job]) -> Maker:
+        return {
+            "kind": "global features" if pooled else "hidden states",
+            "weights": embedder.identity,
+            "file": str(embedder.weights) if embedder.weights else None,
+            "precision": embedder.precision,
+            "audio_encoder": embedder.mert_identity if any(is_sound(job.source) for job in jobs) else None,
+            "version": __version__,
+        }
+
     outcomes = partial(_outcomes, embed=embed or partial(embed_inputs, pooled=pooled))
-    return extract_folder(load, outcomes, input_dir, output_dir, extensions, state, progress)
+    return extract_folder(load, maker, outcomes, input_dir, output_dir, extensions, state, progress)
 
 
 def extract_folder(
     load: Callable[[list[Job]], Model],
+    maker: Callable[[Model, list[Job]], Maker],
     outcomes: Callable[[Model, list[Job]], Iterator[Outcome]],
     input_dir: Path,
     output_dir: Path,
@@ -66,14 +79,23 @@ def extract_folder(
     """Write a .npy for each input under `input_dir`: `outcomes` does the jobs of this process with its model.
 
     Processes share the work; each loads what all jobs need, and each returns the report of all, which the first one
-    also writes into `output_dir`. `progress` shows a bar in the first. Raises UserError as `plan` and `load` do.
+    also writes into `output_dir`. `progress` shows a bar in the first. `maker` says what makes the features: it is
+    recorded in a new `output_dir`, and from then on inputs that change are done again. Raises UserError as `plan` and
+    `load` do, and where `output_dir` holds features of another maker.
     """
     start = time.perf_counter()
-    todo = on_main(state, lambda: plan(input_dir, output_dir, extensions, ".npy"))
+
+    def look() -> tuple[Plan, bool]:
+        recorded = output_dir.is_dir() and load_manifest(output_dir) is not None
+        return plan(input_dir, output_dir, extensions, ".npy", redo_changed=recorded), recorded
+
+    todo, recorded = on_main(state, look)
     jobs = share(todo.jobs, state.num_processes, state.process_index)
     done = Tally()
-    if todo.jobs:
+    if todo.jobs or recorded:
         model = _agreed(lambda: load(todo.jobs), state)
+        is_new = not recorded and not todo.already_done
+        on_main(state, lambda: check_or_record_maker(output_dir, maker(model, todo.jobs), is_new))
         done = tally(outcomes(model, jobs), len(jobs), progress and state.is_main_process)
 
     done = Tally(sum(gather(state, [done.written])), gather(state, done.failures), gather(state, done.warnings))
@@ -142,9 +164,15 @@ def extract_mert(
 
     With `mean_features` that is (1, windows, hidden). Otherwise as `extract_folder`.
     """
+
+    def maker(mert: Mert, _jobs: list[Job]) -> Maker:
+        kind = "MERT features, the mean of the layers" if mean_features else "MERT features of all layers"
+        made = {"kind": kind, "weights": mert.identity, "file": mert.identity, "precision": mert.precision}
+        return {**made, "version": __version__}
+
     outcomes = partial(_mert_outcomes, mean_features=mean_features)
     return extract_folder(
-        lambda _jobs: load_mert(), outcomes, input_dir, output_dir, SOUND.extensions, state, progress
+        lambda _jobs: load_mert(), maker, outcomes, input_dir, output_dir, SOUND.extensions, state, progress
     )
 
 

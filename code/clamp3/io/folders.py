@@ -76,12 +76,14 @@ def plan(
     extensions: Collection[str],
     target_extension: str,
     count_pieces: Callable[[Path], int] = one_piece,
+    redo_changed: bool = False,
 ) -> Plan:
     """Find the files under `input_dir` whose extension, in any letter case, is one of `extensions`.
 
     A file of several pieces, as `count_pieces` says, has as many outputs, numbered (name_01, name_02, …). Inputs whose
-    outputs exist are left out; what killed runs left behind is removed. Raises UserError where there is no such folder
-    or file, and, before anything is written, where two inputs would have the same output.
+    outputs exist are left out, unless `redo_changed` and they are older than the input; what killed runs left behind
+    is removed. Raises UserError where there is no such folder or file, and, before anything is written, where two
+    inputs would have the same output.
     """
     if not input_dir.is_dir():
         raise UserError(f"there is no folder {input_dir}")
@@ -109,7 +111,7 @@ def plan(
         raise UserError(f"there is no {' '.join(sorted(extensions))} file under {input_dir}")
 
     done = _outputs(output_dir)
-    result.jobs = [job for job in jobs if not done.issuperset(job.targets)]
+    result.jobs = [job for job in jobs if not done.issuperset(job.targets) or (redo_changed and _has_changed(job))]
     result.already_done = len(jobs) - len(result.jobs)
     return result
 
@@ -122,6 +124,14 @@ def _targets(mirrored: Path, pieces: int, extension: str) -> Iterator[Path]:
     digits = len(str(pieces))
     for number in range(1, pieces + 1):
         yield mirrored.with_name(f"{mirrored.stem}_{number:0{digits}}{extension}")
+
+
+def _has_changed(job: Job) -> bool:
+    """Whether the input is newer than an output."""
+    try:
+        return job.source.stat().st_mtime_ns > min(target.stat().st_mtime_ns for target in job.targets)
+    except OSError:  # which will be named when it is tried
+        return True
 
 
 def _clash(first: Path, second: Path, target: Path) -> str:
