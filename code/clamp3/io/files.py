@@ -49,18 +49,24 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     A link at `path` stays, and its target is replaced. Devices, FIFOs and this process's own output streams cannot be
     replaced: they get the whole content at the end. Several processes may write the same path; the last one wins.
     """
-    if (stream := _in_place(path)) is not None:
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:  # nothing there yet, or nothing that can be reached, which writing will tell
+        mode = None
+    if mode is not None and (stream := _in_place(path)) is not None:
         with stream as file:
             content = io.BytesIO()
             yield content
             file.write(content.getbuffer())
         return
-    target = Path(os.path.realpath(path))
-    if target.is_symlink():
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    if mode is not None and stat.S_ISLNK(mode):
+        target = Path(os.path.realpath(path))
+        if target.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        remove_orphans(target.parent)  # which other runs look for beside the link, not here
+    else:
+        target = path
     target.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_symlink():  # other runs look for orphans beside the link, not here
-        remove_orphans(target.parent)
     file = _open_partial(target.parent)
     partial = Path(file.name)
     try:
@@ -79,7 +85,7 @@ def _in_place(path: Path) -> IO[bytes] | None:
     """What writes to `path`, if that is no file that can be replaced; else None."""
     try:
         found = os.stat(path)
-    except OSError:  # nothing there yet, or nothing that can be reached, which writing will tell
+    except OSError:  # a link that leads nowhere yet
         return None
     for standard in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or not a file at all
