@@ -66,7 +66,6 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         remove_orphans(target.parent)  # which other runs look for beside the link, not here
     else:
         target = path
-    target.parent.mkdir(parents=True, exist_ok=True)
     file = _open_partial(target.parent)
     partial = Path(file.name)
     try:
@@ -96,10 +95,14 @@ def _in_place(path: Path) -> IO[bytes] | None:
 
 
 def _open_partial(folder: Path) -> BinaryIO:
-    """A new file in `folder` under a random name, which this process holds a lock on while it is open."""
+    """A new file under a random name in `folder`, which is made if need be; locked while it is open."""
     while True:
         partial = folder / f".{secrets.token_hex(8)}{PARTIAL_EXTENSION}"
-        file = open(partial, "xb")
+        try:
+            file = open(partial, "xb")
+        except FileNotFoundError:
+            folder.mkdir(parents=True, exist_ok=True)
+            continue
         try:
             locked = _lock(file)
             if locked is None or (locked and os.fstat(file.fileno()).st_nlink):
