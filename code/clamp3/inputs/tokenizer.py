@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILE = "tokenizer.json"
 SHIPPED = Path(__file__).parent / "xlm_roberta" / f"{TOKENIZER_FILE}.xz"
+SPECIAL_TOKENS = {
+    **{"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>"},
+    **{"unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>"},
+}
 _lock = threading.Lock()  # a tokenizer that encodes in one thread refuses to in another ("Already borrowed")
 
 
@@ -63,16 +67,11 @@ def _xlm_roberta(serialized: str) -> "PreTrainedTokenizerBase":
     from tokenizers import AddedToken, Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(serialized),
-        bos_token="<s>",
-        cls_token="<s>",
-        eos_token="</s>",
-        sep_token="</s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        mask_token=AddedToken("<mask>", lstrip=True),
-    )
+    tokenizer = Tokenizer.from_str(serialized)
+    known = {name: token for name, token in SPECIAL_TOKENS.items() if tokenizer.token_to_id(token) is not None}
+    if "mask_token" in known:
+        known["mask_token"] = AddedToken(known["mask_token"], lstrip=True)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **known)
 
 
 def _from_pretrained(name: str) -> "PreTrainedTokenizerBase":

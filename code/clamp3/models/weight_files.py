@@ -80,8 +80,8 @@ def _load_torch(path: Path) -> dict[str, Any]:
 
 def _diagnose_file(path: Path, error: Exception) -> str:
     """Why `path` could not be read, by its size and its first bytes, and what to do."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+        return str(error.strerror)
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(1000)
