@@ -3,7 +3,7 @@
 import lzma
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -68,7 +68,9 @@ def _xlm_roberta(serialized: str) -> "PreTrainedTokenizerBase":
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer.from_str(serialized)
-    known = {name: token for name, token in SPECIAL_TOKENS.items() if tokenizer.token_to_id(token) is not None}
+    known: dict[str, Any] = {
+        name: token for name, token in SPECIAL_TOKENS.items() if tokenizer.token_to_id(token) is not None
+    }
     if "mask_token" in known:
         known["mask_token"] = AddedToken(known["mask_token"], lstrip=True)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **known)
