@@ -74,7 +74,7 @@ def find_in_folder(path: Path) -> Path | None:
 def find_weights(path: Path) -> Path | None:
     """What `find_in_folder` finds; else the release of that name in the hub's cache. Needs no network.
 
-    ~/.cache/clamp3, where versions before 0.2 downloaded to, is searched too.
+    ~/.cache/clamp3, where earlier versions downloaded to, is searched too.
     """
     found, release = find_in_folder(path), release_named(path.name)
     if found or not release:
