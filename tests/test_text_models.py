@@ -116,11 +116,11 @@ def test_recomputed_layers_have_the_same_gradients(model):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("clang")), reason="needs a C++ compiler")
-@pytest.mark.parametrize("recompute", [False, True])
-def test_compiled_layers_have_the_same_gradients(model, recompute):
+@pytest.mark.parametrize("family", ["modernbert"], indirect=True)
+def test_compiled_layers_have_the_same_gradients(model):
     """Without dropout, which compiled code draws in another order."""
     changed = copy.deepcopy(model)
-    prepare_layers(changed.towers.values(), compile_layers=True, recompute_layers=recompute)
+    prepare_layers(changed.towers.values(), compile_layers=True, recompute_layers=False)
     plain, compiled = gradients(model.eval()), gradients(changed.eval())
     assert plain.keys() == compiled.keys()
     for name, gradient in plain.items():
