@@ -1,7 +1,11 @@
 """Sequences -> features: against recorded values, against a naive computation, and alone against in company."""
 
+import inspect
 import os
 import subprocess
+import sys
+import typing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -226,9 +230,34 @@ def test_wrong_options_are_named(small_model):
         Embedder(model, missing).encode_text("a reel")
 
 
-def test_one_string_is_not_taken_for_a_list_of_characters(embedder):
-    with pytest.raises(ValueError, match="give a list"):
-        embedder.embed_text("a reel")
+METHODS = ("text", "symbolic", "audio_features", "files", "midi", "musicxml", "audio")
+ONE_ITEM = ("a reel", b"MThd", Path("a.mid"), np.zeros(24_000, np.float32), torch.zeros(2, 24_000))
+
+
+@pytest.mark.parametrize("method", [f"embed_{name}" for name in METHODS])
+@pytest.mark.parametrize("item", ONE_ITEM, ids=lambda item: type(item).__name__)
+def test_one_item_is_not_taken_for_a_list_of_items(embedder, method, item):
+    with pytest.raises(ValueError, match=rf"give a list of items, {method}\(\[item\]\), not one"):
+        getattr(embedder, method)(item)
+
+
+def test_any_iterable_of_items_is_a_list_of_them(embedder):
+    texts = ("a reel", "a jig")
+    assert np.array_equal(embedder.embed_text(text for text in texts), embedder.embed_text(list(texts)))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="overloads cannot be asked for")
+@pytest.mark.parametrize("method", [f"embed_{name}" for name in METHODS])
+def test_types_tell_what_is_returned(method):
+    overloads = typing.get_overloads(getattr(Embedder, method))
+    assert [inspect.signature(one).return_annotation for one in overloads][:2] == [np.ndarray, list[np.ndarray]]
+    names = set(inspect.signature(getattr(Embedder, method)).parameters)
+    assert all(set(inspect.signature(one).parameters) == names for one in overloads)
+
+
+def test_an_embedder_shows_its_weights_device_and_precision(small_model):
+    embedder = Embedder.from_pretrained(small_model.clamp3, "cpu", "bf16", sizes=small_model.sizes)
+    assert repr(embedder) == f"Embedder({small_model.clamp3}, device=cpu, precision=bf16)"
 
 
 def test_m3_names_what_it_cannot_read(small_model):

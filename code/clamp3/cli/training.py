@@ -72,6 +72,7 @@ def train_clamp3(modality: str, knobs: Knobs, args: argparse.Namespace) -> int:
     from clamp3.inputs.encoder import InputEncoder
     from clamp3.models.clamp3 import CLaMP3Model
     from clamp3.models.layers import prepare_layers
+    from clamp3.models.text import check_text_model
     from clamp3.training.curves import draw_curves
     from clamp3.training.loop import Trainer
     from clamp3.training.objectives import Contrastive
@@ -81,6 +82,7 @@ def train_clamp3(modality: str, knobs: Knobs, args: argparse.Namespace) -> int:
         return draw_curves(settings.logs_path, args.plot)
     state, sizes = start(args.device, args.threads), ModelSizes.from_knobs(knobs)
     encoder = InputEncoder(sizes)
+    check_text_model(sizes, encoder.tokenizer)
     sets = clamp3_sets(modality, knobs, encoder, state)
     if args.check:
         return check(sets, state)

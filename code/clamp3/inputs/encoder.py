@@ -1,13 +1,17 @@
 """Texts, symbolic music and audio features -> the sequences that the towers read, and batches of them."""
 
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clamp3.errors import UserError
 from clamp3.inputs.patchilizer import M3Patchilizer, has_music
+from clamp3.inputs.tokenizer import load_tokenizer, token_ids
 from clamp3.modalities import MODALITIES
 from clamp3.sizes import ModelSizes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class InputEncoder:
@@ -19,32 +23,16 @@ class InputEncoder:
         self.max_lengths = {name: modality.max_length(sizes) for name, modality in MODALITIES.items()}
 
     @cached_property
-    def tokenizer(self):
-        """The text model's tokenizer, from its local folder, the hub's cache or the hub."""
-        from transformers import AutoTokenizer
-
-        name = self.sizes.text_model_name
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            # Where the files are missing, some library versions make one that knows no words.
-            words = tokenizer("music", add_special_tokens=False)["input_ids"]
-            if not set(words) - {tokenizer.unk_token_id}:
-                raise ValueError("its vocabulary is missing")
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"no tokenizer for {name}: {str(error).strip().splitlines()[0]}\n"
-                "  with a network it is downloaded once; without one, copy the Hugging Face cache (the folder that "
-                "HF_HOME names) from a machine that has it"
-            ) from error
-        return tokenizer
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The text model's tokenizer. Raises UserError as `load_tokenizer` does."""
+        return load_tokenizer(self.sizes.text_model_name)
 
     def encode_text(self, text: str) -> np.ndarray:
         """The distinct non-empty lines of `text`, joined by the separator token -> token ids (tokens,)."""
         lines = [line for line in dict.fromkeys(text.split("\n")) if line]
         if not any(line.strip() for line in lines):
             raise ValueError("empty: no line of text")
-        joined = self.tokenizer.sep_token.join(lines)
-        return np.array(self.tokenizer(joined, verbose=False)["input_ids"], np.int64)
+        return token_ids(self.tokenizer, self.tokenizer.sep_token.join(lines))
 
     def encode_symbolic(self, text: str) -> np.ndarray:
         """Interleaved ABC or MTF -> patches with special patches (patches, patch_size)."""
