@@ -18,12 +18,12 @@ RATE_DECAY = "none"  # after them; or "cosine": to 0 at the end of the last epoc
 TRAIN_PRECISION = "auto"  # bf16 or fp16 on GPUs and fp32 on CPUs; or one of these three
 COMPILE_LAYERS = False  # by torch.compile: slow to start, then up to 1.3x as fast on GPUs
 RECOMPUTE_LAYERS = False  # gradient checkpointing: a third slower, with a third of the memory
+COLLECTIVE_TIMEOUT = 10.0  # minutes that a process waits for the others in a step before the run ends with an error
 WANDB_KEY = "<YOUR_WANDB_KEY>"  # as it stands, or empty: use the ambient login
 
 # -------------------- M3: the symbolic music encoder --------------------
 M3_TRAIN_FOLDERS = ["<YOUR_TRAINING_DATA_FOLDER>"]  # searched recursively for .abc and .mtf
 M3_EVAL_FOLDERS = []  # empty: EVAL_SPLIT of the training files is held out
-
 PATCH_SIZE = 64  # characters in a patch
 PATCH_LENGTH = 512  # patches in a sequence
 PATCH_NUM_LAYERS = 12  # layers of the patch encoder
