@@ -92,9 +92,9 @@ def main() -> int:
     collections = [load_collection(path, *embedding) for path in (args.feature_dir, args.eval_dir) if path]
     check_comparable(collections[0], collections[-1])
     features, labels, parts = labelled(collections, source, args)
-    fit = dict(recipe=recipe, made_by=origin(collections[0].weights))
-    measured = [held_out_figures(features, labels, part, **fit) for part in parts]
-    probe = measured[0][0] if len(measured) == 1 else fit_probe(features, labels, **fit)
+    made_by_weights = origin(collections[0].weights)
+    measured = [held_out_figures(features, labels, part, recipe, made_by_weights) for part in parts]
+    probe = measured[0][0] if len(measured) == 1 else fit_probe(features, labels, recipe, made_by_weights)
     records = show_figures([figures for _probe, figures in measured])
     probe.save(args.weights)
     print(f"{args.weights}: {len(probe.labels)} classes, features of {probe.mean.size} numbers")
@@ -121,7 +121,8 @@ def labelled(
     from clamp3.tasks.labels import labels_of
     from clamp3.tasks.probe import stratified_folds, stratified_share
 
-    features, labels, counts = [], [], []
+    features, counts = [], []
+    labels: list[str] = []
     for collection in collections:
         found, issues = labels_of(source, collection.files)
         show(f"{collection.folder}: without a label, so not used", issues)
@@ -157,7 +158,7 @@ def show_figures(parts: "list[Figures]") -> list[dict]:
         for number, (part, (accuracy, macro_f1)) in enumerate(zip(parts, figures.tolist(), strict=True), 1)
     ]
     if len(parts) > 1:
-        print_table(("part", "files", "accuracy", "macro-F1"), (record.values() for record in records))
+        print_table(("part", "files", "accuracy", "macro-F1"), (tuple(record.values()) for record in records))
         (accuracy, macro_f1), deviations = figures.mean(axis=0), figures.std(axis=0, ddof=1)
         shown = f"accuracy {accuracy:.4f} ± {deviations[0]:.4f}, macro-F1 {macro_f1:.4f} ± {deviations[1]:.4f}"
         print(f"mean of {len(parts)} parts ± standard deviation: {shown}")

@@ -143,7 +143,7 @@ def held_out_figures(
 
     Raises UserError where a class has held-out rows alone.
     """
-    training, test = ([labels[row] for row in np.flatnonzero(rows)] for rows in (~held_out, held_out))
+    training, test = (np.asarray(labels)[rows].tolist() for rows in (~held_out, held_out))
     probe = fit_probe(features[~held_out], training, recipe, made_by)
     if unknown := sorted(set(test).difference(probe.labels)):
         raise UserError(f"files held out are of classes that no training file is of: {', '.join(unknown)}")
