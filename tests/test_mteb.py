@@ -1,4 +1,4 @@
-"""MTEB's own evaluation over small tasks of real tunes: its scores are those of the library on the same pairs."""
+"""MTEB's own evaluation of small tasks of real tunes: its scores equal those of the library on the same pairs."""
 
 import io
 import json
@@ -83,8 +83,8 @@ def test_retrieval_scores_are_those_of_the_library(mteb, model, tasks, tmp_path)
     """The data set holds sound files, which are read without torchcodec."""
     found = scores(mteb.evaluate(model, tasks.TunesRetrieval(), cache=mteb.ResultCache(tmp_path)))
     texts = model.model.embed_text(tasks.pairs()[0])
-    right = [[number] for number in range(tasks.PAIRS)]
-    wanted = evaluate(texts, expected_sounds(model, tasks), right)
+    relevant = [[number] for number in range(tasks.PAIRS)]
+    wanted = evaluate(texts, expected_sounds(model, tasks), relevant)
     assert found["mrr_at_1000"] == pytest.approx(wanted["MRR"].value, abs=1e-4)
     assert found["recall_at_1"] == pytest.approx(wanted["Hit@1"].value, abs=1e-4)
     assert found["recall_at_10"] == pytest.approx(wanted["Hit@10"].value, abs=1e-4)
