@@ -273,7 +273,7 @@ def test_weight_decay_is_chosen_on_the_training_rows():
     rng = np.random.default_rng(0)
     truth = [*"ab" * 100]
     signal = np.array([[1.0], [-1.0]] * 100) + rng.normal(size=(200, 20)) * 0.3
-    noise = rng.normal(size=(200, 20))
+    noise = np.random.default_rng(1).normal(size=(200, 20))
 
     def chosen(rows, truth) -> float:
         weight = fit_probe(rows, truth, Recipe()).weight.tobytes()
@@ -476,9 +476,9 @@ def test_many_classes_are_drawn_and_what_cannot_be_is_said(tmp_path):
 def test_where_labels_stand(tmp_path):
     files = ["reel/1.abc", "x/Slip_Jig/2.abc", "3.abc", "y/z/4.abc"]
     assert labels_of("folder", files)[0] == ["reel", "x", None, "y"]
-    labels, remarks = labels_of("folder", files, ["Reel", "slip jig"])
+    labels, issues = labels_of("folder", files, ["Reel", "slip jig"])
     assert labels == ["Reel", "slip jig", None, None]
-    assert [remark.reason for remark in remarks] == ["it has no label", "y and z: none of the labels"]
+    assert [issue.reason for issue in issues] == ["it has no label", "y and z: none of the labels"]
     assert labels_of("name", ["d/reel_1_2.npy", "reel.npy", "_x.npy"])[0] == ["reel", None, None]
     (tmp_path / "l.csv").write_text('file,label\n"a,b.npy",slip jig\n')
     told = read_labels(tmp_path / "l.csv")

@@ -170,7 +170,7 @@ def test_inputs_without_a_feature_are_zeros_and_are_counted(model, tasks, encode
         assert not encode(dataset=[{"audio": item} for item in nothing + nan]).any()
     with pytest.warns(UserWarning, match="1 of 3"):
         assert not encode(text=["a reel", " \n ", "a jig"])[1].any()
-    assert [remark.file.rpartition(", ")[2] for remark in model.failures] == [
+    assert [issue.file.rpartition(", ")[2] for issue in model.failures] == [
         *("audio 2", "audio 4", "audio 1", "audio 2", "text 2"),
     ]
     short = [{"array": np.ones(4000, np.float32), "sampling_rate": 24_000}]
