@@ -342,7 +342,7 @@ def test_figures_with_several_right_references_and_by_folder(folders, tmp_path, 
             assert record[figure][0] == pytest.approx(estimate.value), (record["folder"], figure)
     assert [record["folder"] for record in records] == [None, None, ".", ".", "b", "b"]
     printed = capsys.readouterr().out
-    assert "all: 8 queries, 2 with several right references, 6 references" in printed
+    assert "all: 8 queries, 2 with several relevant references, 6 references" in printed
     assert "alone.npy  a query without a reference" in printed
     shutil.rmtree(folders[0] / "b")
     for name in ("a", "No. 5", "No. 6"):
