@@ -83,3 +83,12 @@ def test_a_bare_import_is_cheap_and_shows_the_public_names():
     script = "import sys, clamp3; print(*dir(clamp3)); assert not {'torch', 'numpy'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=CODE, capture_output=True, text=True, check=True)
     assert {"Embedder", "top_k", "__version__"} <= set(done.stdout.split())
+
+
+def test_training_extras_are_imported_where_they_are_used_alone():
+    """An embedder in a service does not bring wandb and matplotlib."""
+    for path in sorted(LIBRARY.rglob("*.py")):
+        statements = ast.parse(path.read_text(encoding="utf-8")).body
+        names = {node.module or "" for node in statements if isinstance(node, ast.ImportFrom)}
+        names |= {alias.name for node in statements if isinstance(node, ast.Import) for alias in node.names}
+        assert not {name.split(".")[0] for name in names} & {"wandb", "matplotlib"}, path

@@ -1,3 +1,5 @@
+"""HuBERT's layers, computed faster with the same values."""
+
 import math
 from typing import TYPE_CHECKING
 
