@@ -212,7 +212,8 @@ def _unclutter(found: re.Match) -> str:
 
 def _read(abc: str) -> tuple[str, dict[str, str]]:
     """A tune's header, and the music of each of its voices by name, in order of their first notes."""
-    header, defined, streams = [], [], {}
+    header, defined = [], []
+    streams: dict[str, str] = {}
     after_key, current = False, None
 
     def switch(name: str, properties: str) -> str:
@@ -345,11 +346,15 @@ def _plain(barline: str) -> str:
     return "|]" if "]" in barline else "||" if "||" in barline else "|"
 
 
+def _kind_and_numbers(barline: str) -> tuple[str, str]:
+    """ ":|2" -> ":|", "2"."""
+    at = next((index for index, character in enumerate(barline) if character.isdecimal()), len(barline))
+    return barline[:at], barline[at:]
+
+
 def _one_barline(first: str, second: str) -> str:
     """Two barlines with nothing between them, as one; the numbers of an ending stay."""
-    kinds, numbers = zip(
-        *(re.fullmatch(r"(.*?)(\d.*)?", barline).groups("") for barline in (first, second)), strict=True
-    )
+    kinds, numbers = zip(*(_kind_and_numbers(barline) for barline in (first, second)), strict=True)
     kind = kinds[0] if kinds[1] == "|" and kinds[0] else kinds[1] if kinds[0] in ("", "|") else _plain("".join(kinds))
     return kind + (numbers[1] or numbers[0])
 

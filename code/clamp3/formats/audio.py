@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -76,7 +77,7 @@ def _blocks(sound: soundfile.SoundFile, note: Note) -> Iterator[np.ndarray]:
             note(f"cut short or damaged: read up to {frames / sound.samplerate:.2f} s")
 
 
-def _open_with_pyav(file, complaint: str, note: Note) -> tuple[int, Iterator[np.ndarray]]:
+def _open_with_pyav(file: _File, complaint: str, note: Note) -> tuple[int, Iterator[np.ndarray]]:
     """The sampling rate and the blocks (frames, channels) of the first sound track."""
     try:
         import av
@@ -94,7 +95,7 @@ def _open_with_pyav(file, complaint: str, note: Note) -> tuple[int, Iterator[np.
     return codec.sample_rate, _pyav_blocks(container, note)
 
 
-def _pyav_blocks(container, note: Note) -> Iterator[np.ndarray]:
+def _pyav_blocks(container: Any, note: Note) -> Iterator[np.ndarray]:
     import av
 
     to_float = av.AudioResampler(format="flt")  # not in planes, of which PyAV finds too many above 8 channels

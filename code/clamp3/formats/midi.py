@@ -380,8 +380,8 @@ def parse_line(line: str) -> tuple[int, bytes]:
     if name in STATUSES:
         return message_bytes(STATUSES[name], values)
     if name == "sysex":
-        time, _, data = values.partition(" ")
-        data = byte_list(data, list, SEVEN_BITS) + bytes((SYSEX_END,))
+        time, _, listed = values.partition(" ")
+        data = byte_list(listed, list, SEVEN_BITS) + bytes((SYSEX_END,))
         return numbers(time, TICKS)[0], bytes((SYSEX,)) + variable_length(len(data)) + data
     values, _, time = values.rpartition(" ")
     kind, data = meta_bytes(name, values)

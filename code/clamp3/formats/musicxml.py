@@ -8,7 +8,8 @@ import zipfile
 from functools import reduce
 from math import gcd
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 from urllib.parse import unquote
 from xml.etree import ElementTree
 from xml.parsers import expat
@@ -81,10 +82,10 @@ def _written(score: bytes) -> tuple[str, list[str]]:
 
 def _partwise(score: bytes) -> bytes:
     """`score` with its measures in parts: as it is, or regrouped where it has parts in measures. Raises ValueError."""
-    if (name := _root(score)) == "score-partwise":
+    if (kind := _root(score)) == "score-partwise":
         return score
-    if name != "score-timewise":
-        raise ValueError(f"not MusicXML: its root is <{name}>")
+    if kind != "score-timewise":
+        raise ValueError(f"not MusicXML: its root is <{kind}>")
     root = ElementTree.fromstring(score)
     root.tag = "score-partwise"
     named = [*root.iterfind("part-list/score-part"), *root.iterfind("measure/part")]
@@ -159,12 +160,12 @@ def _root(data: bytes) -> str:
     if len(data) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES >> 20} MB of XML")
     parser = expat.ParserCreate()
-    root = None
+    root = ""
 
-    def refuse(*_):
+    def refuse(*_: Any) -> None:
         raise ValueError("declares XML entities, which are refused, for they could fill the memory")
 
-    def note_root(name, _attributes):
+    def note_root(name: str, _attributes: dict) -> None:
         nonlocal root
         root = name.rpartition(":")[2]
         parser.StartElementHandler = None
@@ -208,12 +209,12 @@ class _Builder(abc2xml.MusicXml):
 
     DIVISIONS = 8 * 2520  # of a quarter; with abc2xml's own 2520 a dotted 64th, or one in a tuplet, is no whole number
 
-    def reset(self, *options) -> None:
+    def reset(self, *options: Any) -> None:
         super().reset(*options)
         self.divisions = self.DIVISIONS
         self.usrSyms = dict(self.uSyms)  # else the symbols that a tune defines would hold for the next
 
-    def mkPitch(self, accidental, note, octave, level):
+    def mkPitch(self, accidental: str, note: str, octave: int, level: Any) -> Any:
         """The pitch of a note: where it has an accidental of its own, that and no other that a tie brings along."""
         tied = self.ties.get((note, octave))
         if accidental and tied and self.alterTab[accidental] != tied[0]:
@@ -229,10 +230,10 @@ def abc_file_to_musicxml(path: Path, note: Note = warn) -> list[str]:
 # ---------- the converters' remarks ----------
 
 
-def _listen(converter) -> list[str]:
+def _listen(converter: ModuleType) -> list[str]:
     """What `converter` is going to say, which would else go to the terminal."""
     said: list[str] = []
-    converter.info = lambda text, warn=1: said.append(text)
+    converter.info = lambda text, warn=1: said.append(text)  # type: ignore[attr-defined]
     return said
 
 

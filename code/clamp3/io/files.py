@@ -97,7 +97,7 @@ def _in_place(path: Path) -> IO[bytes] | None:
 def _open_partial(folder: Path) -> BinaryIO:
     """A new file under a random name in `folder`, which is made if need be; locked while it is open."""
     while True:
-        partial = folder / f".{secrets.token_hex(8)}{PARTIAL_EXTENSION}"
+        partial = folder / _partial_name()
         try:
             file = open(partial, "xb")
         except FileNotFoundError:
@@ -112,6 +112,20 @@ def _open_partial(folder: Path) -> BinaryIO:
             partial.unlink(missing_ok=True)
             raise
         file.close()  # another process took it for an orphan before it was locked, and removes it
+
+
+def atomic_link(source: Path, path: Path) -> None:
+    """Let `path` be another name of the file `source`. Raises OSError where files have one name alone."""
+    partial = path.with_name(_partial_name())
+    try:
+        os.link(source, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _partial_name() -> str:
+    return f".{secrets.token_hex(8)}{PARTIAL_EXTENSION}"
 
 
 def _lock(file: IO[bytes]) -> bool | None:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from clamp3.errors import UserError
-from clamp3.io.files import atomic_write, partial_name
+from clamp3.io.files import atomic_link, atomic_write
 from clamp3.models.weights import read_checkpoint
 
 STOPPED = "training has stopped, and the last checkpoint is as it was"
@@ -119,18 +119,13 @@ def link_checkpoint(source: Path, path: Path) -> None:
 
     Checkpoints are replaced as a whole and never changed in place, so neither name changes what the other holds.
     """
-    partial = path.with_name(partial_name(os.getpid()))
     try:
-        partial.unlink(missing_ok=True)
-        os.link(source, partial)
-        os.replace(partial, path)
+        atomic_link(source, path)
     except OSError:
         with _named_failures(path), open(source, "rb") as whole, atomic_write(path) as file:
             shutil.copyfileobj(whole, file, 1 << 24)
             file.flush()
             os.fsync(file.fileno())
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
