@@ -80,7 +80,7 @@ def train_clamp3(modality: str, knobs: Knobs, args: argparse.Namespace) -> int:
     if args.plot:
         return draw_curves(settings.logs_path, args.plot)
     state, sizes = start(args.device, args.threads), ModelSizes.from_knobs(knobs)
-    encoder = InputEncoder(sizes)
+    encoder = InputEncoder(sizes, knobs["SYMBOLIC_AS_IS"])
     sets = clamp3_sets(modality, knobs, encoder, state)
     if args.check:
         return check(sets, state)
@@ -148,7 +148,7 @@ def train_m3(knobs: Knobs, args: argparse.Namespace) -> int:
     if args.plot:
         return draw_curves(settings.logs_path, args.plot)
     state, sizes = start(args.device, args.threads), ModelSizes.from_knobs(knobs)
-    sets = m3_sets(knobs, InputEncoder(sizes))
+    sets = m3_sets(knobs, InputEncoder(sizes, knobs["SYMBOLIC_AS_IS"]))
     if args.check:
         return check(sets, state)
 

@@ -24,7 +24,7 @@ from clamp3.modalities import AUDIO, MODALITIES, SYMBOLIC
 Sound = Path | Callable[[int, Note], np.ndarray]
 
 # To be raised with each change that makes other sequences of the same file: features before and after do not compare.
-READING_VERSION = 1
+READING_VERSION = 2
 MIN_FOR_WORKERS = 32  # slow conversions, which are worth starting processes for
 DECODERS = {"cpu": 1, "other": 4}  # threads that decode ahead of the network; each holds a file's waveform
 
@@ -99,7 +99,7 @@ def _converted(encoder: InputEncoder, paths: Sequence[Path], chosen: list[int], 
             if outcome.content is not None:
                 content, modality = outcome.content
                 item.modality = modality
-                read_item(item, lambda _note, content=content, modality=modality: encode(encoder, modality, content))
+                read_item(item, partial(encode, encoder, modality, content))
             else:
                 item.error = ValueError(outcome.failure)
             yield item
@@ -124,11 +124,13 @@ def _known_format(path: Path) -> Format:
 def read_file(encoder: InputEncoder, path: Path, note: Note) -> np.ndarray:
     """The sequence of a file of any format but sound. Raises ValueError for others, and as the format's `read`."""
     known = _known_format(path)
-    return encode(encoder, known.modality, known.read(path, note))
+    return encode(encoder, known.modality, known.read(path, note), note)
 
 
-def encode(encoder: InputEncoder, modality: str, content: str | np.ndarray) -> np.ndarray:
+def encode(encoder: InputEncoder, modality: str, content: str | np.ndarray, note: Note) -> np.ndarray:
     """The sequence (length, …) of a `modality`'s tower for what a file holds."""
+    if modality == SYMBOLIC.name:
+        return encoder.encode_symbolic(content, note)
     return getattr(encoder, MODALITIES[modality].encode)(content)
 
 
@@ -159,7 +161,7 @@ def read_sounds(encoder: InputEncoder, audio_encoder: AudioEncoder, sounds: Iter
     for item in listen(audio_encoder, sounds, audio_encoder.extract):
         if item.error is None:
             frames, item.content = item.content, None
-            read_item(item, lambda _note, frames=frames: encode(encoder, AUDIO.name, frames))
+            read_item(item, partial(encode, encoder, AUDIO.name, frames))
         yield item
 
 

@@ -1,5 +1,6 @@
 """Single files: written whole or not at all, read without trust."""
 
+import codecs
 import contextlib
 import hashlib
 import os
@@ -95,13 +96,19 @@ def user_cache() -> Path:
     return Path(os.environ.get("CLAMP3_CACHE") or Path(caches, "clamp3"))
 
 
+def _encoding(path: Path) -> str:
+    """The encoding that a file's byte order mark names; UTF-8 where it has none."""
+    with open(path, "rb") as file:
+        return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, all line ends as newlines. ValueError where it is not UTF-8 or is empty."""
+    """The text of a UTF-8 file, or of a UTF-16 one that says so, all line ends as newlines. ValueError where it is not UTF-8 or is empty."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding=_encoding(path))
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}; convert it first"
+            f"not {error.encoding.upper()}: byte 0x{error.object[error.start]:02x} at position {error.start}; convert it first"
         ) from None
     if not text:
         raise ValueError("empty file")
