@@ -11,7 +11,8 @@ With the small model that comes with the code, which needs no download:
 On four GPUs, in bf16; on two machines, run the second form on each:
     accelerate launch --multi_gpu --num_processes 4 --mixed_precision bf16 extract_clamp3.py INPUT_DIR OUTPUT_DIR
     torchrun --nnodes 2 --nproc_per_node 4 --rdzv_endpoint HOST:PORT extract_clamp3.py INPUT_DIR OUTPUT_DIR
-ABC that is not interleaved is interleaved first; --as_is takes it as it stands. Plain `python` works too. Each input becomes OUTPUT_DIR/same/path.npy; outputs that are there already are skipped, so
+ABC that is not interleaved is interleaved first; with --as_is it is taken as it stands.
+Plain `python` works too. Each input becomes OUTPUT_DIR/same/path.npy; outputs that are there already are skipped, so
 an interrupted run is taken up by the same command. Inputs that have no feature are listed with the reason, also in
 OUTPUT_DIR/failures.jsonl, and the exit code is 1. Weights and sizes are set in config.py; weights that are missing
 are downloaded.

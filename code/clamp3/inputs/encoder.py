@@ -74,9 +74,8 @@ class InputEncoder:
         room = self.patchilizer.patch_size - 2
         too_long = [len(patch) - room for patch in patches if len(patch.rstrip()) > room and not FIELD.match(patch)]
         if too_long:
-            note(
-                f"bars longer than {room} characters: {len(too_long)}, of which {sum(too_long)} characters are not read"
-            )
+            unread = f"{sum(too_long)} of their characters are not read"
+            note(f"bars longer than the {room} characters of a patch: {len(too_long)}; {unread}")
 
     def encode_audio_features(self, features: np.ndarray) -> np.ndarray:
         """MERT features (…, frames, hidden) -> float32 (frames + 2, hidden): a zero vector before and after."""

@@ -103,12 +103,16 @@ def _encoding(path: Path) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, or of a UTF-16 one that says so, all line ends as newlines. ValueError where it is not UTF-8 or is empty."""
+    """The text of a UTF-8 file, all line ends as newlines; or of a UTF-16 file that starts with a byte order mark.
+
+    ValueError where it is of another encoding or is empty.
+    """
     try:
         text = path.read_text(encoding=_encoding(path))
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"not {error.encoding.upper()}: byte 0x{error.object[error.start]:02x} at position {error.start}; convert it first"
+            f"not {error.encoding.upper()}: byte 0x{error.object[error.start]:02x} at position {error.start}; "
+            "convert it first"
         ) from None
     if not text:
         raise ValueError("empty file")
