@@ -26,6 +26,15 @@ COLONS = re.compile("::+")
 INNER_BARLINE = re.compile(r"[|\[\]:]*\|[|\[\]:]*|::+|\[(?=V:)")  # or a change of voice
 VOICE_SWITCH = re.compile(r"\[V:\s*([^\s\]]+)([^\]]*)\]")
 BARLINE = re.compile(r"(:*\[?\|[|\]:]*|::+)\s*(\d[\d,.:-]*)?")  # with the numbers of an ending
+# What cannot be cut in two, and what belongs before it: a note or chord with its grace notes, accidentals, texts, …
+UNIT = re.compile(
+    r"""(?:\s*(?:"[^"]*"|\[[A-Za-z]:[^\]]*\]|![^!\s]*!|\+[^+\s]*\+|\{[^}]*\}|[(.~uvTHLMPSO]))*\s*
+    (?:\[[^\]]*\]|[_^=]*[A-Ga-gxyzXZ][,']*)[\d/]*[-)<>\s]*""",
+    re.VERBOSE,
+)
+TUPLET_START = re.compile(r"\(([2-9])(?::(\d*):?(\d*))?")
+ALTERED = re.compile(r"([_^=]*)([A-Ga-g][,']*)")
+ROOM = 62 - len("[V:1]|")  # characters of a bar in a patch, besides its voice and its barline
 BARLINES = ("|:", "::", ":|", "[|", "||", "|]", "|", "|]:")  # that need no other spelling; the last is MusicXML's
 SILENT = re.compile(r'"[^"]*"|\[[A-Za-z]:[^\]]*\]|![^!\s]*!|\+[^+\s]*\+')  # text, inline fields, decorations
 NOTE = re.compile(r"[A-Ga-g]")
@@ -141,6 +150,9 @@ def interleave(abc: str, note: Note = warn) -> str:
     check_one_tune(abc)
     header, streams = _read(with_unit_length(abc))
     voices = _align(streams, note)
+    if len(voices) == 1 and all(len(voice.bars) == 1 for voice in voices.values()):
+        for voice in voices.values():
+            voice.bars = _phrases(*voice.bars[0], note)
     first, last = _extent(voices)
     rows = [header]
     for index in range(first, last):
@@ -397,6 +409,52 @@ def _one_barline(first: str, second: str) -> str:
     )
     kind = kinds[0] if kinds[1] == "|" and kinds[0] else kinds[1] if kinds[0] in ("", "|") else _plain("".join(kinds))
     return kind + (numbers[1] or numbers[0])
+
+
+def _phrases(music: str, barline: str, note: Note) -> list[tuple[str, str]]:
+    """Music without barlines as bars that fit in a patch, each as long as can be; the last ends with `barline`."""
+    if len(music) <= ROOM:
+        return [(music, barline)]
+    bars, altered = [""], {}  # of which notes carry an accidental from before a cut: a barline would end it
+    before: dict[str, str] = {}
+    for unit in _units(music):
+        if bars[-1] and len(bars[-1] + _carried(unit, altered | before).rstrip()) > ROOM:
+            bars.append("")
+            altered |= before
+            before = {}
+        said = dict(before)
+        before |= {pitch: sign for sign, pitch in ALTERED.findall(SILENT.sub("", unit)) if sign}
+        bars[-1] += _carried(unit, {pitch: sign for pitch, sign in altered.items() if pitch not in said})
+    note(f"music without barlines, cut into {len(bars)} bars")
+    return [(bar.strip(), "|" if index < len(bars) else barline) for index, bar in enumerate(bars, 1)]
+
+
+def _carried(unit: str, altered: dict[str, str]) -> str:
+    """`unit` with the accidentals that its notes have from before."""
+    silent = [found.span() for found in SILENT.finditer(unit)]
+
+    def sign(found: re.Match) -> str:
+        if found[1] or any(start <= found.start() < end for start, end in silent):
+            return found[0]
+        return altered.get(found[2], "") + found[0]
+
+    return ALTERED.sub(sign, unit) if altered else unit
+
+
+def _units(music: str) -> Iterator[str]:
+    """What cannot be cut: notes and chords with all that belongs to them, tuplets, notes of broken rhythm."""
+    at, unit, waiting = 0, "", 0
+    for found in UNIT.finditer(music):
+        text, at = music[at : found.end()], found.end()
+        unit += text
+        if tuplet := TUPLET_START.search(SILENT.sub("", text)):
+            waiting = int(tuplet[3] or tuplet[1])
+        waiting -= 1
+        if waiting <= 0 and text.rstrip()[-1:] not in ("<", ">"):
+            yield unit
+            unit = ""
+    if unit or at < len(music):
+        yield unit + music[at:]
 
 
 def _extent(voices: dict[str, Voice]) -> tuple[int, int]:
