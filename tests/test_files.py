@@ -60,3 +60,13 @@ def test_arrays_are_read_without_pickle_or_refused(tmp_path, content, complaint)
     path.write_bytes(content)
     with pytest.raises(ValueError, match=complaint):
         load_array(path)
+
+
+def test_byte_order_marks_are_no_text(tmp_path):
+    path = tmp_path / "a.txt"
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_bytes("Für\r\nElise".encode(encoding))
+        assert read_text(path) == "Für\nElise"
+    path.write_bytes(b"\xff\xfea")
+    with pytest.raises(ValueError, match="not UTF-16"):
+        read_text(path)
