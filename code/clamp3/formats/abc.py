@@ -11,8 +11,9 @@ DROPPED_FIELDS = "XTCWwZ"  # what says something about the music but is no notat
 BODY_FIELDS = "KLMPQU"  # those that have a meaning between the notes
 FIELD = re.compile(r"([A-Za-z]):(?![|:])(.*)", re.DOTALL)  # but "A:|" is a note and the end of a repeat
 TEXT_BLOCK = re.compile(r"%%begin(\w+)")  # up to a line with %%end and the same word
+# Quoted text, a decoration, or a "!" that is none: there are notes behind it, or the end of the line.
 DECORATION = re.compile(
-    r'("[^"]*")|!(?:[fp]+|[0-5]|[<>][()]|(?![A-Ga-gxz\d,\'/^_=<>()\[\]-]*!)[^!\s|]+)!|(!)'
+    r'("[^"]*")|!(?:[fp]+|[0-5]|[<>^+/-][()/]*|(?![A-Ga-gxz\d,\'/^_=<>()\[\]-]*!)[^!\s|]+)!|(!)'
 )  # or a lone "!"
 TUPLET = re.compile(r"\(([2-9])::(\d*)")  # without its middle number, whose colons are no barline
 USUAL_TUPLETS = {"2": 3, "3": 2, "4": 3, "6": 2, "8": 3}  # how many units they last; others 2, or 3 in compound metres
