@@ -418,7 +418,7 @@ def _phrases(music: str, barline: str, note: Note) -> list[tuple[str, str]]:
     """Music without barlines as bars that fit in a patch, each as long as can be; the last ends with `barline`."""
     if len(music) <= ROOM:
         return [(music, barline)]
-    bars, altered = [""], {}  # of which notes carry an accidental from before a cut: a barline would end it
+    bars, altered = [""], {}  # accidentals from before a cut, which hold in all octaves and which a barline would end
     before: dict[str, str] = {}
     for unit in _units(music):
         if bars[-1] and len(bars[-1] + _carried(unit, altered | before).rstrip()) > ROOM:
@@ -426,7 +426,7 @@ def _phrases(music: str, barline: str, note: Note) -> list[tuple[str, str]]:
             altered |= before
             before = {}
         said = dict(before)
-        before |= {pitch: sign for sign, pitch in ALTERED.findall(SILENT.sub("", unit)) if sign}
+        before |= {pitch[0].upper(): sign for sign, pitch in ALTERED.findall(SILENT.sub("", unit)) if sign}
         bars[-1] += _carried(unit, {pitch: sign for pitch, sign in altered.items() if pitch not in said})
     note(f"music without barlines, cut into {len(bars)} bars")
     return [(bar.strip(), "|" if index < len(bars) else barline) for index, bar in enumerate(bars, 1)]
@@ -439,7 +439,7 @@ def _carried(unit: str, altered: dict[str, str]) -> str:
     def sign(found: re.Match) -> str:
         if found[1] or any(start <= found.start() < end for start, end in silent):
             return found[0]
-        return altered.get(found[2], "") + found[0]
+        return altered.get(found[2][0].upper(), "") + found[0]
 
     return ALTERED.sub(sign, unit) if altered else unit
 
