@@ -6,7 +6,10 @@ import os
 import numpy as np
 import pytest
 
+from clamp3.errors import WAS_STANDARD
 from clamp3.io.files import atomic_write, load_array, read_text, save_array
+from clamp3.io.folders import Plan, Tally, report
+from clamp3.io.reports import FileIssue
 
 
 def test_writing_is_all_or_nothing(tmp_path):
@@ -70,3 +73,10 @@ def test_byte_order_marks_are_no_text(tmp_path):
     path.write_bytes(b"\xff\xfea")
     with pytest.raises(ValueError, match="not UTF-16"):
         read_text(path)
+
+
+def test_summaries_count_what_was_interleaved(tmp_path, capsys):
+    warnings = [FileIssue(name, WAS_STANDARD) for name in "abc"] + [FileIssue("d", "torn")]
+    report(tmp_path, Plan(), Tally(4, warnings=warnings), 1.0)
+    said = capsys.readouterr().out
+    assert "3 files were standard ABC and interleaved first" in said and "torn" in said and WAS_STANDARD not in said

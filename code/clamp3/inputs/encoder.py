@@ -4,14 +4,12 @@ from functools import cached_property
 
 import numpy as np
 
-from clamp3.errors import Note, UserError
+from clamp3.errors import WAS_STANDARD, Note, UserError
 from clamp3.formats.abc import has_notes, interleave, is_interleaved
 from clamp3.formats.midi import is_mtf
 from clamp3.inputs.patchilizer import FIELD, M3Patchilizer, has_music
 from clamp3.modalities import MODALITIES
 from clamp3.sizes import ModelSizes
-
-WAS_STANDARD = "standard ABC, which was interleaved first"
 
 
 class InputEncoder:

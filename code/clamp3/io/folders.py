@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from clamp3.errors import UserError
+from clamp3.errors import WAS_STANDARD, UserError
 from clamp3.io.files import PARTIAL_EXTENSION, is_orphan
 from clamp3.io.reports import FileIssue, _load_issues, _save_issues, show
 
@@ -191,5 +191,8 @@ def report(output_dir: Path, todo: Plan, done: Tally, seconds: float) -> None:
     earlier = [remark for remark in _load_issues(output_dir / WARNINGS_FILE) if remark.file not in tried]
     _save_issues(output_dir / WARNINGS_FILE, earlier + done.warnings)
     _save_issues(output_dir / FAILURES_FILE, failures)
-    show(f"damaged, but read (all of them in {output_dir / WARNINGS_FILE})", done.warnings)
+    damaged = [remark for remark in done.warnings if remark.reason != WAS_STANDARD]
+    if standard := len(done.warnings) - len(damaged):
+        print(f"{standard} file{'s were' if standard > 1 else ' was'} standard ABC and interleaved first")
+    show(f"damaged, but read (all of them in {output_dir / WARNINGS_FILE})", damaged)
     show(f"failed (all of them in {output_dir / FAILURES_FILE})", failures)
