@@ -418,7 +418,10 @@ def _phrases(music: str, barline: str, note: Note) -> list[tuple[str, str]]:
     """Music without barlines as bars that fit in a patch, each as long as can be; the last ends with `barline`."""
     if len(music) <= ROOM:
         return [(music, barline)]
-    bars, altered = [""], {}  # accidentals from before a cut, which hold in all octaves and which a barline would end
+    bars = [""]
+    altered: dict[
+        str, str
+    ] = {}  # accidentals from before a cut, which hold in all octaves and which a barline would end
     before: dict[str, str] = {}
     for unit in _units(music):
         if bars[-1] and len(bars[-1] + _carried(unit, altered | before).rstrip()) > ROOM:
