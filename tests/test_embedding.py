@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from clamp3.errors import UserError
+from clamp3.errors import RepairWarning, UserError
 from clamp3.features.embedder import BATCH_TOKENS, Embedder
+from clamp3.formats.abc import interleave
 from clamp3.inputs.segments import batches, cut, pad
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.m3 import M3Model
@@ -28,12 +29,12 @@ GLOBAL, TEMPORAL, M3 = (
 
 @pytest.fixture(scope="module")
 def embedder(small_model) -> Embedder:
-    return Embedder(golden_model(CLaMP3Model, small_model.sizes), small_model.sizes)
+    return Embedder(golden_model(CLaMP3Model, small_model.sizes), small_model.sizes, as_is=True)
 
 
 @pytest.fixture(scope="module")
 def m3_embedder(small_model) -> Embedder:
-    return Embedder(golden_model(M3Model, small_model.sizes), small_model.sizes)
+    return Embedder(golden_model(M3Model, small_model.sizes), small_model.sizes, as_is=True)
 
 
 def golden_sequence(embedder: Embedder, texts: dict[str, str], name: str) -> tuple[str, np.ndarray]:
@@ -273,3 +274,23 @@ def test_small_items_share_a_forward_pass(small_model, texts, monkeypatch):
     monkeypatch.setattr(embedder, "_forward", lambda *args: batches_seen.append(args) or forward(*args))
     embedder.embed_symbolic([texts["tune_0"]] * 80)
     assert len(batches_seen) == 1
+
+
+def test_standard_abc_is_interleaved_first_unless_taken_as_it_is(small_model):
+    sizes = small_model.sizes
+    ours, original = (Embedder(golden_model(CLaMP3Model, sizes), sizes, as_is=as_is) for as_is in (False, True))
+    standard = "X:1\nT:A reel\nM:4/4\nL:1/8\nK:D\nDEFG A2d2|\nB2A2 F2D2|]\n"
+    with pytest.warns(RepairWarning, match="standard ABC, which was interleaved first"):
+        found = ours.embed_symbolic([standard, f"\ufeff{standard}"])
+    right = ours.embed_symbolic([interleave(standard)])[0]
+    np.testing.assert_allclose(found, [right, right], atol=1e-5)
+    assert cosine(original.embed_symbolic([standard])[0], right) < 0.99
+    with pytest.raises(ValueError, match="2 tunes"):
+        ours.embed_symbolic([f"{standard}\n{standard}"])
+    long_bar = f"V:1\n[V:1]{'A2' * 40}|\n"
+    with pytest.warns(RepairWarning, match="bars longer than the 62 characters of a patch: 1"):
+        ours.embed_symbolic([long_bar])
+
+
+def test_features_taken_as_they_are_have_an_identity_of_their_own():
+    assert len({Embedder.from_pretrained("tiny", as_is=as_is).identity for as_is in (False, True)}) == 2

@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clamp3.cli.output import save_json
-from clamp3.errors import UserError
+from clamp3.cli.output import print_report, save_json
+from clamp3.errors import WAS_STANDARD, UserError
 from clamp3.io.files import ORPHAN_AGE, atomic_write, load_array, read_text, remove_orphans, save_array
+from clamp3.io.folders import Plan, Tally, save_report
+from clamp3.io.reports import FileIssue
 from conftest import CODE
 
 
@@ -265,3 +267,20 @@ def test_what_takes_a_new_file_for_an_orphan_costs_another_name(tmp_path, monkey
     monkeypatch.setattr("fcntl.flock", seized)
     save_array(tmp_path / "a.npy", np.arange(3))
     assert calls and os.listdir(tmp_path) == ["a.npy"] and np.load(tmp_path / "a.npy").tolist() == [0, 1, 2]
+
+
+def test_byte_order_marks_are_no_text(tmp_path):
+    path = tmp_path / "a.txt"
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_bytes("Für\r\nElise".encode(encoding))
+        assert read_text(path) == "Für\nElise"
+    path.write_bytes(b"\xff\xfea")
+    with pytest.raises(ValueError, match="not UTF-16"):
+        read_text(path)
+
+
+def test_summaries_count_what_was_interleaved(tmp_path, capsys):
+    warnings = [FileIssue(name, WAS_STANDARD) for name in "abc"] + [FileIssue("d", "torn")]
+    print_report(save_report(tmp_path, Plan(), Tally(4, warnings=warnings), 1.0))
+    said = capsys.readouterr().out
+    assert "3 files were standard ABC and interleaved first" in said and "torn" in said and WAS_STANDARD not in said

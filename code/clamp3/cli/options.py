@@ -36,6 +36,9 @@ def folders_parser(description: str) -> argparse.ArgumentParser:
 def extraction_parser(description: str, variants: tuple[str, ...]) -> argparse.ArgumentParser:
     """A parser of the options that both extraction commands take; `description` is the script's docstring."""
     parser = folders_parser(description)
+    parser.add_argument(
+        "--as_is", action="store_true", help="take ABC that is not interleaved as it stands, as the original does"
+    )
     add_model_options(parser, variants)
     return parser
 

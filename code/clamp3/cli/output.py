@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clamp3.errors import UserError
+from clamp3.errors import WAS_STANDARD, UserError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -80,7 +80,10 @@ def print_report(report: "Report") -> int:
         kinds = ", ".join(f"{count} {extension}" for extension, count in report.ignored.most_common())
         print_line(f"left aside, for this command does not take them: {kinds}")
     print_issues("neither files nor folders", report.skipped)
-    print_issues(f"damaged, but read (all of them in {report.output_dir / WARNINGS_FILE})", report.warnings)
+    damaged = [issue for issue in report.warnings if issue.reason != WAS_STANDARD]
+    if standard := len(report.warnings) - len(damaged):
+        print_line(f"{standard} file{'s were' if standard > 1 else ' was'} standard ABC and interleaved first")
+    print_issues(f"damaged, but read (all of them in {report.output_dir / WARNINGS_FILE})", damaged)
     print_issues(f"failed (all of them in {report.output_dir / FAILURES_FILE})", report.failures)
     return report.exit_code
 

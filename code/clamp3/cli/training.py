@@ -88,7 +88,7 @@ def train_clamp3(modality: str, knobs: Knobs, args: argparse.Namespace) -> int:
     from clamp3.training.objectives import Contrastive
 
     state, sizes = start_training(knobs, args), ModelSizes.from_knobs(knobs)
-    encoder = InputEncoder(sizes)
+    encoder = InputEncoder(sizes, knobs["SYMBOLIC_AS_IS"])
     check_text_model(sizes, encoder.tokenizer)
     training, evaluation = clamp3_sets(modality, knobs, encoder, state)
     if args.check:
@@ -163,7 +163,7 @@ def train_m3(knobs: Knobs, args: argparse.Namespace) -> int:
     from clamp3.training.objectives import Reconstruction
 
     state, sizes = start_training(knobs, args), ModelSizes.from_knobs(knobs)
-    training, evaluation = m3_sets(knobs, InputEncoder(sizes), state)
+    training, evaluation = m3_sets(knobs, InputEncoder(sizes, knobs["SYMBOLIC_AS_IS"]), state)
     if args.check:
         return check([training, evaluation], state)
 

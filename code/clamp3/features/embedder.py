@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, TypeVar, overload
 
@@ -107,16 +107,18 @@ class Embedder(InputEncoder):
         batch_tokens: int | None = None,
         mert: str | Path | AudioEncoder | None = None,
         weights: Path | None = None,
+        as_is: bool = False,
     ):
         """The model is taken over: it goes to the device and into evaluation mode, and loses its unused poolers.
 
         `batch_tokens` bounds a padded batch (tokens, patches or frames); None takes what suits the device. `mert` is
         what listens to raw sound: a MERT's folder or name on the hub, by default the released one's, which is loaded
         when sound is first embedded, or any AudioEncoder. `weights` is the file that the model was loaded from; a
-        tokenizer.json beside it is used where the text model's name is not that of a local folder.
+        tokenizer.json beside it is used where the text model's name is not that of a local folder. With `as_is`,
+        symbolic text is not interleaved first (see InputEncoder).
         In bf16 and fp16 the layers compute in that precision; embeddings, means and projections stay in float32.
         """
-        super().__init__(sizes)
+        super().__init__(sizes, as_is)
         self.device = usable_device(device)
         self.precision = checked_precision(precision)
         self.batch_tokens = batch_tokens or BATCH_TOKENS["cpu" if self.device.type == "cpu" else "other"]
@@ -135,12 +137,13 @@ class Embedder(InputEncoder):
         batch_tokens: int | None = None,
         sizes: ModelSizes | None = None,
         mert: str | Path | AudioEncoder | None = None,
+        as_is: bool = False,
     ) -> "Embedder":
         """Load "saas" (best for audio), "c2" (best for symbolic music), "m3" (its hidden states), or a file.
 
         A released file is taken from the working directory if it is there, else from the Hugging Face cache, where it
         is downloaded once. "tiny" is the small model that lies in the repository, with its own MERT. `sizes` are those
-        of a model of your own.
+        of a model of your own. With `as_is`, symbolic text is not interleaved first, as in the original.
         """
         if weights == "tiny":
             path, sizes, mert = TINY / "clamp3.safetensors", sizes or tiny_sizes(), mert or TINY / "mert"
@@ -152,7 +155,7 @@ class Embedder(InputEncoder):
                 raise UserError(f"no weights at {path}: give {', '.join(RELEASES)}, tiny, or the path of a .pth file")
         sizes = sizes or ModelSizes()
         path = ensure_weights(path)
-        return cls(build_model(None, sizes, path), sizes, device, precision, batch_tokens, mert, path)
+        return cls(build_model(None, sizes, path), sizes, device, precision, batch_tokens, mert, path, as_is)
 
     def __repr__(self) -> str:
         return f"Embedder({self.weights or 'unnamed weights'}, device={self.device}, precision={self.precision})"
@@ -203,8 +206,9 @@ class Embedder(InputEncoder):
     def embed_symbolic(self, texts: Sequence[str], normalize: bool = ..., pooled: bool = ...) -> Features: ...
 
     def embed_symbolic(self, texts: Sequence[str], normalize: bool = False, pooled: bool = True) -> Features:
-        """Features of pieces, each interleaved ABC or MTF."""
-        return self._collect("embed_symbolic", SYMBOLIC.name, self.encode_symbolic, texts, normalize, pooled)
+        """Features of pieces, each ABC or MTF; ABC is interleaved first unless it is, or the Embedder has `as_is`."""
+        encode = partial(self.encode_symbolic, note=warn)
+        return self._collect("embed_symbolic", SYMBOLIC.name, encode, texts, normalize, pooled)
 
     @overload
     def embed_audio_features(
@@ -262,7 +266,12 @@ class Embedder(InputEncoder):
         """
         if self.fingerprint is None:
             return None
-        facts = (self.fingerprint, astuple(replace(self.sizes, text_model_name="")), READING_VERSION)
+        facts = (
+            self.fingerprint,
+            astuple(replace(self.sizes, text_model_name="")),
+            READING_VERSION,
+            *["as_is"] * self.as_is,
+        )
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     @cached_property

@@ -143,10 +143,10 @@ def embed_inputs(embedder: Embedder, paths: Sequence[Path], pooled: bool) -> Ite
 
 
 def read_input(embedder: Embedder, index: int, path: Path) -> Item:
-    """The file as its tower's input sequence, with no conversion."""
+    """The file as its tower's input sequence; ABC may have to be interleaved first."""
     modality = next(known.modality for known in model_inputs() if path.suffix.lower() in known.extensions)
     load = load_array if modality == AUDIO.name else read_text
-    return read_item(Item(index, modality), lambda _note: encode(embedder, modality, load(path)))
+    return read_item(Item(index, modality), lambda note: encode(embedder, modality, load(path), note))
 
 
 # ---------- sound ----------

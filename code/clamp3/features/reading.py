@@ -24,7 +24,7 @@ from clamp3.modalities import AUDIO, MODALITIES, SYMBOLIC
 Sound = Path | Callable[[int, Note], np.ndarray]
 
 # To be raised with each change that makes other sequences of the same file: features before and after do not compare.
-READING_VERSION = 1
+READING_VERSION = 2
 MIN_FOR_WORKERS = 32  # slow conversions, which are worth starting processes for
 DECODERS = {"cpu": 1, "other": 4}  # threads that decode ahead of the network; each holds a file's waveform
 
@@ -99,7 +99,7 @@ def _converted(encoder: InputEncoder, paths: Sequence[Path], chosen: list[int], 
             if outcome.content is not None:
                 content, modality = outcome.content
                 item.modality = modality
-                read_item(item, partial(_encode_item, encoder, modality, content))
+                read_item(item, partial(encode, encoder, modality, content))
             else:
                 item.error = ValueError(outcome.failure)
             yield item
@@ -128,16 +128,12 @@ def _modality(path: Path) -> str:
 
 def read_file(encoder: InputEncoder, path: Path, note: Note) -> np.ndarray:
     """The sequence of a file of any format but sound. Raises ValueError for others, and as the format's `read`."""
-    return encode(encoder, _modality(path), read_content(path, note))
+    return encode(encoder, _modality(path), read_content(path, note), note)
 
 
-def encode(encoder: InputEncoder, modality: str, content: str | np.ndarray) -> np.ndarray:
+def encode(encoder: InputEncoder, modality: str, content: str | np.ndarray, note: Note) -> np.ndarray:
     """The sequence (length, …) of a `modality`'s tower for what a file holds."""
-    return getattr(encoder, MODALITIES[modality].encode)(content)
-
-
-def _encode_item(encoder: InputEncoder, modality: str, content: str | np.ndarray, _note: Note) -> np.ndarray:
-    return encode(encoder, modality, content)
+    return getattr(encoder, MODALITIES[modality].encode)(content, note)
 
 
 def read_item(item: Item, read: Callable[[Note], Any]) -> Item:
@@ -167,7 +163,7 @@ def read_sounds(encoder: InputEncoder, audio_encoder: AudioEncoder, sounds: Iter
     for item in listen(audio_encoder, sounds, audio_encoder.extract):
         if item.error is None:
             frames, item.content = item.content, None
-            read_item(item, partial(_encode_item, encoder, AUDIO.name, frames))
+            read_item(item, partial(encode, encoder, AUDIO.name, frames))
         yield item
 
 

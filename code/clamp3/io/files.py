@@ -1,5 +1,6 @@
 """Single files: written whole or not at all, read without trust."""
 
+import codecs
 import contextlib
 import errno
 import hashlib
@@ -214,12 +215,18 @@ def user_cache() -> Path:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, all line ends as newlines. ValueError where it is not UTF-8 or is empty."""
+    """The text of a UTF-8 file, all line ends as newlines; or of a UTF-16 file that starts with a byte order mark.
+
+    ValueError where it is of another encoding or is empty.
+    """
+    data = path.read_bytes()
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = re.sub(r"\r\n?", "\n", data.decode(encoding))
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}; convert it first"
+            f"not {error.encoding.upper()}: byte 0x{error.object[error.start]:02x} at position {error.start}; "
+            "convert it first"
         ) from None
     if not text:
         raise ValueError("empty file")
