@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 BATCH_TOKENS = {"cpu": 2048, "other": 32768}
 # Batches sorted together: the more, the less padding; a bound on what waits in memory.
 CHUNK_BATCHES = 16
-MAX_CHANNELS = 64  # of sound; the longer side of an array of samples is time
 _preparing = threading.RLock()  # held while an Embedder, of several threads perhaps, gets itself ready
 
 T = TypeVar("T")
@@ -58,20 +57,6 @@ def _as_list(method: str, items: Iterable[T]) -> list[T]:
     if isinstance(items, str | bytes | Path | np.ndarray | torch.Tensor) or not isinstance(items, Iterable):
         raise ValueError(f"give a list of items, {method}([item]), not one {type(items).__name__}")
     return list(items)
-
-
-def _time_first(samples: Samples) -> np.ndarray:
-    """Samples (samples,), (samples, channels) or (channels, samples) -> (samples, channels)."""
-    array = samples.detach().cpu().numpy() if isinstance(samples, torch.Tensor) else samples
-    if array.ndim not in (1, 2):
-        raise ValueError(
-            f"samples must have the shape (samples,), (samples, channels) or its transpose: {array.shape}"
-        )
-    array = array.reshape(len(array), -1)
-    array = array.T if 0 < len(array) < array.shape[1] else array
-    if array.shape[1] > MAX_CHANNELS:
-        raise ValueError(f"samples of shape {array.shape} would have {array.shape[1]} channels: give a list of sounds")
-    return np.ascontiguousarray(array)
 
 
 def _chunks(items: Iterable[Item], chunk_tokens: int) -> Iterator[list[Item]]:
@@ -412,21 +397,14 @@ class Embedder(InputEncoder):
         Samples are an array or a tensor (samples,), (samples, channels) or (channels, samples), whose longer side is
         time, at `sampling_rate` Hz, or a pair of such samples and their own rate.
         """
-        waveforms = (self._waveform(source, sampling_rate) for source in _as_list("embed_audio", sources))
+        from clamp3.formats.audio import load_sound
+
         encoder = self.mert
+        waveforms = (
+            load_sound(source, sampling_rate, encoder.rate, warn) for source in _as_list("embed_audio", sources)
+        )
         frames = dict(encoder.extract(encoder.prepare(waveform, warn) for waveform in waveforms))
         return self.embed_audio_features([frames[index] for index in range(len(frames))], normalize, pooled)
-
-    def _waveform(self, source: "Sound", sampling_rate: int) -> np.ndarray:
-        """The sound of `source`, as `embed_audio` takes it -> (samples,) at the audio encoder's rate."""
-        from clamp3.formats.audio import read_audio, resampled
-
-        samples, rate = source if isinstance(source, tuple) else (source, sampling_rate)
-        if isinstance(samples, np.ndarray | torch.Tensor):
-            return resampled([_time_first(samples)], rate, self.mert.rate)
-        if isinstance(samples, str | Path):
-            return read_audio(Path(samples), self.mert.rate)
-        return read_audio(samples if isinstance(samples, bytes) else samples.read(), self.mert.rate)
 
     def _collect(
         self,
