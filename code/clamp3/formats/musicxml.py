@@ -7,7 +7,8 @@ import warnings
 from functools import reduce
 from math import gcd
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
 
 from clamp3.errors import Note, warn
@@ -71,15 +72,14 @@ def _written(score: bytes) -> tuple[str, list[str]]:
 class _Parser(xml2abc.Parser):
     """xml2abc's parser, with directions that stay in their part, closed grace notes and ties of the right pitch."""
 
-    def locStaffMap(self, part, measures) -> None:
+    def locStaffMap(self, part: ElementTree.Element, measures: list[ElementTree.Element]) -> None:
         """Begin a part: what an earlier one left open is not of this one."""
         super().locStaffMap(part, measures)
-        self.dirStk = {}
+        self.dirStk: dict[str, tuple] = {}
         self.tied: dict[tuple[int, str], str | None] = {}  # (voice, pitch in ABC) -> alter of the note that is tied
-        if self.pedVce not in self.msc.vnums:
-            self.pedVce = None
-        if self.ingrace:
-            self.ingrace = 0
+        if getattr(self, "pedVce", None) not in self.msc.vnums:
+            self.pedVce: int | None = None
+        self.ingrace = 0
         part_end = measures[-1] if measures else part
         last = [note for note in part.iterfind("measure/note")][-1:]
         if last and last[0].find("grace") is not None and last[0].find("chord") is None:
@@ -88,7 +88,7 @@ class _Parser(xml2abc.Parser):
             ElementTree.SubElement(rest, "voice").text = last[0].findtext("voice", "1")
             ElementTree.SubElement(rest, "duration").text = "0"
 
-    def ntAbc(self, step, octave, note, voice, record, is_tab):
+    def ntAbc(self, step: str, octave: int, note: ElementTree.Element, voice: int, record: Any, is_tab: bool) -> str:
         """A note's pitch; that at the end of a tie without accidental only where the same pitch began it."""
         place = voice, xml2abc.addoct(step, octave)
         kinds = [tie.get("type") for tie in note.findall("tie") + note.findall("notations/tied")]
@@ -105,10 +105,10 @@ class _Parser(xml2abc.Parser):
 
 def _partwise(score: bytes) -> bytes:
     """`score` with its measures in parts: as it is, or regrouped where it has parts in measures. Raises ValueError."""
-    if (name := root_name(score)) == "score-partwise":
+    if (kind := root_name(score)) == "score-partwise":
         return score
-    if name != "score-timewise":
-        raise ValueError(f"not MusicXML: its root is <{name}>")
+    if kind != "score-timewise":
+        raise ValueError(f"not MusicXML: its root is <{kind}>")
     root = ElementTree.fromstring(score)
     root.tag = "score-partwise"
     named = [*root.iterfind("part-list/score-part"), *root.iterfind("measure/part")]
@@ -154,12 +154,12 @@ class _Builder(abc2xml.MusicXml):
 
     DIVISIONS = 8 * 2520  # of a quarter; with abc2xml's own 2520 a dotted 64th, or one in a tuplet, is no whole number
 
-    def reset(self, *options) -> None:
+    def reset(self, *options: Any) -> None:
         super().reset(*options)
         self.divisions = self.DIVISIONS
         self.usrSyms = dict(self.uSyms)  # else the symbols that a tune defines would hold for the next
 
-    def mkPitch(self, accidental, note, octave, level):
+    def mkPitch(self, accidental: str, note: str, octave: int, level: Any) -> Any:
         """The pitch of a note: where it has an accidental of its own, that and no other that a tie brings along."""
         tied = self.ties.get((note, octave))
         if accidental and tied and self.alterTab[accidental] != tied[0]:
@@ -175,10 +175,10 @@ def abc_file_to_musicxml(path: Path, note: Note = warn) -> list[str]:
 # ---------- the converters' remarks ----------
 
 
-def _listen(converter) -> list[str]:
+def _listen(converter: ModuleType) -> list[str]:
     """What `converter` is going to say, which would else go to the terminal."""
     said: list[str] = []
-    converter.info = lambda text, warn=1: said.append(text)
+    converter.info = lambda text, warn=1: said.append(text)  # type: ignore[attr-defined]
     return said
 
 
