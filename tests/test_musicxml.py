@@ -408,3 +408,18 @@ def test_the_round_trip_is_measured(tmp_path):
     assert "3 of 3 (100.0%) keep every pitch and duration" in run(*command).stdout
     run(*command, "--time_limit", 0, "--workers", 1, "--markdown", tmp_path / "table.md")
     assert tmp_path.joinpath("table.md").read_text().count(" | not compared | takes longer than 0 s") == 3
+
+
+def test_a_tie_to_another_pitch_binds_nothing():
+    tied = (
+        quarter("G").replace("<octave>", "<alter>1</alter><octave>").replace("<voice>", '<tie type="start"/><voice>')
+    )
+    data = measures(tied + quarter("G") + quarter("E") * 2)
+    with pytest.warns(RepairWarning, match="ties to a note of another pitch"):
+        assert read_back(data) == [[(0, 80, 1), (1, 79, 1), (2, 76, 1), (3, 76, 1)]]
+
+
+def test_grace_notes_at_a_parts_end_are_closed():
+    grace = quarter("C").replace("<duration>2</duration>", "").replace("<note>", "<note><grace/>")
+    abc = musicxml_to_abc(measures(BAR + grace))
+    assert abc.count("{") == abc.count("}") == 1

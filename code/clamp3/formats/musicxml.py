@@ -72,15 +72,14 @@ def _written(score: bytes) -> tuple[str, list[str]]:
 class _Parser(xml2abc.Parser):
     """xml2abc's parser, with directions that stay in their part, closed grace notes and ties of the right pitch."""
 
-    def locStaffMap(self, part, measures) -> None:
+    def locStaffMap(self, part: ElementTree.Element, measures: list[ElementTree.Element]) -> None:
         """Begin a part: what an earlier one left open is not of this one."""
         super().locStaffMap(part, measures)
-        self.dirStk = {}
+        self.dirStk: dict[str, tuple] = {}
         self.tied: dict[tuple[int, str], str | None] = {}  # (voice, pitch in ABC) -> alter of the note that is tied
-        if self.pedVce not in self.msc.vnums:
-            self.pedVce = None
-        if self.ingrace:
-            self.ingrace = 0
+        if getattr(self, "pedVce", None) not in self.msc.vnums:
+            self.pedVce: int | None = None
+        self.ingrace = 0
         part_end = measures[-1] if measures else part
         last = [note for note in part.iterfind("measure/note")][-1:]
         if last and last[0].find("grace") is not None and last[0].find("chord") is None:
@@ -89,7 +88,7 @@ class _Parser(xml2abc.Parser):
             ElementTree.SubElement(rest, "voice").text = last[0].findtext("voice", "1")
             ElementTree.SubElement(rest, "duration").text = "0"
 
-    def ntAbc(self, step, octave, note, voice, record, is_tab):
+    def ntAbc(self, step: str, octave: int, note: ElementTree.Element, voice: int, record: Any, is_tab: bool) -> str:
         """A note's pitch; that at the end of a tie without accidental only where the same pitch began it."""
         place = voice, xml2abc.addoct(step, octave)
         kinds = [tie.get("type") for tie in note.findall("tie") + note.findall("notations/tied")]

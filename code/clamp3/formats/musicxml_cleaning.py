@@ -30,7 +30,15 @@ MAX_CELLS = 200_000  # voices x measures of a score: xml2abc makes a list for ea
 MAX_QUARTERS = 10_000  # of a note, a rest or a measure
 MAX_VERSES = 99
 MAX_DIVISIONS = 10**6
-QUARTERS = {"maxima": 32, "long": 16, "breve": 8, "whole": 4, "half": 2, "quarter": 1, "eighth": Fraction(1, 2)}
+QUARTERS: dict[str, int | Fraction] = {
+    "maxima": 32,
+    "long": 16,
+    "breve": 8,
+    "whole": 4,
+    "half": 2,
+    "quarter": 1,
+    "eighth": Fraction(1, 2),
+}
 QUARTERS |= {f"{2**power}{'nd' if power == 5 else 'th'}": Fraction(4, 2**power) for power in range(4, 11)}
 MENDED = frozenset(
     ("display-octave", "divisions or duration", "part-list", "quarter tones, which became semitones", "voice")
@@ -243,10 +251,8 @@ def _rewrite_durations(part: Element) -> None:
     SubElement(start, "divisions").text = str(common)
     measure.insert(0, start)
     for child, length in lengths:
-        element = child.find("duration")
-        if element is None:
-            element = SubElement(child, "duration")
-        element.text = str(round(length * common))
+        found = child.find("duration")
+        (SubElement(child, "duration") if found is None else found).text = str(round(length * common))
 
 
 def _implied_divisions(part: Element) -> Fraction:
@@ -322,7 +328,7 @@ def _match_spans(part: Element, changed: set[str]) -> None:
 
 
 def _cut_ties(part: Element, changed: set[str]) -> None:
-    """Take out ties to no note: in ABC they would bind the next note of that name, whatever its pitch."""
+    """Take out ties to a note of another pitch: in ABC they would bind it, for only its name counts there."""
     waiting: dict[tuple, list[tuple[Element, Fraction]]] = {}  # (voice, step, octave) -> notes with their ends
     start = Fraction(0)
     divisions = Fraction(1)
@@ -347,7 +353,7 @@ def _cut_ties(part: Element, changed: set[str]) -> None:
 def _tie(note: Element, place: tuple, onset: Fraction, length: Fraction, waiting: dict, changed: set[str]) -> None:
     for earlier, end in waiting.pop(place, []):
         same = number(note.findtext("pitch/alter") or "0") == number(earlier.findtext("pitch/alter") or "0")
-        if not same or abs(end - onset) >= Fraction(1, 16):
+        if not same and abs(end - onset) < Fraction(1, 16):
             _untie(earlier, changed)
     if place[1] and any(tie.get("type") == "start" for tie in note.findall("tie") + note.findall("notations/tied")):
         waiting.setdefault(place, []).append((note, onset + length))
@@ -358,7 +364,7 @@ def _untie(note: Element, changed: set[str]) -> None:
         for tie in parent.findall("tie") + parent.findall("tied"):
             if tie.get("type") == "start":
                 parent.remove(tie)
-    changed.add("ties that end on no note of their voice")
+    changed.add("ties to a note of another pitch")
 
 
 # ---------- values ----------

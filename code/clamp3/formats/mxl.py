@@ -82,12 +82,12 @@ def root_name(data: bytes) -> str:
     if len(data) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES >> 20} MB of XML")
     parser = expat.ParserCreate()
-    root = None
+    root = ""
 
-    def refuse(*_):
+    def refuse(*_: object) -> None:
         raise ValueError("declares XML entities, which are refused, for they could fill the memory")
 
-    def note_root(name, _attributes):
+    def note_root(name: str, _attributes: dict) -> None:
         nonlocal root
         root = name.rpartition(":")[2]
         parser.StartElementHandler = None
