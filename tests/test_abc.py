@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import mido
 import pytest
@@ -382,3 +383,81 @@ def test_files_of_several_tunes_have_numbered_outputs_and_bad_ones_are_named(tmp
     (source / "book.ABC").write_text("".join(tunes[:3]), encoding="utf-8")
     assert convert("batch_abc2xml.py", source, xml, check=1).keys() == damaged.keys()
     assert sorted(path.name for path in xml.glob("*.xml")) == ["book_1.xml", "book_2.xml", "book_3.xml", "jig 愛.xml"]
+
+
+# ---------- what is no music, and music without barlines ----------
+
+ODD = Path(__file__).parent / "cases" / "abc"
+
+
+def played(abc: str, folder: Path) -> list[tuple[int, int]]:
+    """Onset and pitch of all notes, as abc2midi reads them."""
+    if not shutil.which("abc2midi"):
+        pytest.skip("abc2midi, of the package abcmidi, is the judge here")
+    source, target = folder / "a.abc", folder / "a.mid"
+    source.write_text(abc if abc.startswith("X:") else f"X:1\n{abc}")
+    target.unlink(missing_ok=True)
+    subprocess.run(["abc2midi", source, re.match(r"X:\s*(\d*)", source.read_text())[1], "-o", target], check=False)
+    found = []
+    for notes_of_track in mido.MidiFile(target).tracks:
+        now = 0
+        for message in notes_of_track:
+            now += message.time
+            if message.type == "note_on" and message.velocity:
+                found.append((now, message.note))
+    return sorted(found)
+
+
+def test_line_breaks_of_old_books_swallow_no_bar():
+    assert interleave_file(ODD / "excl_first_last.abc")[0].endswith("[V:1]cBAG FEDC|\n[V:1]c8|]\n")
+    assert rows(tune("!f!C D|!E F|!trill!G|!\nA|")) == ["[V:1]!f!C D|", "[V:1]E F|", "[V:1]!trill!G|", "[V:1]A|"]
+
+
+def test_text_between_tunes_is_no_music():
+    first, second = interleave_file(ODD / "free_text.abc")
+    assert first.endswith("[V:1]CDEF GABc|\n[V:1]c8|\n") and second.endswith("[V:1]c8|\n[V:1]d8|\n")
+
+
+@pytest.mark.parametrize(
+    ("tuplet", "plain"), [("(3::2ab", "(3:2:2ab"), ("(3::abc", "(3:2:3abc"), ("(2::ab", "(2:3:2ab")]
+)
+def test_tuplets_are_no_repeats(tuplet, plain):
+    assert rows(tune(f"C {tuplet} D|E|")) == [f"[V:1]C {plain} D|", "[V:1]E|"]
+
+
+@pytest.mark.parametrize("body", ["Z1000|" * 10_000 + "C|", "Z99999999|C|", "X1414360|C|", "C|" + "Z" + "9" * 5000])
+def test_rests_beyond_measure_are_refused(body):
+    for convert in (interleave, abc_to_musicxml):
+        with pytest.raises(ValueError, match="its rests last for more than"):
+            convert(tune(body))
+
+
+def test_bars_are_bounded_by_voices_too():
+    voices = "".join(f"V:{number}\nC|\n" for number in range(1, 2001))
+    with pytest.raises(ValueError, match="2000 voices of 201"):
+        interleave(tune(f"{voices}V:1\n" + "D|" * 200))
+
+
+def test_open_text_blocks_take_linear_time():
+    start = time.perf_counter()
+    assert rows(tune("C|\n" + "%%begintext\n" * 20_000 + "D|")) == ["[V:1]C|", "[V:1]D|"]
+    assert time.perf_counter() - start < 5
+    assert rows(tune("C|\n%%begintext\nA|\n%%endtext\nD|")) == ["[V:1]C|", "[V:1]D|"]
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["^FGAF", "(3ABc", "A>B", "{fg}a2", '"^Am"A2', "[CEG]4", "!trill!A", "(AB)", "=c_B", "[K:D]FC"],
+)
+def test_music_without_barlines_is_cut_between_notes(tmp_path, unit):
+    remarks = []
+    source = f"X:1\nM:none\nL:1/8\nK:C\n{unit}E {(unit + ' DFC') * 30}\n"
+    found = interleave(source, remarks.append)
+    bars = [line for line in found.splitlines() if line.startswith("[V:")]
+    assert len(bars) > 2 and max(map(len, bars)) <= 62 and "cut into" in remarks[0]
+    assert is_interleaved(found) and played(found, tmp_path) == played(source, tmp_path)
+
+
+def test_short_music_without_barlines_is_one_bar():
+    remarks = []
+    assert interleave(tune("CDEF"), remarks.append).endswith("[V:1]CDEF|\n") and not remarks
