@@ -1,47 +1,103 @@
-"""Audio files -> mono waveforms at the rate that is asked for.
+"""Sound in files and arrays -> mono waveforms at the rate that is asked for.
 
-Everything is done block by block: a file takes the memory of its own mono waveform and no more.
+FFmpeg's libraries decode (by PyAV), packet by packet and block by block: a file takes the memory of its own mono
+waveform and no more.
 """
 
 import errno
 import io
+import itertools
 import os
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
+from typing import Any, BinaryIO
 
+import av
 import numpy as np
-import soundfile
 import soxr
 
 from clamp3.errors import Note, warn
+from clamp3.formats.containers import counts_its_frames, declared_end, lacks_last_page
 
 SAMPLING_RATE = 24_000  # Hz, where no other is asked for: MERT's
-BLOCK = 16_384  # frames; damage inside a block costs the whole of it
+BLOCK = 16_384  # frames that are mixed and resampled at once, or a few more
 RATES = range(1000, 1_000_001)  # Hz; others come from damaged headers
-# What libsndfile's log says of files that are cut short.
-CUT_SHORT = re.compile(r"^ *(data|SSND|Data Size) *: \d+ \(should be|end-of-stream bit|ended unexpectedly", re.M)
+MAX_HOURS = 3.0  # what is read of one file: 1 GB as a waveform at 24 kHz
+MAX_CHANNELS = 64  # of an array
+# Demuxers whose duration is written in the file; that of others is guessed from the bit rate.
+TIMED = {"flac", "ogg", "mov", "matroska", "avi", "asf", "tta", "wv", "ape", "mpc", "mpc8", "caf", "aiff", "tak"}
+SLACK = 0.12  # seconds by which durations of whole files are off: padding of encoders, rounded times
+MAX_RETRIES = 50  # of reading a packet, without one between
+QUIET = 1e-10  # mean square, of full scale 1: -100 dB
+FULL_SCALE = {"u1": 1 << 7, "i2": 1 << 15, "i4": 1 << 31, "i8": 1 << 63}
+
+Source = Path | bytes | BinaryIO
 
 
-def read_audio(source: Path | bytes, rate: int = SAMPLING_RATE, note: Note = warn) -> np.ndarray:
+def read_audio(
+    source: Source, rate: int = SAMPLING_RATE, note: Note = warn, max_hours: float = MAX_HOURS
+) -> np.ndarray:
     """The sound of a file, its path or its bytes -> float32 (samples,) at `rate` Hz, the mean of its channels.
 
-    What soundfile cannot read (m4a, aac, video) is left to PyAV, if it is installed. A file that is damaged or cut
-    short gives what stands before the damage: `note` is told so, by default as a RepairWarning. Raises ValueError
+    All that FFmpeg decodes is read, of the best sound track to the end of the file. Where it is damaged, cut short,
+    silent or longer than `max_hours`, `note` is told what is missing, by default as a RepairWarning. Raises ValueError
     where there is no sound or where samples are not finite, and OSError where the path cannot be read.
     """
-    with _File(io.BytesIO(source) if isinstance(source, bytes) else io.FileIO(source)) as file:
-        if not file.read(1):
-            raise ValueError("empty file")
-        file.seek(0)
-        try:
-            sound = soundfile.SoundFile(file)
-        except soundfile.LibsndfileError as error:
-            file.seek(0)
-            file_rate, blocks = _open_with_pyav(file, str(error.error_string).strip(" ."), note)
-        else:
-            file_rate, blocks = sound.samplerate, _blocks(sound, note)
-        return resampled(blocks, file_rate, rate)
+    with _opened(source) as file:
+        mixer = _Mixer(note)
+        samples = bytearray()  # grows in place
+        limit = int(max_hours * 3600 * rate) * 4
+        runs = itertools.groupby(sound_blocks(file, note), key=itemgetter(0))
+        for index, (file_rate, blocks) in enumerate(runs):
+            if index == 1:
+                note(f"its sampling rate changes within the file, to {file_rate} Hz: all of it is resampled")
+            for piece in _resampled(mixer.mono(block for _, block in blocks), file_rate, rate):
+                samples += piece
+                if len(samples) > limit:
+                    note(f"longer than {max_hours:g} h: the rest is not read")
+                    del samples[limit:]
+                    return _finished(samples, mixer)
+        return _finished(samples, mixer)
+
+
+def resampled(
+    blocks: Iterable[np.ndarray], rate: int, target_rate: int = SAMPLING_RATE, note: Note | None = None
+) -> np.ndarray:
+    """Blocks (frames, channels) of one sound at `rate` Hz -> float32 (samples,) at `target_rate`, channels averaged.
+
+    Silence is remarked on to `note`. Raises ValueError where there are no samples, or where some are not finite.
+    """
+    mixer = _Mixer(note or (lambda _: None))
+    samples = bytearray()
+    for piece in _resampled(mixer.mono(blocks), rate, target_rate):
+        samples += piece
+    return _finished(samples, mixer)
+
+
+def from_array(samples: Any) -> np.ndarray:
+    """Samples of any library -> float32 (samples, channels), of full scale 1.
+
+    They are (samples,), (samples, channels) or (channels, samples), which are told apart by their lengths; floating
+    point, or integers of 8 (unsigned), 16 or 32 bits. Raises ValueError for what is none of these.
+    """
+    if hasattr(samples, "detach"):  # a tensor, of any device and precision
+        samples = samples.detach().cpu()
+        samples = samples.float() if samples.is_floating_point() else samples
+    array = np.asarray(samples)
+    kind = array.dtype.str[1:]
+    if array.dtype.kind != "f" and kind not in ("u1", "i2", "i4"):
+        raise ValueError(f"samples are floating point, or integers of 8, 16 or 32 bits, not {array.dtype}")
+    if array.ndim == 1:
+        array = array[:, None]
+    if array.ndim != 2:
+        raise ValueError(f"samples are (samples,), (samples, channels) or (channels, samples), not {array.shape}")
+    short, long = sorted(array.shape)
+    if array.size and (short > MAX_CHANNELS or (short == long > 1)):
+        raise ValueError(f"samples {array.shape} do not tell which axis is time: give (samples, channels)")
+    if array.shape[0] < array.shape[1] and array.size:
+        array = array.T
+    return _as_float(array, kind)
 
 
 class _File(io.BufferedReader):
@@ -53,81 +109,247 @@ class _File(io.BufferedReader):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         try:
             return super().seek(offset, whence)
-        except (OSError, ValueError) as error:  # of a file, of bytes
+        except (OSError, ValueError, OverflowError) as error:  # of a file, of bytes
             if self.closed or getattr(error, "errno", errno.EINVAL) != errno.EINVAL:
                 raise
             return self.tell()
 
 
-def _blocks(sound: soundfile.SoundFile, note: Note) -> Iterator[np.ndarray]:
-    """The sound in blocks (frames, channels)."""
-    frames = 0
-    with sound:
-        try:
-            while len(block := sound.read(BLOCK, dtype="float32", always_2d=True)):
-                frames += len(block)
-                yield block
-            whole = frames >= sound.frames and not CUT_SHORT.search(sound.extra_info)
-        except soundfile.LibsndfileError:
-            whole = False
-        if not whole and not frames:
-            raise ValueError("none of its sound can be decoded")
-        if not whole:
-            note(f"cut short or damaged: read up to {frames / sound.samplerate:.2f} s")
+def _opened(source: Source) -> _File:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _File(io.BytesIO(source))
+    if hasattr(source, "read"):
+        return _File(io.BytesIO(source.read()))
+    return _File(io.FileIO(source))
 
 
-def _open_with_pyav(file, complaint: str, note: Note) -> tuple[int, Iterator[np.ndarray]]:
-    """The sampling rate and the blocks (frames, channels) of the first sound track."""
+# ---------- file -> blocks ----------
+
+
+def sound_blocks(file: BinaryIO, note: Note = warn) -> Iterator[tuple[int, np.ndarray]]:
+    """The sound of an open file as (Hz, float32 (frames, channels)), of full scale 1, in blocks of about BLOCK frames.
+
+    What is missing is told to `note`. Raises ValueError where nothing can be decoded.
+    """
+    size = file.seek(0, os.SEEK_END)
+    if not size:
+        raise ValueError("empty file")
+    end = declared_end(file, size)
+    file.seek(0)
     try:
-        import av
-    except ImportError:
-        raise ValueError(
-            f"cannot be decoded: {complaint}; if it is m4a, aac or video, `pip install av` lets it be read"
-        ) from None
-    try:
-        container = av.open(file, metadata_errors="replace")
-    except av.FFmpegError as error:
-        raise ValueError(f"cannot be decoded: {complaint}; PyAV says: {error.strerror}") from None
-    codec = container.streams.audio[0].codec_context if container.streams.audio else None
-    if codec is None:
-        raise ValueError("there is no sound track in it that can be decoded")
-    return codec.sample_rate, _pyav_blocks(container, note)
-
-
-def _pyav_blocks(container, note: Note) -> Iterator[np.ndarray]:
-    import av
-
-    to_float = av.AudioResampler(format="flt")  # not in planes, of which PyAV finds too many above 8 channels
-    seconds = 0.0
+        container = av.open(
+            file,
+            metadata_errors="replace",
+            # A playlist must not have other files opened, nor addresses.
+            options={"protocol_whitelist": "none", "max_size": str(1 << 17)},
+            buffer_size=1 << 17,
+        )
+    except (av.FFmpegError, ValueError, OverflowError) as error:
+        raise ValueError(f"cannot be decoded: {getattr(error, 'strerror', None) or error}") from None
     with container:
         try:
-            for frame in container.decode(audio=0):
-                for block in to_float.resample(frame):
-                    seconds += block.samples / block.rate
-                    yield block.to_ndarray().reshape(-1, block.layout.nb_channels)
-        except av.FFmpegError as error:
-            if not seconds:
-                raise ValueError(f"none of its sound can be decoded: {error.strerror}") from None
-            note(f"cut short or damaged: read up to {seconds:.2f} s")
+            stream = container.streams.best("audio")
+        except av.FFmpegError:
+            stream = None
+        if stream is None or stream.codec_context is None:
+            raise ValueError("there is no sound track in it that can be decoded")
+        decoder = _Decoder(container, stream)
+        yield from _joined(decoder.frames())
+        if not decoder.seconds:
+            if end is not None and end <= size and not decoder.errors and not decoder.packets:
+                raise ValueError("empty: no samples")
+            raise ValueError(f"none of its sound can be decoded{decoder.complaint}")
+        declared = _declared_seconds(container, stream, file)
+        unfinished = container.format.name == "ogg" and lacks_last_page(file, size)
+    _remark(note, decoder, declared, end, size, unfinished)
 
 
-def resampled(blocks: Iterable[np.ndarray], rate: int, target_rate: int = SAMPLING_RATE) -> np.ndarray:
-    """Blocks (frames, channels) of one sound at `rate` Hz -> float32 (samples,) at `target_rate`, channels averaged.
+class _Decoder:
+    """Reads a sound track to its end, over errors, and knows how much came out."""
 
-    Raises ValueError where there are no samples, or where some are not finite.
-    """
+    def __init__(self, container: Any, stream: Any):
+        self.container, self.stream = container, stream
+        self.seconds = 0.0
+        self.packets = self.errors = 0
+        self.complaint = ""
+
+    def frames(self) -> Iterator[Any]:
+        """The frames of the track."""
+        for packet in self._packets():
+            try:
+                decoded = packet.decode()
+            except (av.FFmpegError, ValueError) as error:
+                self._failed(error)
+                continue
+            for frame in decoded:
+                if frame.samples and frame.sample_rate:
+                    self.seconds += frame.samples / frame.sample_rate
+                    yield frame
+
+    def _packets(self) -> Iterator[Any]:
+        """Its packets, the last of which flushes the decoder; reading goes on after errors while that gives more."""
+        failures = 0
+        while failures <= MAX_RETRIES:
+            try:
+                for packet in self.container.demux(self.stream):
+                    failures = 0
+                    self.packets += bool(packet.size)
+                    yield packet
+                return
+            except (av.FFmpegError, ValueError) as error:
+                failures += 1
+                if failures == 1:
+                    self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        self.errors += 1
+        self.complaint = f": {getattr(error, 'strerror', None) or error}"
+
+
+def _joined(frames: Iterator[Any]) -> Iterator[tuple[int, np.ndarray]]:
+    """Frames, which are small, in blocks of one rate and one number of channels."""
+    waiting: list[np.ndarray] = []
+    gathered, kind, to_packed = 0, None, _to_packed()
+    for frame in frames:
+        block = _as_array(frame, to_packed)
+        if kind != (frame.sample_rate, block.shape[1], block.dtype):
+            if waiting:
+                yield _block(waiting, kind)
+            waiting, gathered, kind = [], 0, (frame.sample_rate, block.shape[1], block.dtype)
+        waiting.append(block)
+        gathered += len(block)
+        if gathered >= BLOCK:
+            yield _block(waiting, kind)
+            waiting, gathered = [], 0
+    if waiting:
+        yield _block(waiting, kind)
+
+
+def _block(waiting: list[np.ndarray], kind: tuple) -> tuple[int, np.ndarray]:
+    rate, _, dtype = kind
+    return rate, _as_float(waiting[0] if len(waiting) == 1 else np.concatenate(waiting), dtype.str[1:])
+
+
+def _to_packed() -> Callable[[Any], Iterator[Any]]:
+    made: dict[tuple, Any] = {}
+
+    def convert(frame: Any) -> Iterator[Any]:
+        kind = (frame.layout.name, frame.sample_rate, frame.format.name)
+        if kind not in made:
+            made[kind] = av.AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
+        yield from made[kind].resample(frame)
+
+    return convert
+
+
+def _as_array(frame: Any, to_packed: Callable[[Any], Iterator[Any]]) -> np.ndarray:
+    """(frames, channels), in the numbers that the decoder gives."""
+    channels = frame.layout.nb_channels
+    if not frame.format.is_planar:
+        return frame.to_ndarray().reshape(-1, channels)
+    if channels <= 8:
+        return frame.to_ndarray().T
+    # PyAV finds too many planes above 8 channels.
+    return np.concatenate([packed.to_ndarray().reshape(-1, channels) for packed in to_packed(frame)])
+
+
+def _as_float(array: np.ndarray, kind: str) -> np.ndarray:
+    """float32 of full scale 1, as FFmpeg itself converts them."""
+    if kind not in FULL_SCALE:
+        return array.astype(np.float32, copy=False)
+    scaled = array.astype(np.float32)
+    if kind == "u1":
+        scaled -= FULL_SCALE[kind]
+    scaled *= np.float32(1 / FULL_SCALE[kind])
+    return scaled
+
+
+# ---------- what is missing ----------
+
+
+def _declared_seconds(container: Any, stream: Any, file: BinaryIO) -> float | None:
+    """How long the file says that the track is, where it does."""
+    names = set(container.format.name.split(","))
+    if not names & TIMED and not ("mp3" in names and counts_its_frames(file)):
+        return None
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    alone = len([other for other in container.streams if other.type in ("audio", "video")]) == 1
+    return container.duration / av.time_base if container.duration and alone else None
+
+
+def _remark(
+    note: Note, decoder: _Decoder, declared: float | None, end: int | None, size: int, unfinished: bool
+) -> None:
+    seconds = decoder.seconds
+    read = f"read up to {seconds:.2f} s"
+    if end == 0:
+        note(f"its header was never completed, as by a recorder that was stopped: all is read, {seconds:.2f} s")
+    elif end is not None and end > size:
+        missing = f", {100 * (1 - size / end):.0f} % of it is missing"
+        note(f"cut short or damaged: {read}{f' of {declared:.2f} s' if declared else ''}{missing}")
+    elif declared is not None and declared - seconds > SLACK:
+        note(f"cut short or damaged: {read} of {declared:.2f} s, {declared - seconds:.2f} s are missing")
+    elif unfinished:
+        note(f"cut short or damaged: {read}, and the end is missing")
+    elif decoder.errors:
+        note(f"cut short or damaged: {read}, without {decoder.errors} stretches that cannot be decoded")
+
+
+# ---------- blocks -> waveform ----------
+
+
+class _Mixer:
+    """Averages channels, and notices where nothing is to be heard."""
+
+    def __init__(self, note: Note):
+        self.note = note
+        self.frames = 0
+        self.power = self.mono_power = 0.0  # sums of squares, of all channels (their mean) and of the mix
+
+    def mono(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Blocks (frames, channels) -> (frames,), float32."""
+        for block in blocks:
+            channels = block.shape[1]
+            if channels == 1:
+                mono = np.ascontiguousarray(block[:, 0], np.float32)
+            else:
+                equal_parts = np.full(channels, 1 / channels, np.float32)
+                mono = (block @ equal_parts).astype(np.float32, copy=False)  # far faster than mean(axis=1)
+            power = float(np.dot(mono, mono))
+            if not np.isfinite(power) and not np.isfinite(mono).all():
+                raise ValueError("holds NaN or infinite samples")
+            self.frames += len(mono)
+            self.mono_power += power
+            if self.mono_power <= QUIET * self.frames:  # where it is loud, nobody asks
+                self.power += float(np.square(block, dtype=np.float64).mean(1).sum())
+            yield mono
+
+    def remark(self) -> None:
+        """Say so where the mix is silent."""
+        if self.mono_power > QUIET * self.frames:
+            return
+        if self.power > QUIET * self.frames * 100:
+            self.note("its channels cancel each other out: as mono it is silent")
+        else:
+            self.note("silent: there is nothing to be heard in it")
+
+
+def _resampled(blocks: Iterable[np.ndarray], rate: int, target_rate: int) -> Iterator[bytes]:
+    """Mono blocks at one rate -> the bytes of float32 samples at another."""
     if rate not in RATES:
         raise ValueError(f"its sampling rate is said to be {rate} Hz: the header is damaged")
+    if rate == target_rate:
+        yield from (block.tobytes() for block in blocks)
+        return
     stream = soxr.ResampleStream(rate, target_rate, 1, dtype="float32", quality="VHQ")
-    samples = bytearray()  # grows in place
     for block in blocks:
-        equal_parts = np.full(block.shape[1], 1 / block.shape[1], np.float32)
-        mono = (block @ equal_parts).astype(np.float32, copy=False)  # far faster than mean(axis=1)
-        if not np.isfinite(mono).all():
-            raise ValueError("holds NaN or infinite samples")
-        samples += (mono if rate == target_rate else stream.resample_chunk(mono)).tobytes()
-    if rate != target_rate:
-        samples += stream.resample_chunk(np.zeros(0, np.float32), last=True).tobytes()
+        yield stream.resample_chunk(block).tobytes()
+    yield stream.resample_chunk(np.zeros(0, np.float32), last=True).tobytes()
+
+
+def _finished(samples: bytearray, mixer: _Mixer) -> np.ndarray:
     if not samples:
         raise ValueError("empty: no samples")
+    mixer.remark()
     return np.frombuffer(samples, np.float32)

@@ -1,0 +1,159 @@
+"""How long a sound file says that it is: what tells a file that was cut short from a whole one.
+
+FFmpeg reads a file to its real end and mostly takes that for the intended one, so that headers are read here.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO
+
+UNKNOWN = 0xFFFFFFFF  # what streamed files have for sizes
+WAVE64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")
+TAIL = 1 << 17  # bytes: more than an Ogg page with its header
+BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")  # that an MP4 or MOV may begin with
+MAX_CHUNKS = 10_000
+
+
+def declared_end(file: BinaryIO, size: int) -> int | None:
+    """Where the sound of a file of `size` bytes ends by its own header: an offset, 0 for a length left blank.
+
+    None where the format does not say, or where the file was streamed. The end may lie behind the file's.
+    """
+    file.seek(0)
+    head = file.read(64)
+    if head[:4] in (b"RIFF", b"RF64", b"BW64", b"RIFX") and head[8:12] == b"WAVE":
+        return _wave_end(file, head, size)
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        length = int.from_bytes(head[4:8], "little")
+        return None if length in (0, UNKNOWN) else 8 + length
+    if head[:16] == WAVE64:
+        return _wave64_end(file, size)
+    if head[:4] == b"FORM" and head[8:11] == b"AIF":
+        return _data_end(_chunks(file, 12, ">4sI", size), b"SSND", {UNKNOWN})
+    if head[:4] == b"caff":
+        return _data_end(_chunks(file, 8, ">4sQ", size, padding=1), b"data", {2**64 - 1})
+    if head[:4] == b".snd" and len(head) >= 12:
+        start, length = struct.unpack(">II", head[4:12])
+        return None if length == UNKNOWN else start + length if length else 0
+    if head[:4] == b"\x1aE\xdf\xa3":
+        return _matroska_end(head)
+    if head[4:8] in BOXES:
+        return _last_box_end(file, size)
+    return None
+
+
+def lacks_last_page(file: BinaryIO, size: int) -> bool:
+    """Whether an Ogg file ends otherwise than with a whole page that is marked as the last of its stream."""
+    file.seek(max(0, size - TAIL))
+    tail = file.read(TAIL)
+    start = tail.rfind(b"OggS")
+    header = tail[start : start + 27]
+    if start < 0 or len(header) < 27:
+        return start >= 0
+    lacing = tail[start + 27 : start + 27 + header[26]]
+    whole = len(lacing) == header[26] and start + 27 + header[26] + sum(lacing) <= len(tail)
+    return not (whole and header[5] & 4)
+
+
+def counts_its_frames(file: BinaryIO) -> bool:
+    """Whether an MP3 has a tag (Xing, Info or VBRI) with the number of its frames; else FFmpeg guesses its length."""
+    file.seek(0)
+    head = file.read(10)
+    start = 0
+    if head[:3] == b"ID3" and len(head) == 10:
+        start = 10 + sum((byte & 127) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
+    file.seek(start)
+    first = file.read(4096)
+    for name in (b"Xing", b"Info"):
+        place = first.find(name)
+        if 0 <= place <= len(first) - 12:
+            return bool(first[place + 7] & 1) and any(first[place + 8 : place + 12])
+    return b"VBRI" in first
+
+
+def _chunks(file: BinaryIO, start: int, layout: str, size: int, padding: int = 2) -> Iterator[tuple[bytes, int, int]]:
+    """(name, where its content starts, its length) of the chunks of a file."""
+    header = struct.calcsize(layout)
+    for _ in range(MAX_CHUNKS):
+        file.seek(start)
+        found = file.read(header)
+        if len(found) < header:
+            return
+        name, length = struct.unpack(layout, found)
+        yield name, start + header, length
+        start += header + length + -length % padding
+        if start >= size:
+            return
+
+
+def _data_end(chunks: Iterator[tuple[bytes, int, int]], wanted: bytes, unknown: set[int]) -> int | None:
+    for name, start, length in chunks:
+        if name == wanted:
+            return None if length in unknown else start + length if length else 0
+    return None
+
+
+def _wave_end(file: BinaryIO, head: bytes, size: int) -> int | None:
+    long = None
+    for name, start, length in _chunks(file, 12, ">4sI" if head[:4] == b"RIFX" else "<4sI", size):
+        if name == b"ds64":
+            file.seek(start + 8)
+            long = int.from_bytes(file.read(8), "little")
+        if name == b"data":
+            if length == UNKNOWN:
+                return start + long if long and long < 2**62 else None
+            return start + length if length else 0
+    return None
+
+
+def _wave64_end(file: BinaryIO, size: int) -> int | None:
+    start = 40
+    for _ in range(MAX_CHUNKS):
+        file.seek(start)
+        found = file.read(24)
+        length = int.from_bytes(found[16:], "little")
+        if len(found) < 24 or length < 24:
+            return None
+        if found[:4] == b"data":
+            return start + length if length < 2**62 else None
+        start += length + -length % 8
+        if start >= size:
+            return None
+    return None
+
+
+def _matroska_end(head: bytes) -> int | None:
+    """The end of the segment that follows the EBML header."""
+    length, width = _vint(head[4:])
+    start = 4 + width + (length or 0)
+    if head[start : start + 4] != b"\x18\x53\x80\x67":
+        return None
+    length, width = _vint(head[start + 4 :])
+    return None if length is None else start + 4 + width + length
+
+
+def _vint(found: bytes) -> tuple[int | None, int]:
+    """A number of EBML, None if it is marked as unknown, and the bytes that it takes."""
+    if not found or not found[0]:
+        return None, 1
+    width = 9 - found[0].bit_length()
+    value = int.from_bytes(found[:width], "big") & ((1 << 7 * width) - 1)
+    return (None if value == (1 << 7 * width) - 1 else value), width
+
+
+def _last_box_end(file: BinaryIO, size: int) -> int | None:
+    start = 0
+    for _ in range(MAX_CHUNKS):
+        file.seek(start)
+        found = file.read(16)
+        if len(found) < 8 or not found[4:8].isalnum():
+            break
+        length = int.from_bytes(found[:4], "big")
+        if length == 1:
+            length = int.from_bytes(found[8:], "big")
+        if length < 8:  # 0: up to the end of the file
+            return None
+        start += length
+        if start >= size:
+            break
+    return start
