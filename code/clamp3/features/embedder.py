@@ -243,21 +243,22 @@ class Embedder(InputEncoder):
 
     def embed_audio(
         self,
-        sources: Sequence[str | Path | np.ndarray],
+        sources: Sequence[Any],
         sampling_rate: int = 24_000,
         normalize: bool = False,
         pooled: bool = True,
     ):
-        """Features of n recordings, each a path or samples (samples,) or (samples, channels) at `sampling_rate` Hz."""
-        from clamp3.formats.audio import read_audio, resampled
+        """Features of n recordings, each a path, the bytes of a file, an open file, or samples at `sampling_rate` Hz.
 
+        Samples are an array or a tensor: (samples,), (samples, channels) or (channels, samples); or a pair of them and
+        their own rate in Hz. Raises ValueError where the axes cannot be told apart, as for what has no sound.
+        """
+        from clamp3.formats.audio import load_sound
+
+        if isinstance(sources, str | bytes | Path | np.ndarray | torch.Tensor):
+            raise ValueError(f"give a list of recordings, not one {type(sources).__name__}")
         encoder = self.mert
-        waveforms = (
-            resampled([source.reshape(len(source), -1)], sampling_rate, encoder.rate)
-            if isinstance(source, np.ndarray)
-            else read_audio(Path(source), encoder.rate)
-            for source in sources
-        )
+        waveforms = (load_sound(source, sampling_rate, encoder.rate, warn) for source in sources)
         frames = dict(encoder.extract(encoder.prepare(waveform, warn) for waveform in waveforms))
         return self.embed_audio_features([frames[index] for index in range(len(frames))], normalize, pooled)
 

@@ -75,6 +75,21 @@ def resampled(
     return _finished(samples, mixer)
 
 
+def load_sound(source: Any, sampling_rate: int, rate: int = SAMPLING_RATE, note: Note = warn) -> np.ndarray:
+    """A file or samples -> float32 (samples,) at `rate` Hz, the mean of its channels.
+
+    `source` is what `read_audio` takes, or what `from_array` takes, at `sampling_rate` Hz or in a pair with its own
+    rate. Raises as they do.
+    """
+    if isinstance(source, str | os.PathLike):
+        return read_audio(Path(source), rate, note)
+    if isinstance(source, bytes | bytearray | memoryview) or hasattr(source, "read"):
+        return read_audio(source, rate, note)
+    if isinstance(source, tuple) and len(source) == 2 and np.ndim(source[1]) == 0:
+        source, sampling_rate = source
+    return resampled([from_array(source)], int(sampling_rate), rate, note)
+
+
 def from_array(samples: Any) -> np.ndarray:
     """Samples of any library -> float32 (samples, channels), of full scale 1.
 

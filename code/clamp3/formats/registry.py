@@ -72,8 +72,11 @@ FRAMES = Format("audio features", (".npy",), "audio", _read_frames, is_model_inp
 SOUND = Format(
     "sound",
     (
-        *(".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64"),
-        *(".m4a", ".aac", ".wma", ".mka", ".mp4", ".mkv", ".webm"),  # these need PyAV
+        *(".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64"),
+        *(".rf64", ".m4a", ".m4b", ".m4r", ".aac", ".alac", ".wma", ".mka", ".mp2", ".mp1", ".mpa", ".ac3", ".eac3"),
+        *(".dts", ".wv", ".tta", ".ape", ".mpc", ".tak", ".amr", ".spx", ".voc", ".oma", ".ra", ".rm"),
+        *(".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".3gp", ".3g2", ".mpg", ".mpeg", ".ts", ".flv", ".ogv"),
+        *(".wmv", ".asf"),
     ),
     "audio",
     decode=_decode_sound,
