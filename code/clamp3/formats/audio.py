@@ -207,7 +207,10 @@ class _Decoder:
             for packet in self._packets(container, stream):
                 yield from self._decoded(packet)
             declared = _declared_seconds(container, stream, file)
-            self.declared = None if None in (declared, self.declared) else self.declared + declared
+            if declared is None or self.declared is None:
+                self.declared = None
+            else:
+                self.declared += declared
 
     def _decoded(self, packet: Any) -> Iterator[Any]:
         try:
@@ -246,7 +249,8 @@ class _Decoder:
 def _joined(frames: Iterator[Any]) -> Iterator[tuple[int, np.ndarray]]:
     """Frames, which are small, in blocks of one rate and one number of channels."""
     waiting: list[list[np.ndarray]] = []
-    gathered, kind, packers = 0, None, {}
+    gathered, kind = 0, (0, 0, "")  # Hz, channels, FFmpeg's sample format
+    packers: dict[tuple[int, int, str], Any] = {}
     for frame in frames:
         layout = frame.layout
         found = (frame.sample_rate, layout.nb_channels, frame.format.name)
