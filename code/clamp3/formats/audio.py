@@ -8,7 +8,7 @@ import errno
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +18,7 @@ import numpy as np
 import soxr
 
 from clamp3.errors import Note, warn
-from clamp3.formats.containers import counts_its_frames, declared_end, lacks_last_page
+from clamp3.formats.containers import WAVE64, counts_its_frames, declared_end, lacks_last_page, ogg_links
 
 SAMPLING_RATE = 24_000  # Hz, where no other is asked for: MERT's
 BLOCK = 16_384  # frames that are mixed and resampled at once, or a few more
@@ -26,10 +26,12 @@ RATES = range(1000, 1_000_001)  # Hz; others come from damaged headers
 MAX_HOURS = 3.0  # what is read of one file: 1 GB as a waveform at 24 kHz
 MAX_CHANNELS = 64  # of an array
 # Demuxers whose duration is written in the file; that of others is guessed from the bit rate.
-TIMED = {"flac", "ogg", "mov", "matroska", "avi", "asf", "tta", "wv", "ape", "mpc", "mpc8", "caf", "aiff", "tak"}
+TIMED = {"flac", "ogg", "mov", "matroska", "tta", "wv", "ape", "mpc", "mpc8", "caf", "aiff", "tak"}
 SLACK = 0.12  # seconds by which durations of whole files are off: padding of encoders, rounded times
+TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")  # what stands between and behind MPEG audio
 MAX_RETRIES = 50  # of reading a packet, without one between
 QUIET = 1e-10  # mean square, of full scale 1: -100 dB
+DTYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}  # of FFmpeg's sample formats
 FULL_SCALE = {"u1": 1 << 7, "i2": 1 << 15, "i4": 1 << 31, "i8": 1 << 63}
 
 Source = Path | bytes | BinaryIO
@@ -112,7 +114,7 @@ def from_array(samples: Any) -> np.ndarray:
         raise ValueError(f"samples {array.shape} do not tell which axis is time: give (samples, channels)")
     if array.shape[0] < array.shape[1] and array.size:
         array = array.T
-    return _as_float(array, kind)
+    return _as_float(array)
 
 
 class _File(io.BufferedReader):
@@ -149,64 +151,86 @@ def sound_blocks(file: BinaryIO, note: Note = warn) -> Iterator[tuple[int, np.nd
     size = file.seek(0, os.SEEK_END)
     if not size:
         raise ValueError("empty file")
-    end = declared_end(file, size)
+    end, links = declared_end(file, size), ogg_links(file)
+    decoder = _Decoder()
+    if len(links) == 1:
+        yield from _joined(decoder.frames(file))
+    else:  # FFmpeg takes no links of other rates; here each is a file of its own
+        for start, stop in zip(links, [*links[1:], size], strict=True):
+            file.seek(start)
+            try:
+                yield from _joined(decoder.frames(io.BytesIO(file.read(stop - start))))
+            except ValueError as error:
+                decoder.failed(error)
+    if not decoder.seconds and end is not None and end <= size and not decoder.errors and not decoder.packets:
+        raise ValueError("empty: no samples")
+    if not decoder.seconds:
+        raise ValueError(f"none of its sound can be decoded{decoder.complaint}")
+    unfinished = decoder.format == "ogg" and lacks_last_page(file, size)
+    _remark(note, decoder, end, size, unfinished)
+
+
+def _container(file: BinaryIO) -> Any:
+    options = {"protocol_whitelist": "none"}  # a playlist must not have other files opened, nor addresses
+    file.seek(0)
+    if (head := file.read(12))[8:] == b"WAVE" or head == WAVE64[:12]:
+        options |= {
+            "max_size": "65536",
+            "probesize": "65536",
+        }  # large packets, few of which are probed: 3 times faster
     file.seek(0)
     try:
-        container = av.open(
-            file,
-            metadata_errors="replace",
-            # A playlist must not have other files opened, nor addresses.
-            options={"protocol_whitelist": "none", "max_size": str(1 << 17)},
-            buffer_size=1 << 17,
-        )
+        return av.open(file, metadata_errors="replace", options=options, buffer_size=1 << 17)
     except (av.FFmpegError, ValueError, OverflowError) as error:
         raise ValueError(f"cannot be decoded: {getattr(error, 'strerror', None) or error}") from None
-    with container:
-        try:
-            stream = container.streams.best("audio")
-        except av.FFmpegError:
-            stream = None
-        if stream is None or stream.codec_context is None:
-            raise ValueError("there is no sound track in it that can be decoded")
-        decoder = _Decoder(container, stream)
-        yield from _joined(decoder.frames())
-        if not decoder.seconds:
-            if end is not None and end <= size and not decoder.errors and not decoder.packets:
-                raise ValueError("empty: no samples")
-            raise ValueError(f"none of its sound can be decoded{decoder.complaint}")
-        declared = _declared_seconds(container, stream, file)
-        unfinished = container.format.name == "ogg" and lacks_last_page(file, size)
-    _remark(note, decoder, declared, end, size, unfinished)
 
 
 class _Decoder:
-    """Reads a sound track to its end, over errors, and knows how much came out."""
+    """Reads sound tracks to their end, over errors, and knows how much came out."""
 
-    def __init__(self, container: Any, stream: Any):
-        self.container, self.stream = container, stream
+    def __init__(self) -> None:
         self.seconds = 0.0
+        self.declared: float | None = 0.0  # seconds; None as soon as one file does not say
         self.packets = self.errors = 0
-        self.complaint = ""
+        self.format = self.complaint = ""
 
-    def frames(self) -> Iterator[Any]:
-        """The frames of the track."""
-        for packet in self._packets():
+    def frames(self, file: BinaryIO) -> Iterator[Any]:
+        """The frames of a file's best sound track. Raises ValueError where it cannot be opened, or has none."""
+        with _container(file) as container:
+            self.format = container.format.name
             try:
-                decoded = packet.decode()
-            except (av.FFmpegError, ValueError) as error:
-                self._failed(error)
-                continue
-            for frame in decoded:
-                if frame.samples and frame.sample_rate:
-                    self.seconds += frame.samples / frame.sample_rate
-                    yield frame
+                stream = container.streams.best("audio")
+            except av.FFmpegError:
+                stream = None
+            if stream is None or stream.codec_context is None:
+                raise ValueError("there is no sound track in it that can be decoded")
+            for packet in self._packets(container, stream):
+                yield from self._decoded(packet)
+            declared = _declared_seconds(container, stream, file)
+            if declared is None or self.declared is None:
+                self.declared = None
+            else:
+                self.declared += declared
 
-    def _packets(self) -> Iterator[Any]:
+    def _decoded(self, packet: Any) -> Iterator[Any]:
+        try:
+            frames = packet.decode()
+        except (av.FFmpegError, ValueError) as error:
+            start = bytes(packet)
+            if any(start) and not start.startswith(TAGS):  # tags between joined files, and padding, are no damage
+                self.failed(error)
+            return
+        for frame in frames:
+            if frame.samples and frame.sample_rate:
+                self.seconds += frame.samples / frame.sample_rate
+                yield frame
+
+    def _packets(self, container: Any, stream: Any) -> Iterator[Any]:
         """Its packets, the last of which flushes the decoder; reading goes on after errors while that gives more."""
         failures = 0
         while failures <= MAX_RETRIES:
             try:
-                for packet in self.container.demux(self.stream):
+                for packet in container.demux(stream):
                     failures = 0
                     self.packets += bool(packet.size)
                     yield packet
@@ -214,62 +238,59 @@ class _Decoder:
             except (av.FFmpegError, ValueError) as error:
                 failures += 1
                 if failures == 1:
-                    self._failed(error)
+                    self.failed(error)
 
-    def _failed(self, error: Exception) -> None:
+    def failed(self, error: Exception) -> None:
+        """Count a stretch that cannot be decoded."""
         self.errors += 1
         self.complaint = f": {getattr(error, 'strerror', None) or error}"
 
 
 def _joined(frames: Iterator[Any]) -> Iterator[tuple[int, np.ndarray]]:
     """Frames, which are small, in blocks of one rate and one number of channels."""
-    waiting: list[np.ndarray] = []
-    gathered, kind, to_packed = 0, None, _to_packed()
+    waiting: list[list[np.ndarray]] = []
+    gathered, kind = 0, (0, 0, "")  # Hz, channels, FFmpeg's sample format
+    packers: dict[tuple[int, int, str], Any] = {}
     for frame in frames:
-        block = _as_array(frame, to_packed)
-        if kind != (frame.sample_rate, block.shape[1], block.dtype):
-            if waiting:
-                yield _block(waiting, kind)
-            waiting, gathered, kind = [], 0, (frame.sample_rate, block.shape[1], block.dtype)
-        waiting.append(block)
-        gathered += len(block)
-        if gathered >= BLOCK:
-            yield _block(waiting, kind)
+        layout = frame.layout
+        found = (frame.sample_rate, layout.nb_channels, frame.format.name)
+        if waiting and (found != kind or gathered >= BLOCK):
+            yield kind[0], _block(waiting)
             waiting, gathered = [], 0
+        kind = found
+        if frame.format.is_planar and layout.nb_channels > 8:  # of which PyAV finds too many planes
+            if found not in packers:
+                packers[found] = av.AudioResampler(format="flt", layout=layout, rate=frame.sample_rate)
+            waiting += [_parts(packed) for packed in packers[found].resample(frame)]
+        else:
+            waiting.append(_parts(frame))
+        gathered += frame.samples
     if waiting:
-        yield _block(waiting, kind)
+        yield kind[0], _block(waiting)
 
 
-def _block(waiting: list[np.ndarray], kind: tuple) -> tuple[int, np.ndarray]:
-    rate, _, dtype = kind
-    return rate, _as_float(waiting[0] if len(waiting) == 1 else np.concatenate(waiting), dtype.str[1:])
+def _parts(frame: Any) -> list[np.ndarray]:
+    """A frame's channels, each (frames,), or one array (frames, channels), in the numbers that the decoder gives.
 
-
-def _to_packed() -> Callable[[Any], Iterator[Any]]:
-    made: dict[tuple, Any] = {}
-
-    def convert(frame: Any) -> Iterator[Any]:
-        kind = (frame.layout.name, frame.sample_rate, frame.format.name)
-        if kind not in made:
-            made[kind] = av.AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
-        yield from made[kind].resample(frame)
-
-    return convert
-
-
-def _as_array(frame: Any, to_packed: Callable[[Any], Iterator[Any]]) -> np.ndarray:
-    """(frames, channels), in the numbers that the decoder gives."""
+    They are views of the frame: `to_ndarray` takes three times as long for the small frames of MP3.
+    """
+    dtype = DTYPES[frame.format.name.rstrip("p")]
+    if frame.format.is_planar:
+        return [np.frombuffer(plane, dtype, frame.samples) for plane in frame.planes]
     channels = frame.layout.nb_channels
-    if not frame.format.is_planar:
-        return frame.to_ndarray().reshape(-1, channels)
-    if channels <= 8:
-        return frame.to_ndarray().T
-    # PyAV finds too many planes above 8 channels.
-    return np.concatenate([packed.to_ndarray().reshape(-1, channels) for packed in to_packed(frame)])
+    return [np.frombuffer(frame.planes[0], dtype, frame.samples * channels).reshape(-1, channels)]
 
 
-def _as_float(array: np.ndarray, kind: str) -> np.ndarray:
+def _block(waiting: list[list[np.ndarray]]) -> np.ndarray:
+    """(frames, channels), float32."""
+    parts = [joined[0] if len(joined) == 1 else np.concatenate(joined) for joined in zip(*waiting, strict=True)]
+    array = parts[0] if parts[0].ndim == 2 else np.stack(parts).T
+    return _as_float(array)
+
+
+def _as_float(array: np.ndarray) -> np.ndarray:
     """float32 of full scale 1, as FFmpeg itself converts them."""
+    kind = array.dtype.str[1:]
     if kind not in FULL_SCALE:
         return array.astype(np.float32, copy=False)
     scaled = array.astype(np.float32)
@@ -293,18 +314,15 @@ def _declared_seconds(container: Any, stream: Any, file: BinaryIO) -> float | No
     return container.duration / av.time_base if container.duration and alone else None
 
 
-def _remark(
-    note: Note, decoder: _Decoder, declared: float | None, end: int | None, size: int, unfinished: bool
-) -> None:
-    seconds = decoder.seconds
-    read = f"read up to {seconds:.2f} s"
+def _remark(note: Note, decoder: _Decoder, end: int | None, size: int, unfinished: bool) -> None:
+    seconds, declared = decoder.seconds, decoder.declared
+    read = f"read up to {seconds:.2f} s" + (f" of {declared:.2f} s" if declared and declared > seconds else "")
     if end == 0:
         note(f"its header was never completed, as by a recorder that was stopped: all is read, {seconds:.2f} s")
     elif end is not None and end > size:
-        missing = f", {100 * (1 - size / end):.0f} % of it is missing"
-        note(f"cut short or damaged: {read}{f' of {declared:.2f} s' if declared else ''}{missing}")
+        note(f"cut short or damaged: {read}, {100 * (1 - size / end):.0f} % of the file is missing")
     elif declared is not None and declared - seconds > SLACK:
-        note(f"cut short or damaged: {read} of {declared:.2f} s, {declared - seconds:.2f} s are missing")
+        note(f"cut short or damaged: {read}, {declared - seconds:.2f} s are missing")
     elif unfinished:
         note(f"cut short or damaged: {read}, and the end is missing")
     elif decoder.errors:

@@ -3,12 +3,16 @@
 FFmpeg reads a file to its real end and mostly takes that for the intended one, so that headers are read here.
 """
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
 UNKNOWN = 0xFFFFFFFF  # what streamed files have for sizes
 WAVE64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")
+ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+OGG_PAGE = re.compile(rb"OggS\0([\0-\7])", re.S)
 TAIL = 1 << 17  # bytes: more than an Ogg page with its header
 BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")  # that an MP4 or MOV may begin with
 MAX_CHUNKS = 10_000
@@ -37,6 +41,11 @@ def declared_end(file: BinaryIO, size: int) -> int | None:
         return None if length == UNKNOWN else start + length if length else 0
     if head[:4] == b"\x1aE\xdf\xa3":
         return _matroska_end(head)
+    if head[:16] == ASF:
+        file.seek(0)
+        head = file.read(1 << 16)
+        place = head.find(ASF_PROPERTIES)
+        return int.from_bytes(head[place + 40 : place + 48], "little") or None if place >= 0 else None
     if head[4:8] in BOXES:
         return _last_box_end(file, size)
     return None
@@ -53,6 +62,24 @@ def lacks_last_page(file: BinaryIO, size: int) -> bool:
     lacing = tail[start + 27 : start + 27 + header[26]]
     whole = len(lacing) == header[26] and start + 27 + header[26] + sum(lacing) <= len(tail)
     return not (whole and header[5] & 4)
+
+
+def ogg_links(file: BinaryIO) -> list[int]:
+    """Where the links of a chained Ogg file start: pages that begin a stream, behind others that do not. [0] for all
+    other files."""
+    file.seek(0)
+    if file.read(4) != b"OggS":
+        return [0]
+    starts, before, begins, place = [0], b"OggS", True, 4
+    while block := file.read(1 << 20):
+        data = before + block
+        for page in OGG_PAGE.finditer(data):
+            was, begins = begins, bool(page[1][0] & 2)
+            if begins and not was:
+                starts.append(place - len(before) + page.start())
+        before = data[-5:]  # shorter than what is looked for
+        place += len(block)
+    return starts
 
 
 def counts_its_frames(file: BinaryIO) -> bool:
