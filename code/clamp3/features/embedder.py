@@ -390,23 +390,19 @@ class Embedder(InputEncoder):
     ) -> Features: ...
 
     def embed_audio(
-        self,
-        sources: Sequence[Any],
-        sampling_rate: int = 24_000,
-        normalize: bool = False,
-        pooled: bool = True,
-    ):
-        """Features of n recordings, each a path, the bytes of a file, an open file, or samples at `sampling_rate` Hz.
+        self, sources: Sequence[Sound], sampling_rate: int = 24_000, normalize: bool = False, pooled: bool = True
+    ) -> Features:
+        """Features of recordings, each a path, the bytes of a file, an open file, or samples.
 
-        Samples are an array or a tensor: (samples,), (samples, channels) or (channels, samples); or a pair of them and
-        their own rate in Hz. Raises ValueError where the axes cannot be told apart, as for what has no sound.
+        Samples are an array or a tensor (samples,), (samples, channels) or (channels, samples), whose longer side is
+        time, at `sampling_rate` Hz, or a pair of such samples and their own rate.
         """
         from clamp3.formats.audio import load_sound
 
-        if isinstance(sources, str | bytes | Path | np.ndarray | torch.Tensor):
-            raise ValueError(f"give a list of recordings, not one {type(sources).__name__}")
         encoder = self.mert
-        waveforms = (load_sound(source, sampling_rate, encoder.rate, warn) for source in sources)
+        waveforms = (
+            load_sound(source, sampling_rate, encoder.rate, warn) for source in _as_list("embed_audio", sources)
+        )
         frames = dict(encoder.extract(encoder.prepare(waveform, warn) for waveform in waveforms))
         return self.embed_audio_features([frames[index] for index in range(len(frames))], normalize, pooled)
 
