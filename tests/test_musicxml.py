@@ -423,3 +423,11 @@ def test_grace_notes_at_a_parts_end_are_closed():
     grace = quarter("C").replace("<duration>2</duration>", "").replace("<note>", "<note><grace/>")
     abc = musicxml_to_abc(measures(BAR + grace))
     assert abc.count("{") == abc.count("}") == 1
+
+
+def test_alter_decides_where_the_accidental_says_otherwise_and_the_accidental_where_there_is_none():
+    cases = ("1", "natural", 80), ("1", "slash-flat", 80), ("", "sharp", 80), ("0", "sharp", 79)
+    for alter, accidental, pitch in cases:
+        altered = f"<alter>{alter}</alter>" if alter else ""
+        source = quarter("G", f"<accidental>{accidental}</accidental>").replace("<octave>", f"{altered}<octave>")
+        assert read_back(measures(source + quarter("E") * 3))[0][0] == (0, pitch, 1)

@@ -395,9 +395,12 @@ def _time(element: Element) -> bool:
 
 
 def _accidental_of(note: Element) -> bool:
-    """Whether a note's accidental says what its pitch says: xml2abc believes the accidental."""
-    accidental, alter = note.find("accidental"), number(note.findtext("pitch/alter") or "0")
-    return accidental is None or ACCIDENTALS.get(accidental.text or "") == alter or note.find("pitch") is None
+    """Whether a note's accidental says what its alter says, if it has one: xml2abc believes the accidental."""
+    accidental, alter = note.find("accidental"), note.findtext("pitch/alter")
+    if accidental is None or note.find("pitch") is None:
+        return True
+    written = ACCIDENTALS.get(accidental.text or "")
+    return written is not None and (alter is None or written == number(alter))
 
 
 def _key(element: Element) -> bool:
