@@ -57,7 +57,7 @@ def main() -> int:
     if "text" in modalities:
         _ = embedder.tokenizer
     if "audio" in modalities:
-        _ = embedder.mert
+        _ = embedder.audio_encoder
     model = MtebEncoder(embedder)
     print(f"{model.mteb_model_meta.name}: {embedder.weights}, revision {model.mteb_model_meta.revision}")
     cache = mteb.ResultCache(args.output)

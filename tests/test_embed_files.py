@@ -62,7 +62,8 @@ def files(tmp_path_factory, embedder):
 def test_files_of_all_kinds_are_embedded_in_one_call_and_in_order(embedder, files):
     paths = list(files.values())
     found = embedder.embed_files(paths)
-    mert = dict(embedder.mert.extract_layers(windows(read_audio(files[name])) for name in ("g.wav", "h.flac")))
+    sounds = (windows(read_audio(files[name])) for name in ("g.wav", "h.flac"))
+    mert = dict(embedder.audio_encoder.extract_layers(sounds))
     expected = [
         embedder.embed_symbolic([interleave(musicxml_to_abc(files["a.MXL"]))]),
         embedder.embed_symbolic([interleave(read_abc(files["b.abc"]))]),

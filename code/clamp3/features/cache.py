@@ -156,8 +156,8 @@ def _keys(embedder: Embedder, paths: Sequence[Path], hashes: Sequence[str] | Non
             content = hashes[index] if hashes else content_hash(path)
             parts = [content, path.suffix.lower(), embedder.identity, embedder.precision]
             if is_sound(path):
-                if embedder.mert_identity is None:
+                if embedder.audio_encoder_identity is None:
                     continue
-                parts.append(embedder.mert_identity)
+                parts.append(embedder.audio_encoder_identity)
             keys[index] = hashlib.sha256(" ".join(parts).encode()).digest()
     return keys

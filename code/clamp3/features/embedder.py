@@ -107,7 +107,7 @@ class Embedder(InputEncoder):
         self.device = usable_device(device)
         self.precision = checked_precision(precision)
         self.batch_tokens = batch_tokens or BATCH_TOKENS["cpu" if self.device.type == "cpu" else "other"]
-        self.mert_name = mert
+        self.audio_encoder_name = mert
         self.weights = weights
         self._model = model.eval()
         self._ready: set[str] = set()
@@ -227,14 +227,14 @@ class Embedder(InputEncoder):
         return tokenizer
 
     @property
-    def mert(self) -> AudioEncoder:
+    def audio_encoder(self) -> AudioEncoder:
         """The network that turns sound into audio features: MERT, or what has taken its place.
 
         Raises UserError where it cannot be had, or where the audio tower reads frames of another width.
         """
         with _preparing:
             if self._mert is None:
-                encoder = load_audio_encoder(self.mert_name, self.device, self.precision)
+                encoder = load_audio_encoder(self.audio_encoder_name, self.device, self.precision)
                 if encoder.width != self.sizes.audio_hidden_size:
                     raise UserError(
                         f"the audio encoder gives frames of {encoder.width} numbers, and this model's audio tower "
@@ -260,9 +260,9 @@ class Embedder(InputEncoder):
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     @cached_property
-    def mert_identity(self) -> str | None:
+    def audio_encoder_identity(self) -> str | None:
         """What tells the network that turns sound into audio features from others; None where that is not known."""
-        return audio_encoder_identity(self.mert_name)
+        return audio_encoder_identity(self.audio_encoder_name)
 
     def prepare_for(self, paths: Iterable[Path]) -> None:
         """Load what reading `paths` takes besides weights. Raises UserError where it cannot be had."""
@@ -270,11 +270,11 @@ class Embedder(InputEncoder):
         if any((known := format_of(path)) and known.modality == TEXT.name for path in paths):
             _ = self.tokenizer  # loaded by being asked for
         if any(is_sound(path) for path in paths):
-            _ = self.mert
+            _ = self.audio_encoder
 
     def read_raw(self, paths: Sequence[Path], workers: int = 0) -> Iterator[Item]:
         """The items of raw files of any kinds for `embed_items`; `workers` as in `reading.read_raw`."""
-        return read_raw(self, paths, lambda: self.mert, workers)
+        return read_raw(self, paths, lambda: self.audio_encoder, workers)
 
     @overload
     def embed_files(
@@ -399,7 +399,7 @@ class Embedder(InputEncoder):
         """
         from clamp3.formats.audio import load_sound
 
-        encoder = self.mert
+        encoder = self.audio_encoder
         waveforms = (
             load_sound(source, sampling_rate, encoder.rate, warn) for source in _as_list("embed_audio", sources)
         )

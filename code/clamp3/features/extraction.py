@@ -58,7 +58,7 @@ def extract(
             "weights": embedder.identity,
             "file": str(embedder.weights) if embedder.weights else None,
             "precision": embedder.precision,
-            "audio_encoder": embedder.mert_identity if any(is_sound(job.source) for job in jobs) else None,
+            "audio_encoder": embedder.audio_encoder_identity if any(is_sound(job.source) for job in jobs) else None,
             "version": __version__,
         }
 

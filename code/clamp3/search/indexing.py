@@ -148,7 +148,7 @@ def _embedded(
     """Those of `entries` that can be embedded, with their features."""
     check_or_record_model(index, embedder.identity, embedder.weights)
     if any(is_sound(entry.path) for entry in entries):
-        check_or_record_model(index, embedder.mert_identity, embedder.mert_name, key="mert")
+        check_or_record_model(index, embedder.audio_encoder_identity, embedder.audio_encoder_name, key="mert")
     paths, hashes = [entry.path for entry in entries], [entry.hash for entry in entries]
     features = embed_files_once(embedder, paths, cache, hashes)
     for item, feature in tqdm(features, total=len(paths), unit="file", delay=1, disable=not progress):

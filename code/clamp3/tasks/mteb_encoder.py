@@ -94,7 +94,8 @@ class MtebEncoder(AbsEncoder):
     def _items(self, modality: str, values: Iterable) -> Iterator[Item]:
         """Encoded inputs of the towers, for texts or recordings."""
         if modality == "audio":
-            yield from read_sounds(self.model, self.model.mert, (partial(waveform, value) for value in values))
+            sounds = (partial(waveform, value) for value in values)
+            yield from read_sounds(self.model, self.model.audio_encoder, sounds)
         else:
             for index, text in enumerate(values):
                 yield read_item(Item(index, "text"), partial(self._encode_text, text))
@@ -159,8 +160,8 @@ def model_meta(embedder: Embedder) -> ModelMeta:
     parameters = {name: tensor.numel() for name, tensor in embedder.named_parameters()}
     is_tiny = weights is not None and weights.parent == TINY
     settings = {"precision": embedder.precision} if embedder.precision != "fp32" else {}
-    if embedder.mert_name and not is_tiny:
-        settings["mert"] = str(embedder.mert_name)
+    if embedder.audio_encoder_name and not is_tiny:
+        settings["mert"] = str(embedder.audio_encoder_name)
     return ModelMeta(
         loader=None,
         name=model_name(weights),
