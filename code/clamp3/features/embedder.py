@@ -399,10 +399,8 @@ class Embedder(InputEncoder):
         """
         from clamp3.formats.audio import load_sound
 
-        encoder = self.audio_encoder
-        waveforms = (
-            load_sound(source, sampling_rate, encoder.rate, warn) for source in _as_list("embed_audio", sources)
-        )
+        recordings, encoder = _as_list("embed_audio", sources), self.audio_encoder
+        waveforms = (load_sound(source, sampling_rate, encoder.rate, warn) for source in recordings)
         frames = dict(encoder.extract(encoder.prepare(waveform, warn) for waveform in waveforms))
         return self.embed_audio_features([frames[index] for index in range(len(frames))], normalize, pooled)
 
