@@ -204,6 +204,10 @@ class _Decoder:
                 stream = None
             if stream is None or stream.codec_context is None:
                 raise ValueError("there is no sound track in it that can be decoded")
+            if channels := stream.codec_context.channels:
+                # PyAV 17 and 18 free the map of an unusual order of channels (of some CAF) twice, which ends the
+                # process. The order does not matter here.
+                stream.codec_context.layout = f"{channels} channels"
             for packet in self._packets(container, stream):
                 yield from self._decoded(packet)
             declared = _declared_seconds(container, stream, file)
@@ -274,10 +278,10 @@ def _parts(frame: Any) -> list[np.ndarray]:
 
     They are views of the frame: `to_ndarray` takes three times as long for the small frames of MP3.
     """
-    dtype = DTYPES[frame.format.name.rstrip("p")]
+    dtype, channels = DTYPES[frame.format.name.rstrip("p")], frame.layout.nb_channels
     if frame.format.is_planar:
-        return [np.frombuffer(plane, dtype, frame.samples) for plane in frame.planes]
-    channels = frame.layout.nb_channels
+        planes = frame.planes[:channels]  # of 8, PyAV finds more
+        return [np.frombuffer(plane, dtype, frame.samples) for plane in planes]
     return [np.frombuffer(frame.planes[0], dtype, frame.samples * channels).reshape(-1, channels)]
 
 
