@@ -201,7 +201,7 @@ def write_tunes(folder, texts, count):
 def test_an_interrupted_run_leaves_whole_files_and_is_taken_up(small_model, texts, tmp_path, how):
     write_tunes(tmp_path / "in", texts, 600)
     env = small_model.environment()
-    command = ["extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--batch_tokens", "64"]
+    command = ["extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--as_is", "--batch_tokens", "64"]
     words = [sys.executable, *map(str, command)]
     process = subprocess.Popen(words, env=env, cwd=CODE, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "out").exists() or len([*(tmp_path / "out").glob("*.npy")]) < 40:
@@ -226,7 +226,7 @@ def test_two_processes_that_are_killed_are_taken_up(small_model, texts, tmp_path
     """One of the two dies, and the launcher ends the other; what they have written stays, and is whole."""
     write_tunes(tmp_path / "in", texts, 600)
     env = small_model.environment()
-    command = ["extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--batch_tokens", "64"]
+    command = ["extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--as_is", "--batch_tokens", "64"]
     words = [str(word) for word in (*TORCHRUN, *command)]
     process = subprocess.Popen(words, env=env, cwd=CODE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (tmp_path / "out").exists() or len([*(tmp_path / "out").glob("*.npy")]) < 40:
@@ -265,7 +265,7 @@ def test_outputs_that_cannot_be_written_are_named(small_model, texts, tmp_path):
     for name in (long_name, "taken"):
         (tmp_path / "in" / f"{name}.abc").write_text(texts["tune_0"])
     (tmp_path / "out" / "taken.npy").mkdir(parents=True)
-    command = ["extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--get_global"]
+    command = ["extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--as_is", "--get_global"]
     done = run_forked(*command, env=small_model.environment(), check=1)
     assert "taken.npy cannot be written: Is a directory" in done.stdout and "1 written" in done.stdout
     assert sorted(os.listdir(tmp_path / "out")) == [MANIFEST_FILE, "failures.jsonl", f"{long_name}.npy", "taken.npy"]
