@@ -455,7 +455,7 @@ def test_m3_is_downloaded_for_its_configured_name_or_found_under_its_own(hub, sm
     env.update(HF_ENDPOINT=hub, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "hf"))
     run(BIN / "python", "extract_m3.py", tmp_path / "in", tmp_path / "out", env=env)
     assert {path for _, path, _ in Hub.requests} == {f"/sander-wood/clamp2/resolve/main/{RELEASES['m3'].file_name}"}
-    assert np.load(tmp_path / "out" / "a.npy").shape == (1, 4, 128)
+    assert np.load(tmp_path / "out" / "a.npy").shape == (1, 5, 128)  # K: and V: lines, a bar, and both ends
 
     Hub.requests.clear()
     shutil.rmtree(tmp_path / "hf")
@@ -500,7 +500,7 @@ def test_models_are_built_in_threads_and_leave_the_process_as_it_was(tmp_path):
         parts = [part for one in embedders for part in (*one._model.parameters(), *one._model.buffers())]
         assert not any(part.is_meta for part in parts)
     assert before == (torch.nn.Module.register_parameter, torch.nn.Module.register_buffer, torch.empty)
-    assert safe == torch.serialization.get_safe_globals()
+    assert set(safe) == set(torch.serialization.get_safe_globals())
     assert not torch.nn.Linear(2, 2).weight.is_meta
 
 
