@@ -1,7 +1,6 @@
 """What the three training commands share: their options, and how config.py's knobs become a run."""
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -201,10 +200,6 @@ def start_training(knobs: Knobs, args: argparse.Namespace) -> "PartialState":
     from clamp3.distributed import start
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its results only with it
-    logger = logging.getLogger("clamp3")
-    if not any(isinstance(handler, ShowLog) for handler in logger.handlers):
-        logger.addHandler(ShowLog())
-    logger.setLevel(logging.INFO)
     return start(args.device, args.threads, timedelta(minutes=knobs["COLLECTIVE_TIMEOUT"]))
 
 
@@ -250,15 +245,6 @@ def plot(settings: "Settings", args: argparse.Namespace) -> int:
     from clamp3.training.curves import draw_curves
 
     return draw_curves(settings.logs_path, args.plot)
-
-
-class ShowLog(logging.Handler):
-    """Prints what is logged, between the progress bars."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm
-
-        tqdm.write(self.format(record))
 
 
 def show_bar(title: str, total: int, done: int = 0, /) -> Any:
