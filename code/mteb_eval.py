@@ -8,7 +8,7 @@ A whole benchmark, with the results in a folder of your choice:
 MTEB downloads the data from the Hugging Face hub, and its own result files are written to
 OUTPUT/results/MODEL/REVISION/TASK.json, where REVISION tells the weights; tasks that are done with the
 same weights are not done again. Tasks that fail are listed, and so are inputs that have no feature and count as zeros
-(exit code 1). Sound files are read by soundfile; some tasks decode theirs before they give them to a model, and need
+(exit code 1). Sound files are read by PyAV; some tasks decode theirs before they give them to a model, and need
 `pip install torchcodec`, where there is one for your PyTorch.
 """
 

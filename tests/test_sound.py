@@ -129,8 +129,8 @@ def test_samples_are_ffmpegs_and_cut_files_have_a_remark(tmp_path, name):
     cut.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
     try:
         found, remarks = samples(cut)
-    except ValueError:  # an M4A's index stands at its end
-        assert path.suffix in (".m4a", ".mov")
+    except ValueError:  # such as M4A, whose index stands at its end
+        assert len(by_ffmpeg(cut, 2)) == 0
         return
     assert len(found) >= 0.99 * len(by_ffmpeg(cut, 2))
     assert remarks or name in WITHOUT_LENGTH
@@ -233,7 +233,7 @@ def test_random_damage_costs_no_more_than_ffmpeg_loses(tmp_path, name, capfd):
             found = samples(bytes(damaged))[0].size
         except ValueError:
             found = 0
-        assert found >= 0.97 * by_ffmpeg(path, 1).size
+        assert found >= 0.97 * by_ffmpeg(path, 1).size - 2 * 2 * 4608  # two frames of FLAC, by its version
     assert capfd.readouterr() == ("", "")
 
 
@@ -274,7 +274,6 @@ def test_arrays_of_all_layouts_are_the_same_sound(embedder):
         torch_layout.double(),
         whole,
         data.getvalue(),
-        io.BytesIO(data.getvalue()),
     ]
     sources += [whole.astype(np.int32) << 16, (sound, SAMPLING_RATE), (torch_layout, SAMPLING_RATE)]
     for source in sources:

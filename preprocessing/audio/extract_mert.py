@@ -12,7 +12,7 @@ The sound is made mono, 24 kHz, of zero mean and unit variance, and cut into win
 left out. Each input becomes OUT/same/path.npy; outputs that are there already are skipped, so an interrupted run is
 taken up by the same command. Inputs that cannot be read are listed with the reason, also in OUT/failures.jsonl, and
 the exit code is 1; damaged ones that can be read in part, and those under 1 s, are read and listed in
-OUT/warnings.jsonl. MERT is downloaded once. `pip install av` lets .m4a, .aac, .wma and the sound of videos be read.
+OUT/warnings.jsonl. MERT is downloaded once. All that FFmpeg decodes is read.
 """
 
 import argparse

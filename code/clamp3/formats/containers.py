@@ -90,7 +90,9 @@ def counts_its_frames(file: BinaryIO) -> bool:
     if head[:3] == b"ID3" and len(head) == 10:
         start = 10 + sum((byte & 127) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
     file.seek(start)
-    first = file.read(4096)
+    first = file.read(64)
+    if first[:1] != b"\xff":  # FFmpeg, too, looks into the first frame alone
+        return False
     for name in (b"Xing", b"Info"):
         place = first.find(name)
         if 0 <= place <= len(first) - 12:
