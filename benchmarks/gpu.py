@@ -12,6 +12,7 @@ Of the peak: the matrix products of real positions, forward and backward, agains
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -30,8 +31,9 @@ from clamp3.inputs.patchilizer import EOS_ID
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.layers import prepare_layers
 from clamp3.sizes import ModelSizes
-from clamp3.training.data import Batch, Collate, Example, Examples
-from clamp3.training.loop import Trainer, chosen_precision, set_deterministic
+from clamp3.training.batches import Batch, Collate
+from clamp3.training.data import Example, Examples
+from clamp3.training.loop import Trainer, chosen_precision, deterministic
 from clamp3.training.objectives import Contrastive
 from clamp3.training.settings import Settings
 
@@ -127,7 +129,6 @@ class Bench:
     def measure(self, run: Run) -> dict:
         """Items/s, memory and share of the peak, of steps after some that do not count."""
         torch._dynamo.reset()
-        set_deterministic(run.deterministic)
         self.model.train_on(run.modality)
         prepare_layers(self.model.towers.values(), run.compile_layers, run.recompute_layers)
         items = Items(run, self.sizes, self.model.text_model.config.vocab_size, self.batch_size)
@@ -139,11 +140,12 @@ class Bench:
         batch = Collate({})(items.examples)
         batch = batch.pin_memory() if self.device.type == "cuda" else batch
         try:
-            first = self.seconds(trainer, batch, 1)
-            self.seconds(trainer, batch, 2)
-            if self.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            seconds = self.seconds(trainer, batch, self.steps) / self.steps
+            with deterministic(run.deterministic):
+                first = self.seconds(trainer, batch, 1)
+                self.seconds(trainer, batch, 2)
+                if self.device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+                seconds = self.seconds(trainer, batch, self.steps) / self.steps
         except torch.OutOfMemoryError:
             return {"out_of_memory": True}
         finally:
@@ -246,6 +248,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a small model, short items, one step, nothing compiled")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as the training commands do
     device = default_device()
     if device.type != "cuda" and not args.quick:
         parser.error("there is no GPU here; --quick shows whether it runs")

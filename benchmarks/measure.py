@@ -65,9 +65,9 @@ class Contenders:
                 with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
                     embedder = self.embedders[contender]
                     taken = extensions(model_inputs())
-                    code = extract(lambda: embedder, inputs, output, taken, pooled=True, state=self.state)
-                if code != 0:
-                    raise RuntimeError(f"extraction failed: {quiet.getvalue()}")
+                    report = extract(lambda: embedder, inputs, output, taken, pooled=True, state=self.state)
+                if report.failures:
+                    raise RuntimeError(f"extraction failed: {report.failures[0]}")
             seconds = time.perf_counter() - begin
             return seconds, np.concatenate([np.load(path) for path in sorted(output.glob("*.npy"))])
 

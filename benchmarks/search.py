@@ -124,9 +124,9 @@ def build(folder: Path, music: np.ndarray, size: int) -> dict:
             index.add(entries, features)
             seconds += time.perf_counter() - start
         with index.database:
-            index.set_facts(weights="none", identity="benchmark")
+            index.set_meta(weights="none", identity="benchmark")
         start = time.perf_counter()
-        index.tidy(approximate=True)
+        index.compact(approximate=True)
         prepared = time.perf_counter() - start
     index.close()
     disk = sum(path.stat().st_size for path in folder.iterdir())

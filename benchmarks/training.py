@@ -91,7 +91,7 @@ class Contest:
         from clamp3.distributed import start
         from clamp3.inputs.encoder import InputEncoder
         from clamp3.sizes import ModelSizes
-        from clamp3.training.data import JsonLines
+        from clamp3.training.texts import JsonLines
         from workload import music, save_text_model
 
         self.folder, self.measure, self.workers = folder, measure, 0 if quick else config.TRAIN_WORKERS
@@ -148,7 +148,9 @@ class Contest:
         for _ in range(rounds):
             begin = time.perf_counter()
             train_epoch(trainer)
-            speeds["clamp3"].append(len(trainer.shares[0]) * trainer.shares[0].step / (time.perf_counter() - begin))
+            speeds["clamp3"].append(
+                len(trainer.samplers[0]) * trainer.samplers[0].global_batch_size / (time.perf_counter() - begin)
+            )
             begin = time.perf_counter()
             items = sum(plain.step(batch) for batch in plain_batches(trainer, self.measure.plain_steps))
             speeds["loop"].append(items / (time.perf_counter() - begin))
@@ -174,7 +176,7 @@ class Contest:
                     train_epoch(trainer)
                 else:
                     trainer.model.train()
-                    for batch in plain_batches(trainer, len(trainer.shares[0])):
+                    for batch in plain_batches(trainer, len(trainer.samplers[0])):
                         plain.step(batch)
                     trainer.progress.epoch += 1
                 seconds += time.perf_counter() - begin
@@ -190,9 +192,9 @@ def train_epoch(trainer) -> None:
 
 def plain_batches(trainer, count: int) -> Iterator[list]:
     """The first `count` batches of the trainer's epoch, read by this process."""
-    share, examples = trainer.shares[0], trainer.loaders[0].dataset
-    share.set(trainer.progress.epoch)
-    for _, keys in zip(range(count), share, strict=False):
+    sampler, examples = trainer.samplers[0], trainer.loaders[0].dataset
+    sampler.set(trainer.progress.epoch)
+    for _, keys in zip(range(count), sampler, strict=False):
         yield [examples[key] for key in keys]
 
 

@@ -17,6 +17,7 @@ OUTPUT_DIR/warnings.jsonl. Weights and sizes are set in config.py; weights that 
 """
 
 from clamp3.cli.options import add_cache_options, add_raw_options, extraction_parser, feature_cache, run
+from clamp3.cli.output import end_of_run
 
 
 def main() -> int:
@@ -34,7 +35,7 @@ def main() -> int:
     from clamp3.formats.registry import extensions
 
     state, cache = start(args.device, args.threads), feature_cache(args)
-    return extract(
+    report = extract(
         utils.embedder_loader(args, state.device),
         args.input_dir,
         args.output_dir,
@@ -46,7 +47,9 @@ def main() -> int:
             if args.get_global
             else embedder.embed_items(embedder.read_raw(paths, own_cores()), pooled=False)
         ),
+        progress=True,
     )
+    return end_of_run(report, state)
 
 
 if __name__ == "__main__":

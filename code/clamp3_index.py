@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clamp3.cli.options import add_embedding_options, add_json_option, feature_cache, positive, run, script_parser
-from clamp3.cli.output import print_found, print_table, save_json
+from clamp3.cli.output import print_changes, print_found, print_table, save_json
 
 if TYPE_CHECKING:
     from clamp3.search.index import Index
@@ -83,8 +83,10 @@ def add(index: "Index", args: Namespace) -> int:
 
     load_embedder = utils.embedder_loader(args, start_alone(args.device, args.threads))
     metadata = read_metadata(args.metadata, args.folder) if args.metadata else None
-    changes = update_index(index, args.folder, load_embedder, feature_cache(args), metadata, args.approximate)
-    changes.report()
+    changes = update_index(
+        index, args.folder, load_embedder, feature_cache(args), metadata, args.approximate, progress=True
+    )
+    print_changes(changes)
     summary(index)
     return 1 if changes.failures else 0
 
@@ -103,7 +105,7 @@ def remove(index: "Index", args: Namespace) -> int:
         if not found and not args.missing:
             raise UserError(f"nothing in {args.index} is one of these, or in one of them")
         index.remove(found)
-        index.tidy()
+        index.compact()
     print(f"{len(found)} files removed")
     summary(index)
     return 0
@@ -116,9 +118,9 @@ def summary(index: "Index") -> dict:
         "index": str(index.folder),
         "files": len(index),
         **index.counts(),
-        "numbers": index.facts.get("hidden", 0),
-        "weights": index.facts.get("weights"),
-        "approximate": "nearest" in index.facts,
+        "numbers": index.meta.get("hidden", 0),
+        "weights": index.meta.get("weights"),
+        "approximate": "nearest" in index.meta,
         "MB": round(size / 1e6, 1),
     }
     print_table(tuple(record), [record.values()])

@@ -17,7 +17,7 @@ states that clamp3_embd.py and extract_clamp3.py write without --get_global are 
 """
 
 from clamp3.cli.options import answers_parser, feature_cache, positive, run
-from clamp3.cli.output import print_found, save_json
+from clamp3.cli.output import print_collection, print_found, save_json
 
 
 def main() -> int:
@@ -37,13 +37,13 @@ def main() -> int:
         references = None
         found = search_index(Index(args.ref_dir), args.query, *embedding, k=args.top_k)
     else:
-        references = load_collection(args.ref_dir, *embedding)
+        references = load_collection(args.ref_dir, *embedding, progress=True)
         found = search_collection(references, args.query, *embedding, k=args.top_k)
     print_found(found)
     save_json(args.json, ({"query": args.query, **record} for record in found))
     if references is None:
         return 0
-    references.report()
+    print_collection(references)
     return 1 if references.failures else 0
 
 

@@ -16,14 +16,15 @@ TRAIN_WORKERS = 2  # processes, for each GPU, that read and encode
 WARMUP_STEPS = 1000  # in which the learning rate rises
 RATE_DECAY = "none"  # after them; or "cosine": to 0 at the end of the last epoch
 TRAIN_PRECISION = "auto"  # bf16 or fp16 on GPUs and fp32 on CPUs; or one of these three
+SYMBOLIC_AS_IS = False  # take ABC that is not interleaved as it stands; else it is interleaved first
 COMPILE_LAYERS = False  # by torch.compile: slow to start, then up to 1.3x as fast on GPUs
 RECOMPUTE_LAYERS = False  # gradient checkpointing: a third slower, with a third of the memory
+COLLECTIVE_TIMEOUT = 10.0  # minutes that a process waits for the others in a step before the run ends with an error
 WANDB_KEY = "<YOUR_WANDB_KEY>"  # as it stands, or empty: use the ambient login
 
 # -------------------- M3: the symbolic music encoder --------------------
 M3_TRAIN_FOLDERS = ["<YOUR_TRAINING_DATA_FOLDER>"]  # searched recursively for .abc and .mtf
 M3_EVAL_FOLDERS = []  # empty: EVAL_SPLIT of the training files is held out
-
 PATCH_SIZE = 64  # characters in a patch
 PATCH_LENGTH = 512  # patches in a sequence
 PATCH_NUM_LAYERS = 12  # layers of the patch encoder
@@ -59,8 +60,7 @@ CLAMP3_WANDB_LOG = True
 CLAMP3_LOAD_CKPT = True  # resume from CLAMP3_WEIGHTS_PATH if it is there
 SAVE_EVERY = 5  # epochs
 
-# CLAMP3_CONFIG may also set the file names below, which else follow from the knobs.
-CLAMP3_WEIGHTS_PATH = CLAMP3_LOGS_PATH = M3_WEIGHTS_PATH = M3_LOGS_PATH = ""
+CLAMP3_WEIGHTS_PATH = CLAMP3_LOGS_PATH = M3_WEIGHTS_PATH = M3_LOGS_PATH = ""  # empty: named after the knobs
 override(globals(), os.environ.get("CLAMP3_CONFIG", ""))
 CLAMP3_WEIGHTS_PATH = CLAMP3_WEIGHTS_PATH or (
     "weights_clamp3_saas"

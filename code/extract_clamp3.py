@@ -1,4 +1,4 @@
-"""Extract CLaMP 3 features from text (.txt), sheet music (interleaved .abc), MIDI (.mtf) and audio features (.npy).
+"""Extract CLaMP 3 features from text (.txt), sheet music (.abc), MIDI (.mtf) and audio features (.npy).
 
 Global features, one (1, 768) vector a file, for retrieval and classification:
     accelerate launch extract_clamp3.py INPUT_DIR OUTPUT_DIR --get_global
@@ -11,6 +11,7 @@ With the small model that comes with the code, which needs no download:
 On four GPUs, in bf16; on two machines, run the second form on each:
     accelerate launch --multi_gpu --num_processes 4 --mixed_precision bf16 extract_clamp3.py INPUT_DIR OUTPUT_DIR
     torchrun --nnodes 2 --nproc_per_node 4 --rdzv_endpoint HOST:PORT extract_clamp3.py INPUT_DIR OUTPUT_DIR
+ABC that is not interleaved is interleaved first; with --as_is it is taken as it stands.
 Plain `python` works too. Each input becomes OUTPUT_DIR/same/path.npy; outputs that are there already are skipped, so
 an interrupted run is taken up by the same command. Inputs that have no feature are listed with the reason, also in
 OUTPUT_DIR/failures.jsonl, and the exit code is 1. Weights and sizes are set in config.py; weights that are missing
@@ -18,6 +19,7 @@ are downloaded.
 """
 
 from clamp3.cli.options import extraction_parser, run
+from clamp3.cli.output import end_of_run
 
 
 def main() -> int:
@@ -34,14 +36,17 @@ def main() -> int:
 
     state = start(args.device, args.threads)
     options = {"device": state.device, "precision": args.precision, "batch_tokens": args.batch_tokens}
-    return extract(
+    options["as_is"] = args.as_is
+    report = extract(
         lambda: utils.build_embedder(utils.CLaMP3Model, args.epoch, args.variant, **options),
         args.input_dir,
         args.output_dir,
         extensions=extensions(model_inputs()),
         pooled=args.get_global,
         state=state,
+        progress=True,
     )
+    return end_of_run(report, state)
 
 
 if __name__ == "__main__":

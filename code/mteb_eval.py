@@ -1,30 +1,32 @@
 """Run tasks of MTEB, the Massive Text Embedding Benchmark, whose audio part is called MAEB, with CLaMP 3.
 
     pip install "mteb>=2.26,<3"                      # Python 3.11 or newer
-    python mteb_eval.py --list                       # the tasks of texts and sound
+    python mteb_eval.py --list                       # the tasks of text and audio
     python mteb_eval.py GTZANGenre RavdessZeroshot --variant saas
 A whole benchmark, with the results in a folder of your choice:
     python mteb_eval.py "MAEB(v1)" --variant saas --output results
-MTEB downloads the data from the Hugging Face hub, and its own result files are written to
-OUTPUT/results/MODEL/REVISION/TASK.json, where REVISION tells the weights; tasks that are done with the
-same weights are not done again. Tasks that fail are listed, and so are inputs that have no feature and count as zeros
-(exit code 1). Sound files are read by PyAV; some tasks decode theirs before they give them to a model, and need
-`pip install torchcodec`, where there is one for your PyTorch.
+MTEB downloads the data from the Hugging Face hub and writes its result files to
+OUTPUT/results/MODEL/REVISION/TASK.json, where REVISION identifies the weights; tasks that are already done with the
+same weights are skipped. Failed tasks are listed, and so are inputs without a feature, which count as zeros (exit
+code 1). Audio files are read by PyAV; some tasks decode theirs before they pass them to a model, and need
+`pip install torchcodec`, if there is a version for your PyTorch.
 """
 
 from pathlib import Path
 
 from clamp3.cli.options import add_model_options, add_raw_options, run, script_parser
-from clamp3.cli.output import print_table
+from clamp3.cli.output import print_issues, print_table
 
 TEXT_AND_AUDIO = {"text", "audio"}
 
 
 def main() -> int:
     parser = script_parser(__doc__)
-    parser.add_argument("tasks", nargs="*", metavar="TASK", help="a task or a benchmark, by MTEB's name")
-    parser.add_argument("--list", action="store_true", help="show the tasks of sound that can be run, and run none")
-    parser.add_argument("--output", type=Path, default=Path("results"), help="folder; default: %(default)s")
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help="name of a task or a benchmark of MTEB")
+    parser.add_argument("--list", action="store_true", help="list the audio tasks that can be run, and run none")
+    parser.add_argument(
+        "--output", type=Path, default=Path("results"), help="folder of the results; default: %(default)s"
+    )
     add_model_options(parser, ("saas", "c2", "tiny"))
     add_raw_options(parser)
     args = parser.parse_args()
@@ -35,7 +37,7 @@ def main() -> int:
     import utils
     from clamp3.distributed import start_alone
     from clamp3.errors import UserError
-    from clamp3.io.reports import FileIssue, show
+    from clamp3.io.reports import FileIssue
 
     try:
         from clamp3.tasks.mteb_encoder import MtebEncoder
@@ -50,12 +52,12 @@ def main() -> int:
         return 0
     tasks = [task for name in args.tasks for task in tasks_named(name)]
     embedder = utils.embedder_loader(args, start_alone(args.device, args.threads))()
-    # Now, and not in the middle of a benchmark, it is time to say so where these cannot be had.
+    # Fail now, and not in the middle of a benchmark, where these are not available.
     modalities = {modality for task in tasks for modality in task.modalities}
     if "text" in modalities:
         _ = embedder.tokenizer
     if "audio" in modalities:
-        _ = embedder.mert
+        _ = embedder.audio_encoder
     model = MtebEncoder(embedder)
     print(f"{model.mteb_model_meta.name}: {embedder.weights}, revision {model.mteb_model_meta.revision}")
     cache = mteb.ResultCache(args.output)
@@ -64,14 +66,14 @@ def main() -> int:
     print_table(("task", "measure", "score"), scores)
     print(f"written to {cache.get_task_result_path('TASK', model.mteb_model_meta).parent}")
     failed = [FileIssue(error.task_name, error.exception) for error in result.exceptions or []]
-    show("failed tasks", failed, most=None)
-    show("without a feature, so zeros", model.failures)
-    show("damaged or very short, but read", model.repairs)
+    print_issues("failed tasks", failed, most=None)
+    print_issues("without a feature, so zeros", model.failures)
+    print_issues("damaged or very short, but read", model.repairs)
     return 1 if failed or model.failures else 0
 
 
 def tasks_named(name: str) -> list:
-    """The task, or the tasks of the benchmark, of that name. Raises UserError for one that this model cannot read."""
+    """The task, or the tasks of the benchmark, of that name. Raises UserError for one with other modalities."""
     import mteb
 
     from clamp3.errors import UserError

@@ -3,8 +3,11 @@
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
+
+import torch
 
 import config
 from clamp3.cli import settings
@@ -44,7 +47,10 @@ def configured_path(path: str) -> Path:
 
 
 def build_embedder(
-    model_class: type[CLaMP3Model] | type[M3Model], epoch: int | None = None, variant: str | None = None, **options
+    model_class: type[CLaMP3Model] | type[M3Model],
+    epoch: int | None = None,
+    variant: str | None = None,
+    **options: Any,
 ) -> Embedder:
     """An Embedder over the configured weights, or those of an epoch (`..._E.pth`); `options` are Embedder's.
 
@@ -61,11 +67,11 @@ def build_embedder(
         path = configured_path(f"{configured.removesuffix('.pth')}_{epoch}.pth")
         if not path.is_file():
             raise UserError(f"no weights of epoch {epoch}: there is no {path}")
-    path = ensure_weights(path)
+    path = ensure_weights(path, announce=partial(print, flush=True))
     return Embedder(build_model(model_class, sizes, path), sizes, weights=path, **options)
 
 
-def embedder_loader(args: Namespace, device) -> Callable[[], Embedder]:
+def embedder_loader(args: Namespace, device: torch.device | str | None) -> Callable[[], Embedder]:
     """What builds, once, the Embedder that the options of `add_model_options` and `add_raw_options` ask for.
 
     Where they ask for none, and the released weights that config.py names are not at hand, it is the small model's.

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from clamp3.training.checkpoints import last_path
-from clamp3.training.data import lines_of
+from clamp3.training.texts import lines_of
 from corpus import Tune, folk_tunes
 from descriptions import LANGUAGES, full_description, short_descriptions
 from notes import Melody, contour, read_melody, to_mtf

@@ -1,4 +1,4 @@
-"""Features on disk, and the answers of the commands that compare them."""
+"""Features on disk, and the output of the commands that compare them."""
 
 import json
 from pathlib import Path
@@ -13,13 +13,13 @@ def save_features(folder: Path, features: dict[str, np.ndarray]) -> None:
 
 
 def vectors(*names: str, seed: int = 0, hidden: int = 8) -> dict[str, np.ndarray]:
-    """Features by the names of their files: of the same number, alike."""
+    """Random features (1, hidden) by file name; the same names and seed give the same features."""
     rng = np.random.default_rng(seed)
     return {f"{name}.npy": rng.normal(size=(1, hidden)).astype(np.float32) for name in names}
 
 
 def answer(monkeypatch, command, *words) -> int:
-    """The exit code of a command in this process, which needs no model where all files are features."""
+    """Exit code of a command run in this process, which needs no model where all files are features."""
     monkeypatch.setattr("sys.argv", [command.__name__, *map(str, words)])
     return command.main()
 

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 CODE = Path(__file__).parent.parent / "code"
-PATIENCE = 300  # seconds, after which a script is killed
+TIME_LIMIT = 300  # seconds, after which a script is killed
 LIBRARIES = (
     "accelerate.utils",
     "transformers.models.auto.tokenization_auto",
@@ -60,7 +60,7 @@ def start(request: dict, rank: int, port: int) -> int:
         return child
     if request["processes"] > 1:
         request["env"] |= launched(rank, request["processes"], port)
-    signal.alarm(PATIENCE)
+    signal.alarm(TIME_LIMIT)
     os._exit(code_of(request))
 
 

@@ -1,4 +1,4 @@
-"""Tasks of MTEB's own kinds over folk tunes that are rendered to sound: small, and there without a network."""
+"""Small MTEB tasks of folk tunes rendered to audio, which need no network."""
 
 import io
 import sys
@@ -25,7 +25,7 @@ TRAINING, TEST = 6, 10  # tunes of each
 
 @cache
 def pairs() -> tuple[list[str], list[bytes]]:
-    """Descriptions of tunes, and the tunes as sound files of several kinds and rates."""
+    """Descriptions of tunes, and the tunes as audio files of several formats and rates."""
     tunes = list(islice(folk_tunes(), PAIRS))
     files = []
     for number, tune in enumerate(tunes):
@@ -39,7 +39,7 @@ def pairs() -> tuple[list[str], list[bytes]]:
 
 @cache
 def by_instrument() -> list[tuple[np.ndarray, int, int]]:
-    """Sound (2, samples), its rate, and which of the two INSTRUMENTS plays: those to learn from first."""
+    """Audio (2, samples), its rate, and the index of its instrument in INSTRUMENTS, the training examples first."""
     played = []
     for number, tune in enumerate(islice(folk_tunes(), len(INSTRUMENTS) * (TRAINING + TEST))):
         label, rate = number % len(INSTRUMENTS), RATES[number % len(RATES)]
@@ -60,7 +60,7 @@ def described(**kwargs) -> TaskMetadata:
 
 
 class TunesRetrieval(AbsTaskRetrieval):
-    """Sound files are found by the descriptions of what they play."""
+    """Retrieve audio files by descriptions of the tunes in them."""
 
     metadata = described(
         name="TunesRetrieval",
@@ -84,7 +84,7 @@ class TunesRetrieval(AbsTaskRetrieval):
 
 
 class TunesInstrument(AbsTaskClassification):
-    """The instrument is told by a logistic regression over the features of samples in stereo, at several rates."""
+    """Classify the instrument by a logistic regression over features of stereo audio at several rates."""
 
     metadata = described(
         name="TunesInstrument", type="AudioClassification", category="a2c", modalities=["audio"], main_score="accuracy"
@@ -101,7 +101,7 @@ class TunesInstrument(AbsTaskClassification):
 
 
 class TunesLost(TunesInstrument):
-    """Its data cannot be had."""
+    """A task whose data cannot be loaded."""
 
     metadata = TunesInstrument.metadata.model_copy(update={"name": "TunesLost"})
 
@@ -110,6 +110,6 @@ class TunesLost(TunesInstrument):
 
 
 def register() -> None:
-    """Let MTEB find these tasks by their names, as its own."""
+    """Register these tasks by name with MTEB, like its own."""
     registry = sys.modules["mteb.get_tasks"]._TASKS_REGISTRY
     registry.update({task.metadata.name: task for task in (TunesRetrieval, TunesInstrument, TunesLost)})

@@ -1,4 +1,4 @@
-"""What the commands are for: texts, scores, MIDI and recordings of tunes find each other, with the small model."""
+"""Retrieval end to end: texts, scores, MIDI and recordings of tunes find each other, with the small model."""
 
 import json
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ TINY_MODEL = ("--variant", "tiny", "--device", "cpu")
 
 @dataclass
 class Library:
-    """Folders of held-out tunes: all as scores and MIDI, some as recordings; and the tunes by their files' names."""
+    """Folders of held-out tunes, all as scores and MIDI, some as recordings; and the tunes by file name."""
 
     scores: Path
     midi: Path
@@ -70,17 +70,17 @@ def test_midi_finds_its_score_and_a_recording_does_above_chance(library, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("query", "is_right", "precision"),
+    ("query", "is_relevant", "precision"),
     [
         ("Irish reel", lambda tune: "reel" in kinds_of(tune), 0.4),  # 7 of the 128 are
         ("jig", lambda tune: "jig" in kinds_of(tune), 0.4),
         ("chinesisches Volkslied", lambda tune: country_of(tune) == "China", 0.7),
     ],
 )
-def test_a_text_finds_its_kind(library, tmp_path, query, is_right, precision):
+def test_a_text_finds_its_kind(library, tmp_path, query, is_relevant, precision):
     command = ("clamp3_search.py", query, library.scores, *TINY_MODEL)
     run_forked(*command, "--json", tmp_path / "found.jsonl")
     found = [library.tunes[record["file"]] for record in lines(tmp_path / "found.jsonl")]
-    share = np.mean([is_right(tune) for tune in library.tunes.values()])
-    hits = np.mean([is_right(tune) for tune in found])
+    share = np.mean([is_relevant(tune) for tune in library.tunes.values()])
+    hits = np.mean([is_relevant(tune) for tune in found])
     assert len(found) == 10 and hits >= precision and hits > 2 * share, (hits, share, json.dumps(query))

@@ -19,6 +19,7 @@ from clamp3.audio.mert import RENAMED, Mert, Window, batches, build_hubert
 from clamp3.audio.mert_layers import Convolution, PairedConvolution, SpectralPosition
 from clamp3.audio.windows import WINDOW, windows
 from clamp3.errors import RepairWarning, UserError
+from clamp3.features.manifest import MANIFEST_FILE
 from clamp3.formats.audio import SAMPLING_RATE, read_audio, resampled
 from conftest import BIN, CODE, ROOT, run, run_forked
 from golden_model import GOLDEN
@@ -358,7 +359,7 @@ def test_a_killed_run_is_taken_up(tmp_path):
     command += ["--model_path", TINY, "--device", "cpu", "--batch_seconds", "5", "--precision", "bf16"]
     words = [sys.executable, *map(str, command)]
     process = subprocess.Popen(words, env=OFFLINE, cwd=ROOT, stderr=subprocess.PIPE)
-    while not (tmp_path / "out").exists() or len(os.listdir(tmp_path / "out")) < 5:
+    while not (tmp_path / "out").exists() or len(os.listdir(tmp_path / "out")) < 6:  # the manifest is one
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -367,7 +368,7 @@ def test_a_killed_run_is_taken_up(tmp_path):
     assert 4 <= len(done) < 80 and all(np.load(path).shape == (3, 3, 64) for path in done)
     printed = run_forked(*command, env=OFFLINE, cwd=ROOT).stdout
     assert f"{80 - len(done)} written" in printed and f"{len(done)} already there" in printed
-    assert sorted(os.listdir(tmp_path / "out")) == sorted(f"{index}.npy" for index in range(80))
+    assert sorted(os.listdir(tmp_path / "out")) == sorted([MANIFEST_FILE, *(f"{index}.npy" for index in range(80))])
 
 
 def test_help_needs_no_libraries_and_wrong_options_end_with_a_line(tmp_path):

@@ -1,9 +1,11 @@
 """Work on folders: what is found, refused, shared out, converted and named."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +14,13 @@ import numpy as np
 import pytest
 
 import converters
+from clamp3.cli.output import print_report, print_table, print_weights, save_json
 from clamp3.errors import UserError
 from clamp3.io.conversion import convert_folder
-from clamp3.io.folders import Job, Plan, Tally, plan, report, share
+from clamp3.io.files import atomic_write
+from clamp3.io.folders import Job, Plan, Tally, plan, save_report, share
 from clamp3.io.reports import FileIssue, printable
+from conftest import CODE
 
 EXTENSIONS = (".abc", ".mtf")
 
@@ -74,11 +79,122 @@ def test_folders_that_make_no_sense_are_named(folders):
         plan(source, source / "a.abc", EXTENSIONS, ".npy")
 
 
-def test_links_to_folders_are_counted_as_left_aside(folders):
+def test_links_to_folders_that_are_read_anyway_are_counted(folders):
     source, target = folders
     touch(source / "a.abc")
     (source / "link").symlink_to(source / "sub")
     assert plan(source, target, EXTENSIONS, ".npy").ignored == {"links to folders": 1}
+
+
+def inputs(found: Plan, source: Path) -> list[str]:
+    return [job.source.relative_to(source).as_posix() for job in found.jobs]
+
+
+def test_links_are_followed_once_and_loops_end(folders, tmp_path):
+    """Out of the folder too, and on from there; each under its name in the folder, the real one before a link's."""
+    source, target = folders
+    touch(source / "z" / "a.abc", tmp_path / "out_of_it" / "b.abc", tmp_path / "further" / "c.abc", tmp_path / "d.abc")
+    links = {
+        "aaa_link": "z",
+        "loop": ".",
+        "sub/up": "../..",
+        "sub/far": tmp_path / "out_of_it",
+        "sub/far_again": tmp_path / "out_of_it",
+        "file.abc": tmp_path / "d.abc",
+        "itself.abc": "itself.abc",
+        "nowhere.abc": "nothing",
+    }
+    for name, leads_to in links.items():
+        (source / name).symlink_to(leads_to)
+    (tmp_path / "out_of_it" / "on").symlink_to(tmp_path / "further")
+    (tmp_path / "further" / "back").symlink_to(tmp_path / "out_of_it")
+    found = plan(source, target, EXTENSIONS, ".npy")
+    assert inputs(found, source) == [
+        *("file.abc", "itself.abc", "nowhere.abc", "z/a.abc", "sub/far/b.abc", "sub/far/on/c.abc")
+    ]
+    assert found.ignored == {"links to folders": 5}  # aaa_link, loop, up, far_again, back
+
+
+def test_deep_folders_are_no_recursion(folders):
+    source, target = folders
+    deep = source
+    for _ in range(500):
+        deep = deep / "d"
+        deep.mkdir()
+    touch(deep / "a.abc")
+    assert len(plan(source, target, EXTENSIONS, ".npy").jobs) == 1
+
+
+JUNK = [
+    *(".DS_Store", "._a.abc", "sub/._b.mtf", "Thumbs.db", "THUMBS.DB", "desktop.ini", "Desktop.ini", "ehthumbs.db"),
+    *(".git/x.abc", "__MACOSX/._a.abc", "__MACOSX/a.abc", ".ipynb_checkpoints/a.abc", "sub/.Trash-1000/files/b.mtf"),
+    *("$RECYCLE.BIN/a.abc", "System Volume Information/a.abc", "@eaDir/a.abc", ".gitignore", ".directory", "Icon\r"),
+    *(".a.abc.swp", ".~lock.notes#", ".nfs000001"),
+]
+
+
+def test_junk_that_every_folder_has_is_passed_over_in_silence(folders, capsys):
+    source, target = folders
+    touch(*(source / name for name in JUNK))
+    with pytest.raises(UserError, match="there is no .abc .mtf file"):
+        plan(source, target, EXTENSIONS, ".npy")
+    touch(source / "a.abc", source / ".hidden.abc", source / "sub" / ".. 4.mtf", source / "notes.doc")
+    found = plan(source, target, EXTENSIONS, ".npy")
+    assert inputs(found, source) == [".hidden.abc", "a.abc", "sub/.. 4.mtf"]
+    assert found.ignored == {".doc": 1} and not found.failures
+    for hidden in (source / ".git", source / "__MACOSX"):  # what is named itself is read
+        assert len(plan(hidden, target, EXTENSIONS, ".npy").jobs) == 1
+    assert print_report(convert_folder(converters.obey, source, target, EXTENSIONS, ".txt", workers=1)) == 0
+    assert (
+        "3 written" in (printed := capsys.readouterr().out) and "left aside" in printed and "DS_Store" not in printed
+    )
+
+
+def special_files(folder: Path) -> dict[str, str]:
+    """A FIFO, a socket and, where allowed, an endless device, each named like an input; and their kinds."""
+    os.mkfifo(folder / "fifo.abc")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(os.path.relpath(folder / "socket.abc"))
+    server.close()
+    kinds = {"fifo.abc": "a FIFO", "socket.abc": "a socket"}
+    with contextlib.suppress(OSError):
+        os.mknod(folder / "zero.abc", 0o600 | stat.S_IFCHR, os.makedev(1, 5))
+        kinds["zero.abc"] = "a device"
+    (folder / "link.abc").symlink_to("fifo.abc")
+    os.mkfifo(folder / "of_another_kind")
+    return {**kinds, "link.abc": "a FIFO"}
+
+
+def test_special_files_are_passed_over_with_a_remark(folders, capsys):
+    source, target = folders
+    kinds = special_files(source)
+    reasons = {Path(name).stem: f"passed over: {kind}, not a file" for name, kind in kinds.items()}
+    for _ in range(2):  # and once, however often
+        assert convert(folders) == 0
+        assert "0 written" in (printed := capsys.readouterr().out) and "passed over: a FIFO, not a file" in printed
+        assert remarks(target / "warnings.jsonl") == reasons
+        assert len((target / "warnings.jsonl").read_text().splitlines()) == len(reasons)
+    write(source, a="a")
+    assert convert(folders) == 0 and outputs(target) == {"a.txt": "A"}
+    assert "of_another_kind" not in capsys.readouterr().out
+
+
+def test_special_files_hang_no_search_and_no_index(folders):
+    from clamp3.search.collection import load_collection
+    from clamp3.search.index import Index
+    from clamp3.search.indexing import update_index
+
+    source, target = folders
+    kinds = special_files(source)
+    np.save(source / "a.npy", np.ones((1, 8), np.float32))
+    found = load_collection(source, None)
+    changes = update_index(Index.create(target), source, None)
+    for issues in (found.skipped, changes.skipped):
+        assert {Path(issue.file).name for issue in issues} == kinds.keys()
+    assert found.files == ["a.npy"] and changes.added == 1
+    for take in (lambda path: load_collection(path, None), lambda path: update_index(Index(target), path, None)):
+        with pytest.raises(UserError, match="fifo.abc is a FIFO, not a file"):
+            take(source / "fifo.abc")
 
 
 def test_an_output_folder_inside_the_input_folder_is_no_input(folders):
@@ -118,15 +234,18 @@ def test_work_is_shared_evenly_and_once(tmp_path, processes):
 
 
 def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(folders):
+    """Whatever the writer's host and process id; and what others have named so is not touched."""
     source, target = folders
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    host = socket.gethostname()
-    gone = target / f".{host}.{dead.pid}.partial"
-    kept = [target / f".{host}.{os.getppid()}.partial", target / f".elsewhere.{dead.pid}.partial"]
-    touch(source / "a.abc", gone, *kept)
-    assert len(plan(source, target, EXTENSIONS, ".npy").jobs) == 1
-    assert not gone.exists() and all(path.exists() for path in kept)
+    left, former, fresh = target / f".{'0' * 16}.partial", target / ".host.7.partial", target / ".host.8.partial"
+    others = [target / "chapter.partial", target / ".notes.partial"]
+    touch(source / "a.abc", left, former, fresh, *others)
+    os.utime(former, (0, 0))  # an earlier version's, which held no lock
+    with atomic_write(target / "sub" / "b.npy") as file:
+        written = Path(file.name)
+        assert len(plan(source, target, EXTENSIONS, ".npy").jobs) == 1
+        assert written.exists() and fresh.exists() and all(path.exists() for path in others)
+        assert not left.exists() and not former.exists()
+    assert (target / "sub" / "b.npy").exists() and not written.exists()
 
 
 def test_the_report_names_failures_and_forgets_them_when_they_are_mended(tmp_path, capsys):
@@ -136,15 +255,91 @@ def test_the_report_names_failures_and_forgets_them_when_they_are_mended(tmp_pat
         FileIssue(odd, "empty file"),
         *(FileIssue(f"z{i}", "bad") for i in range(30)),
     ]
-    report(tmp_path, Plan(already_done=2), Tally(3, failures), 1.5)
+    assert print_report(save_report(tmp_path, Plan(already_done=2), Tally(3, failures), 1.5)) == 1
     printed = capsys.readouterr().out
     assert "3 written in 1.5 s (2.0 files/s), 2 already there, 32 failed" in printed
     assert "b.abc" in printed and "no bars" in printed and "… and 12 more" in printed and "\\udce9" in printed
     lines = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
     assert {"file": "b.abc", "reason": "no bars"} in lines and len(lines) == 32
-    report(tmp_path, Plan(), Tally(3), 1.5)
+    assert print_report(save_report(tmp_path, Plan(), Tally(3), 1.5)) == 0
     assert not (tmp_path / "failures.jsonl").exists()
     assert printable("愛.abc") == "愛.abc"
+
+
+# ---------- names ----------
+
+HOSTILE = {
+    "line\nerror: forged": r"line\nerror: forged",
+    "return\rforged": r"return\rforged",
+    "\x1b[2J\x1b]0;title\x07": r"\x1b[2J\x1b]0;title\x07",
+    "c1\x9b31m": r"c1\x9b31m",
+    "right\u202eto left": r"right\u202eto left",
+    "isolate\u2067x\u2069": r"isolate\u2067x\u2069",
+    "zero\u200bwidth\ufeff": r"zero\u200bwidth\ufeff",
+    "para\u2028graph\u2029\x85\x0b\x0c": r"para\u2028graph\u2029\x85\x0b\x0c",
+    "caf\udce9": r"caf\udce9",
+    "tag\U000e0041": r"tag\U000e0041",
+    "del\x7f\ttab": r"del\x7f\ttab",
+}
+HARMLESS = ("愛　の歌", "Für Elise", "שלום", "a b", "🎵", "été", "100%")
+
+
+def test_names_are_shown_in_one_harmless_line(tmp_path, capsys):
+    assert {name: printable(name) for name in HOSTILE} == HOSTILE
+    assert [printable(name) for name in HARMLESS] == list(HARMLESS)
+    issues = [FileIssue(name, f"because of {name}") for name in HOSTILE]
+    folder = tmp_path / "line\nerror: forged"
+    assert print_report(save_report(folder, Plan(special=issues), Tally(0, issues, issues), 1)) == 1
+    print_table(("file", "metadata"), [(name, {"title": name}) for name in HOSTILE])
+    print_weights("weights\x1b[0m.pth")
+    save_json(Path("-"), [{"file": name} for name in HOSTILE])
+    printed = capsys.readouterr().out
+    assert not [line for line in printed.splitlines() if line.startswith("error")]
+    assert all(character.isprintable() or character == "\n" for character in printed)
+    for shown in HOSTILE.values():
+        assert len([line for line in printed.splitlines() if shown in line]) >= 4
+    for name in ("failures.jsonl", "warnings.jsonl"):
+        text = (folder / name).read_text(encoding="ascii")
+        assert text.isascii() and {json.loads(line)["file"] for line in text.split("\n")[:-1]} == HOSTILE.keys()
+
+
+SHOWING = """
+import logging, sys
+sys.path.insert(0, {code!r})
+from clamp3.cli.options import run
+from clamp3.errors import UserError
+def main():
+    logging.getLogger("clamp3").info("waiting for %s", {name!r})
+    raise UserError("there is no " + {name!r} + "\\n  second line")
+run(main)
+"""
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_errors_and_logs_show_names_harmlessly(name):
+    command = [sys.executable, "-c", SHOWING.format(code=str(CODE), name=name)]
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    assert done.returncode == 2
+    for printed, start in ((done.stdout.decode(), "waiting for"), (done.stderr.decode(), "error: there is no")):
+        first, *further = printed.split("\n")[:-1]
+        assert first.startswith(start) and all(line.startswith("  ") for line in further)
+        assert all(character.isprintable() for line in (first, *further) for character in line)
+    assert done.stderr.decode().endswith("\n  second line\n")
+
+
+def test_files_of_any_name_are_converted_and_named(folders, capsys):
+    source, target = folders
+    for name in (*HOSTILE, *HARMLESS):
+        (source / f"{name}.abc").write_text("refuse it")
+    try:
+        (source / "two\nlines.abc").write_text("fine")
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    assert convert(folders) == 1
+    printed = capsys.readouterr().out
+    assert "1 written" in printed and f"{len(HOSTILE) + len(HARMLESS)} failed" in printed
+    assert len(printed.splitlines()) == 2 + len(HOSTILE) + len(HARMLESS)
+    assert (target / "two\nlines.txt").read_text() == "FINE"
 
 
 # ---------- conversion in worker processes ----------
@@ -156,7 +351,7 @@ def write(folder, **texts):
 
 
 def convert(folders, **options):
-    return convert_folder(converters.obey, *folders, (".abc",), ".txt", workers=2, **options)
+    return print_report(convert_folder(converters.obey, *folders, (".abc",), ".txt", workers=2, **options))
 
 
 def outputs(folder):
@@ -243,8 +438,10 @@ from pathlib import Path
 sys.path[:0] = {path}
 import converters
 from clamp3.cli.options import run
+from clamp3.cli.output import print_report
 from clamp3.io.conversion import convert_folder
-run(lambda: convert_folder(converters.obey, Path({source!r}), Path({target!r}), (".abc",), ".txt", workers=2))
+folders = Path({source!r}), Path({target!r})
+run(lambda: print_report(convert_folder(converters.obey, *folders, (".abc",), ".txt", workers=2)))
 """
 
 

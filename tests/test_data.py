@@ -1,6 +1,7 @@
 """Training data: what an item becomes, which process gets it, and what is refused before training starts."""
 
 import json
+import os
 import tracemalloc
 from collections import Counter
 
@@ -11,25 +12,10 @@ import torch
 from clamp3.errors import ItemError, UserError
 from clamp3.inputs.encoder import InputEncoder
 from clamp3.inputs.patchilizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, remove_instrument_info
-from clamp3.training.data import (
-    Batch,
-    Collate,
-    Examples,
-    JsonLines,
-    Pairs,
-    Pieces,
-    ShareOfBatches,
-    check_examples,
-    check_pairs,
-    checked,
-    evaluation_file,
-    evaluation_text,
-    find_pieces,
-    lines_of,
-    loader,
-    split,
-    training_text,
-)
+from clamp3.training.batches import Batch, Collate, GlobalBatchSampler, loader, without_errors
+from clamp3.training.checks import check_examples, check_pairs, find_pieces
+from clamp3.training.data import Examples, Pairs, Pieces, split
+from clamp3.training.texts import JsonLines, evaluation_file, evaluation_text, lines_of, training_text
 
 ITEM = {
     "id": "7",
@@ -270,7 +256,7 @@ def test_folders_are_searched_for_abc_and_mtf(tmp_path):
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize(("size", "batch_size"), [(10, 3), (48, 4), (49, 5), (7, 16), (3, 1)])
 def test_processes_share_out_training_items_evenly_and_each_at_most_once(size, batch_size, processes):
-    shares = [ShareOfBatches(size, batch_size, processes, rank, seed=0) for rank in range(processes)]
+    shares = [GlobalBatchSampler(size, batch_size, processes, rank, seed=0) for rank in range(processes)]
     orders = []
     for epoch in range(3):
         for share in shares:
@@ -288,21 +274,21 @@ def test_processes_share_out_training_items_evenly_and_each_at_most_once(size, b
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize(("size", "batch_size"), [(10, 3), (48, 4), (49, 5), (2, 16), (1, 1)])
 def test_processes_evaluate_every_item_once_and_in_order(size, batch_size, processes):
-    shares = [ShareOfBatches(size, batch_size, processes, rank, seed=None) for rank in range(processes)]
+    shares = [GlobalBatchSampler(size, batch_size, processes, rank, seed=None) for rank in range(processes)]
     order = [index for batch in zip(*shares, strict=True) for part in batch for _, index in part]
     assert order == list(range(size))
 
 
 def test_global_batches_do_not_depend_on_the_number_of_processes():
     def global_batches(processes: int) -> list:
-        shares = [ShareOfBatches(50, 12 // processes, processes, rank, seed=0) for rank in range(processes)]
+        shares = [GlobalBatchSampler(50, 12 // processes, processes, rank, seed=0) for rank in range(processes)]
         return [sum(parts, []) for parts in zip(*shares, strict=True)]
 
     assert global_batches(1) == global_batches(2) == global_batches(3)
 
 
 def test_an_epoch_goes_on_at_any_batch():
-    share = ShareOfBatches(50, 4, 2, 1, seed=0)
+    share = GlobalBatchSampler(50, 4, 2, 1, seed=0)
     share.set(3)
     whole = list(share)
     for first in range(7):
@@ -330,10 +316,10 @@ def test_sequences_are_padded_to_the_longest_of_the_batch(training_data, encoder
 
 def batches_of(examples: Examples, workers: int) -> tuple[list[Batch], str]:
     """The batches of an epoch, as far as it comes, and the error that ends it."""
-    share, batches = ShareOfBatches(len(examples), 7, 1, 0, seed=0), []
+    share, batches = GlobalBatchSampler(len(examples), 7, 1, 0, seed=0), []
     share.set(2)
     try:
-        for batch in checked(loader(examples, share, Collate({"text": 1}), workers, torch.device("cpu"))):
+        for batch in without_errors(loader(examples, share, Collate({"text": 1}), workers, torch.device("cpu"))):
             batches.append(batch)
     except ItemError as error:
         return batches, str(error)
@@ -461,3 +447,82 @@ def test_reading_everything_finds_bad_files_wherever_they_stand(write_items, enc
         check_examples(pairs(lines, encoder, "symbolic", True))
     with pytest.raises(UserError, match=r"1 items .*\n  .*header\.abc: no bars of ABC"):
         check_examples(Pieces(find_pieces([tmp_path]), encoder, 0.45, 0, True))
+
+
+def noted_reads(lines: JsonLines, monkeypatch) -> list[int]:
+    """The positions of the items that are read from now on."""
+    read, get = [], JsonLines.__getitem__
+    monkeypatch.setattr(JsonLines, "__getitem__", lambda self, index: (read.append(int(index)), get(self, index))[1])
+    return read
+
+
+@pytest.fixture
+def checked_items(write_items, tmp_path, monkeypatch):
+    """Twenty audio items that have passed, two files each, and the list of the items that are read after that."""
+    monkeypatch.setenv("CLAMP3_CACHE", str(tmp_path / "cache"))
+    for number in range(20):
+        np.save(tmp_path / f"{number}.npy", np.ones((1, 4, 128), np.float32))
+    names = [[f"{number}.npy", str(tmp_path / f"{(number + 1) % 20}.npy")] for number in range(20)]
+    lines = write_items(*({"id": n, "title": "Lärm", "filepaths": files} for n, files in enumerate(names)))
+    check_pairs(lines, "audio", 128)
+    return lines, noted_reads(lines, monkeypatch)
+
+
+def test_items_that_have_passed_are_not_read_again(checked_items):
+    lines, read = checked_items
+    check_pairs(JsonLines(lines.path), "audio", 128)
+    assert not read
+    with pytest.raises(UserError, match="not floats of shape"):
+        check_pairs(lines, "audio", 64)  # another width is another question
+    assert len(read) == 20
+
+
+def test_items_whose_files_have_changed_are_checked_again_until_they_pass(checked_items, tmp_path):
+    lines, read = checked_items
+    np.save(tmp_path / "7.npy", np.ones((1, 4, 64), np.float32))
+    tmp_path.joinpath("11.npy").unlink()
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"(?s)^4 items.*:7: .*7\.npy.*:8: .*:11: there is no file .*:12: "):
+            check_pairs(lines, "audio", 128)
+    assert read == [6, 7, 10, 11] * 2
+    for name in ("7", "11"):
+        np.save(tmp_path / f"{name}.npy", np.ones((1, 5, 128), np.float32))
+    check_pairs(lines, "audio", 128)
+    assert read == [6, 7, 10, 11] * 3
+    check_pairs(lines, "audio", 128)
+    assert read == [6, 7, 10, 11] * 3
+    stat = tmp_path.joinpath("3.npy").stat()
+    os.utime(tmp_path / "3.npy", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))  # of the same size
+    check_pairs(lines, "audio", 128)
+    assert read[12:] == [2, 3]
+
+
+def test_a_changed_jsonl_is_checked_anew(checked_items, write_items):
+    lines, read = checked_items
+    changed = write_items(*(lines[index] for index in range(20)), "{}")
+    read.clear()
+    with pytest.raises(UserError, match=r"1 items .*\n  .*:21: no text"):
+        check_pairs(changed, "audio", 128)
+    assert read == list(range(21))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half", b"no archive"])
+def test_a_damaged_record_costs_nothing_but_time(checked_items, tmp_path, content):
+    lines, read = checked_items
+    (record,) = tmp_path.glob("cache/checked/*.npz")
+    for damaged in (content, record.read_bytes()[:-40], record.read_bytes()[:200] + b"\0" * 50):
+        record.write_bytes(damaged)
+        read.clear()
+        check_pairs(lines, "audio", 128)
+        assert len(read) == 20
+        check_pairs(lines, "audio", 128)
+        assert len(read) == 20
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(checked_items, tmp_path, monkeypatch):
+    lines, read = checked_items
+    tmp_path.joinpath("file").touch()
+    monkeypatch.setenv("CLAMP3_CACHE", str(tmp_path / "file" / "cache"))
+    for _ in range(2):
+        check_pairs(lines, "audio", 128)
+    assert len(read) == 40

@@ -62,7 +62,8 @@ def files(tmp_path_factory, embedder):
 def test_files_of_all_kinds_are_embedded_in_one_call_and_in_order(embedder, files):
     paths = list(files.values())
     found = embedder.embed_files(paths)
-    mert = dict(embedder.mert.extract_layers(windows(read_audio(files[name])) for name in ("g.wav", "h.flac")))
+    sounds = (windows(read_audio(files[name])) for name in ("g.wav", "h.flac"))
+    mert = dict(embedder.audio_encoder.extract_layers(sounds))
     expected = [
         embedder.embed_symbolic([interleave(musicxml_to_abc(files["a.MXL"]))]),
         embedder.embed_symbolic([interleave(read_abc(files["b.abc"]))]),
@@ -98,6 +99,27 @@ def test_scores_midi_and_sound_come_as_paths_bytes_and_objects(embedder, files):
     np.testing.assert_allclose(from_path, from_samples, atol=2e-5, rtol=1e-4)
     mono = embedder.embed_audio([samples.mean(axis=1)], sampling_rate=rate)
     np.testing.assert_allclose(from_path, mono, atol=2e-4, rtol=1e-3)
+
+
+def test_sound_comes_in_any_layout(embedder, files):
+    """soundfile's (samples, channels), librosa's and torchaudio's (channels, samples), with its rate, as a stream."""
+    samples, rate = soundfile.read(files["g.wav"], dtype="float32")
+    expected = embedder.embed_audio([samples], sampling_rate=rate)
+    layouts = [samples.T, torch.from_numpy(samples.T.copy()), torch.from_numpy(samples)]
+    found = embedder.embed_audio([*layouts, (samples, rate), (samples.T, rate)], sampling_rate=rate)
+    np.testing.assert_allclose(found, expected.repeat(5, axis=0), atol=1e-5)
+    with open(files["g.wav"], "rb") as stream:
+        of_files = embedder.embed_audio([files["g.wav"].read_bytes(), stream, str(files["g.wav"])])
+    np.testing.assert_allclose(of_files, expected.repeat(3, axis=0), atol=2e-5, rtol=1e-4)
+    mono = samples.mean(axis=1)
+    for layout in (mono[:, None], mono[None]):
+        np.testing.assert_allclose(embedder.embed_audio([layout], rate), embedder.embed_audio([mono], rate), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(), (2, 2, 24_000), (500, 24_000)])
+def test_arrays_that_are_no_sound_are_refused(embedder, shape):
+    with pytest.raises(ValueError, match="samples"):
+        embedder.embed_audio([np.zeros(shape, np.float32)])
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,19 @@
 """Sequences -> features: against recorded values, against a naive computation, and alone against in company."""
 
+import inspect
 import os
 import subprocess
+import sys
+import typing
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from clamp3.errors import UserError
+from clamp3.errors import RepairWarning, UserError
 from clamp3.features.embedder import BATCH_TOKENS, Embedder
+from clamp3.formats.abc import interleave
 from clamp3.inputs.segments import batches, cut, pad
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.m3 import M3Model
@@ -24,12 +29,12 @@ GLOBAL, TEMPORAL, M3 = (
 
 @pytest.fixture(scope="module")
 def embedder(small_model) -> Embedder:
-    return Embedder(golden_model(CLaMP3Model, small_model.sizes), small_model.sizes)
+    return Embedder(golden_model(CLaMP3Model, small_model.sizes), small_model.sizes, as_is=True)
 
 
 @pytest.fixture(scope="module")
 def m3_embedder(small_model) -> Embedder:
-    return Embedder(golden_model(M3Model, small_model.sizes), small_model.sizes)
+    return Embedder(golden_model(M3Model, small_model.sizes), small_model.sizes, as_is=True)
 
 
 def golden_sequence(embedder: Embedder, texts: dict[str, str], name: str) -> tuple[str, np.ndarray]:
@@ -226,9 +231,34 @@ def test_wrong_options_are_named(small_model):
         Embedder(model, missing).encode_text("a reel")
 
 
-def test_one_string_is_not_taken_for_a_list_of_characters(embedder):
-    with pytest.raises(ValueError, match="give a list"):
-        embedder.embed_text("a reel")
+METHODS = ("text", "symbolic", "audio_features", "files", "midi", "musicxml", "audio")
+ONE_ITEM = ("a reel", b"MThd", Path("a.mid"), np.zeros(24_000, np.float32), torch.zeros(2, 24_000))
+
+
+@pytest.mark.parametrize("method", [f"embed_{name}" for name in METHODS])
+@pytest.mark.parametrize("item", ONE_ITEM, ids=lambda item: type(item).__name__)
+def test_one_item_is_not_taken_for_a_list_of_items(embedder, method, item):
+    with pytest.raises(ValueError, match=rf"give a list of items, {method}\(\[item\]\), not one"):
+        getattr(embedder, method)(item)
+
+
+def test_any_iterable_of_items_is_a_list_of_them(embedder):
+    texts = ("a reel", "a jig")
+    assert np.array_equal(embedder.embed_text(text for text in texts), embedder.embed_text(list(texts)))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="overloads cannot be asked for")
+@pytest.mark.parametrize("method", [f"embed_{name}" for name in METHODS])
+def test_types_tell_what_is_returned(method):
+    overloads = typing.get_overloads(getattr(Embedder, method))
+    assert [inspect.signature(one).return_annotation for one in overloads][:2] == [np.ndarray, list[np.ndarray]]
+    names = set(inspect.signature(getattr(Embedder, method)).parameters)
+    assert all(set(inspect.signature(one).parameters) == names for one in overloads)
+
+
+def test_an_embedder_shows_its_weights_device_and_precision(small_model):
+    embedder = Embedder.from_pretrained(small_model.clamp3, "cpu", "bf16", sizes=small_model.sizes)
+    assert repr(embedder) == f"Embedder({small_model.clamp3}, device=cpu, precision=bf16)"
 
 
 def test_m3_names_what_it_cannot_read(small_model):
@@ -244,3 +274,23 @@ def test_small_items_share_a_forward_pass(small_model, texts, monkeypatch):
     monkeypatch.setattr(embedder, "_forward", lambda *args: batches_seen.append(args) or forward(*args))
     embedder.embed_symbolic([texts["tune_0"]] * 80)
     assert len(batches_seen) == 1
+
+
+def test_standard_abc_is_interleaved_first_unless_taken_as_it_is(small_model):
+    sizes = small_model.sizes
+    ours, original = (Embedder(golden_model(CLaMP3Model, sizes), sizes, as_is=as_is) for as_is in (False, True))
+    standard = "X:1\nT:A reel\nM:4/4\nL:1/8\nK:D\nDEFG A2d2|\nB2A2 F2D2|]\n"
+    with pytest.warns(RepairWarning, match="standard ABC, which was interleaved first"):
+        found = ours.embed_symbolic([standard, f"\ufeff{standard}"])
+    right = ours.embed_symbolic([interleave(standard)])[0]
+    np.testing.assert_allclose(found, [right, right], atol=1e-5)
+    assert cosine(original.embed_symbolic([standard])[0], right) < 0.99
+    with pytest.raises(ValueError, match="2 tunes"):
+        ours.embed_symbolic([f"{standard}\n{standard}"])
+    long_bar = f"V:1\n[V:1]{'A2' * 40}|\n"
+    with pytest.warns(RepairWarning, match="bars longer than the 62 characters of a patch: 1"):
+        ours.embed_symbolic([long_bar])
+
+
+def test_features_taken_as_they_are_have_an_identity_of_their_own():
+    assert len({Embedder.from_pretrained("tiny", as_is=as_is).identity for as_is in (False, True)}) == 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from clamp3.features.embedder import Embedder
 from clamp3.features.extraction import read_input
+from clamp3.features.manifest import MANIFEST_FILE
 from clamp3.formats.registry import extensions, model_inputs
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.m3 import M3Model
@@ -198,10 +201,10 @@ def write_tunes(folder, texts, count):
 def test_an_interrupted_run_leaves_whole_files_and_is_taken_up(small_model, texts, tmp_path, how):
     write_tunes(tmp_path / "in", texts, 600)
     env = small_model.environment()
-    command = ["extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--batch_tokens", "64"]
+    command = ["extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--as_is", "--batch_tokens", "64"]
     words = [sys.executable, *map(str, command)]
     process = subprocess.Popen(words, env=env, cwd=CODE, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "out").exists() or len(os.listdir(tmp_path / "out")) < 40:
+    while not (tmp_path / "out").exists() or len([*(tmp_path / "out").glob("*.npy")]) < 40:
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(how)
@@ -215,7 +218,7 @@ def test_an_interrupted_run_leaves_whole_files_and_is_taken_up(small_model, text
     times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.npy")}
     printed = run_forked(*command, env=env).stdout
     assert f"{600 - len(done)} written" in printed and f"{len(done)} already there" in printed
-    assert sorted(os.listdir(tmp_path / "out")) == sorted(f"{index}.npy" for index in range(600))
+    assert sorted(os.listdir(tmp_path / "out")) == sorted([MANIFEST_FILE, *(f"{index}.npy" for index in range(600))])
     assert all((tmp_path / "out" / name).stat().st_mtime_ns == stamp for name, stamp in times.items())
 
 
@@ -223,10 +226,10 @@ def test_two_processes_that_are_killed_are_taken_up(small_model, texts, tmp_path
     """One of the two dies, and the launcher ends the other; what they have written stays, and is whole."""
     write_tunes(tmp_path / "in", texts, 600)
     env = small_model.environment()
-    command = ["extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--batch_tokens", "64"]
+    command = ["extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--as_is", "--batch_tokens", "64"]
     words = [str(word) for word in (*TORCHRUN, *command)]
     process = subprocess.Popen(words, env=env, cwd=CODE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (tmp_path / "out").exists() or len(os.listdir(tmp_path / "out")) < 40:
+    while not (tmp_path / "out").exists() or len([*(tmp_path / "out").glob("*.npy")]) < 40:
         assert process.poll() is None
         time.sleep(0.005)
     (worker, *_), *_ = [
@@ -241,7 +244,7 @@ def test_two_processes_that_are_killed_are_taken_up(small_model, texts, tmp_path
 
     printed = run_forked(*command, env=env, processes=2).stdout
     assert f"{600 - len(done)} written" in printed and f"{len(done)} already there" in printed
-    assert sorted(os.listdir(tmp_path / "out")) == sorted(f"{index}.npy" for index in range(600))
+    assert sorted(os.listdir(tmp_path / "out")) == sorted([MANIFEST_FILE, *(f"{index}.npy" for index in range(600))])
 
 
 def test_an_error_that_all_processes_meet_is_printed_once(small_model, texts, tmp_path):
@@ -262,16 +265,61 @@ def test_outputs_that_cannot_be_written_are_named(small_model, texts, tmp_path):
     for name in (long_name, "taken"):
         (tmp_path / "in" / f"{name}.abc").write_text(texts["tune_0"])
     (tmp_path / "out" / "taken.npy").mkdir(parents=True)
-    command = ["extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--get_global"]
+    command = ["extract_clamp3.py", tmp_path / "in", tmp_path / "out", "--as_is", "--get_global"]
     done = run_forked(*command, env=small_model.environment(), check=1)
     assert "taken.npy cannot be written: Is a directory" in done.stdout and "1 written" in done.stdout
-    assert sorted(os.listdir(tmp_path / "out")) == ["failures.jsonl", f"{long_name}.npy", "taken.npy"]
+    assert sorted(os.listdir(tmp_path / "out")) == [MANIFEST_FILE, "failures.jsonl", f"{long_name}.npy", "taken.npy"]
+
+
+def test_a_folder_holds_features_of_one_maker(small_model, texts, tmp_path):
+    """And says which; a changed input is done again, and a folder of an earlier version goes on as it was."""
+    write_tunes(tmp_path / "in", texts, 3)
+    weights, out = tmp_path / "weights.pth", tmp_path / "out"
+    weights.write_bytes(small_model.clamp3.read_bytes())
+    env = small_model.environment(CLAMP3_WEIGHTS_PATH=str(weights))
+    command = ["extract_clamp3.py", tmp_path / "in", out]
+    run_forked(*command, "--get_global", env=env)
+    before = outputs(out)
+    recorded = json.loads((out / MANIFEST_FILE).read_text())
+    assert recorded["kind"] == "global features" and recorded["file"] == str(weights)
+
+    trained = formula_weights(golden_json("model.json")["state_dict_shapes"])
+    trained["symbolic_proj.bias"] += 1
+    for words, shown in (
+        ((), f"holds global features by {weights} in fp32; these would be hidden states by {weights}"),
+        (("--get_global", "--precision", "bf16"), "these would be global features by .* in bf16: they do not compare"),
+        (("--get_global", "--variant", "tiny"), "tiny/clamp3.safetensors in fp32: they do not compare; give another"),
+        (("--get_global",), "weights.pth in fp32, which has changed since: they do not compare"),
+    ):
+        if "changed" in shown:
+            torch.save({"model": trained}, weights)
+        for is_done in (True, False):  # with nothing left to do, and with something
+            if not is_done:
+                (out / "0.npy").rename(tmp_path / "0.npy")
+            done = run_forked(*command, *words, env=env, check=2)
+            assert re.search(shown, done.stderr), done.stderr
+        assert not (out / "0.npy").exists()
+        (tmp_path / "0.npy").rename(out / "0.npy")
+    weights.write_bytes(small_model.clamp3.read_bytes())
+
+    (tmp_path / "in" / "1.abc").write_text(texts["tune_1"])
+    os.utime(tmp_path / "in" / "2.abc", (0, 0))
+    printed = run_forked(*command, "--get_global", env=env).stdout
+    assert "1 written" in printed and "2 already there" in printed
+    now = outputs(out)
+    assert [name for name in now if not np.array_equal(now[name], before[name])] == ["1.npy"]
+
+    (out / MANIFEST_FILE).write_text("{")
+    assert "cannot be read" in run_forked(*command, "--get_global", env=env, check=2).stderr
+    (out / MANIFEST_FILE).unlink()
+    (out / "0.npy").unlink()
+    (tmp_path / "in" / "1.abc").write_text(texts["tune_0"])
+    printed = run_forked(*command, "--get_global", env=env).stdout
+    assert "1 written" in printed and "2 already there" in printed and not (out / MANIFEST_FILE).exists()
 
 
 def test_only_the_towers_in_use_are_touched(small_model, texts, tmp_path):
     """A folder of ABC needs no tokenizer, and no text or audio weights: those of this file would give NaN."""
-    import torch
-
     weights = formula_weights(golden_json("model.json")["state_dict_shapes"])
     for name, tensor in weights.items():
         if not name.startswith("symbolic"):

@@ -83,7 +83,9 @@ def test_features_at_full_size_are_those_of_a_naive_run(released, texts, tmp_pat
     save_tokenizer(text_model, vocab_size=400)
     knobs = {"CLAMP3_WEIGHTS_PATH": str(released), "TEXT_MODEL_NAME": str(text_model)}
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "CLAMP3_CONFIG": json.dumps(knobs)}
-    run(BIN / "accelerate", "launch", "extract_clamp3.py", inputs, tmp_path / "out", "--get_global", env=env)
+    run(
+        BIN / "accelerate", "launch", "extract_clamp3.py", inputs, tmp_path / "out", "--as_is", "--get_global", env=env
+    )
 
     model = build_model(CLaMP3Model, ModelSizes(), released)
     assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(458e6, rel=0.001)

@@ -5,12 +5,15 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import threading
+import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 import clamp3_index
 import clamp3_search
@@ -18,7 +21,7 @@ from answers import answer, lines, save_features, vectors
 from clamp3.errors import UserError
 from clamp3.features.cache import FeatureCache
 from clamp3.features.embedder import Embedder
-from clamp3.io.files import content_hash, partial_name
+from clamp3.io.files import content_hash
 from clamp3.search import indexing
 from clamp3.search.index import Entry, Index
 from clamp3.search.indexing import update_index
@@ -79,12 +82,12 @@ def test_after_any_changes_it_finds_what_a_plain_computation_finds(tmp_path, ind
         assert changes.missing == len(gone)
         with index.writing():
             index.remove(gone)
-            index.tidy()
+            index.compact()
         highest = max(highest, index.rows - len(index))
         assert len(index) == len(there) == len(list(index.entries()))
         assert_found(index, there, rng.normal(size=HIDDEN).astype(np.float32))
-    assert highest > 10 and index.facts["features"] != "features-1.f32"  # rows were cleared away
-    assert sorted(path.name for path in index.folder.glob("*.f32")) == [index.facts["features"]]
+    assert highest > 10 and index.meta["features"] != "features-1.f32"  # rows were cleared away
+    assert sorted(path.name for path in index.folder.glob("*.f32")) == [index.meta["features"]]
     again = Index(index.folder)
     assert_found(again, there, rng.normal(size=HIDDEN).astype(np.float32))
 
@@ -196,7 +199,7 @@ def test_a_killed_write_leaves_what_was_there_and_is_taken_up(tmp_path, index, m
                         index._clear()
                 except KeyboardInterrupt:
                     pass
-            with open(index.folder / index.facts.get("features", "features-1.f32"), "ab") as file:
+            with open(index.folder / index.meta.get("features", "features-1.f32"), "ab") as file:
                 file.write(b"half a row")  # as a process does that is killed at writing
             index.close()
             index.__init__(index.folder)
@@ -222,11 +225,9 @@ def killed_at(when: int, real: Callable) -> Callable:
 
 def test_what_killed_processes_were_writing_is_removed(tmp_path, index):
     """In a new folder too, which is then free for an index."""
-    gone = subprocess.Popen([PYTHON, "-c", ""])
-    gone.wait()
     (tmp_path / "new").mkdir()
     for folder in (index.folder, tmp_path / "new"):
-        (folder / partial_name(gone.pid)).write_bytes(b"half")
+        (folder / f".{'0' * 16}.partial").write_bytes(b"half")
     Index.create(tmp_path / "new").close()
     with index.writing():
         pass
@@ -259,9 +260,26 @@ def test_an_open_index_follows_what_others_change(tmp_path, index):
     with other.writing():
         other.remove([entry.path for entry in other.entries() if entry.path.stem in "abcdef"])
         assert {name for name, _ in found(index, np.ones(HIDDEN, np.float32))} == {f"{name}.npy" for name in "ghij"}
-        other.tidy()  # rows get other numbers, in another file
-        assert other.facts["features"] == "features-2.f32"
+        other.compact()  # rows get other numbers, in another file
+        assert other.meta["features"] == "features-2.f32"
     assert_found(index, {f"{name}.npy": there[f"{name}.npy"] for name in "ghij"}, np.ones(HIDDEN, np.float32))
+
+
+def test_waiting_for_another_writer_is_logged_and_not_printed(tmp_path, index, caplog, capsys):
+    save_features(tmp_path / "in", vectors("a"))
+    caplog.set_level("INFO", "clamp3")
+    held = threading.Event()
+
+    def hold() -> None:
+        with FileLock(index.folder / "write.lock"):
+            held.set()
+            time.sleep(0.5)
+
+    threading.Thread(target=hold).start()
+    held.wait()
+    assert update(index, tmp_path / "in").added == 1
+    assert caplog.messages == [f"another process is writing to {index.folder}; waiting for it"]
+    assert capsys.readouterr() == ("", "")
 
 
 def test_two_processes_add_at_once_and_a_third_reads(tmp_path):
@@ -314,11 +332,11 @@ def test_large_ones_are_searched_in_part_or_whole(tmp_path, index, monkeypatch):
     entries = [Entry(Path(f"/{number}"), "audio" if number % 4 else "text", "", 0, 0) for number in range(len(rows))]
     with index.writing():
         index.add(entries[:54_000], rows[:54_000])
-        index.tidy(approximate=True)
+        index.compact(approximate=True)
         index.add(entries[54_000:], rows[54_000:])
         index.remove(entry.path for entry in entries[::10])
     index = Index(index.folder)
-    assert len(index) == 54_000 and index.facts["nearest_rows"] == 54_000
+    assert len(index) == 54_000 and index.meta["nearest_rows"] == 54_000
     left = np.ones(len(rows), bool)
     left[::10] = False
     texts = left & (np.arange(len(rows)) % 4 == 0)
@@ -346,8 +364,8 @@ def test_large_ones_are_searched_in_part_or_whole(tmp_path, index, monkeypatch):
     assert found(index, rows[54_001], 1, approximate=True) == [("54001", pytest.approx(1))]
     with index.writing():
         index.remove(entry.path for entry in entries[: len(entries) // 2])
-        index.tidy()
-    assert index.rows == len(index) == 27_000 == index.facts["nearest_rows"]
+        index.compact()
+    assert index.rows == len(index) == 27_000 == index.meta["nearest_rows"]
     assert found(index, rows[54_001], 1, approximate=True) == [("54001", pytest.approx(1))]
 
 
@@ -420,12 +438,12 @@ def test_the_command_builds_searches_and_forgets(tunes, small_model, tmp_path, m
 
 
 def test_raw_sound_of_another_listener_is_refused(tmp_path, index):
-    from clamp3.search.indexing import claim
+    from clamp3.search.indexing import check_or_record_model
 
-    claim(index, "one", "a mert", fact="mert")
-    claim(index, "one", "a mert, elsewhere", fact="mert")
+    check_or_record_model(index, "one", "a mert", key="mert")
+    check_or_record_model(index, "one", "a mert, elsewhere", key="mert")
     with pytest.raises(UserError, match="made by a mert, not by another"):
-        claim(index, "two", "another", fact="mert")
+        check_or_record_model(index, "two", "another", key="mert")
 
 
 def test_a_database_of_an_index_can_be_read_with_plain_sqlite(tmp_path, index):

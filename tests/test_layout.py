@@ -12,6 +12,7 @@ ORDER = (
     *("errors", "sizes", "modalities", "io", "distributed", "formats", "inputs", "models", "audio", "features"),
     *("search", "training", "tasks", "cli"),
 )
+PRINTING = ("print", "tqdm.write", "sys.stdout.write", "sys.stderr.write")
 FORMER_NAMES = ("retrieval", "mteb_adapter")  # modules that import the present ones, for code that knows the old ones
 
 
@@ -66,7 +67,28 @@ def test_the_library_knows_nothing_of_the_scripts():
         assert not names & scripts, path
 
 
+def test_the_library_prints_nothing():
+    """Commands print: the library returns, raises, calls back or logs."""
+    printing = [
+        f"{path.relative_to(LIBRARY)}:{node.lineno}"
+        for path in sorted(LIBRARY.rglob("*.py"))
+        if path.relative_to(LIBRARY).parts[0] != "cli"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in PRINTING
+    ]
+    assert not printing
+
+
 def test_a_bare_import_is_cheap_and_shows_the_public_names():
     script = "import sys, clamp3; print(*dir(clamp3)); assert not {'torch', 'numpy'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=CODE, capture_output=True, text=True, check=True)
     assert {"Embedder", "top_k", "__version__"} <= set(done.stdout.split())
+
+
+def test_training_extras_are_imported_where_they_are_used_alone():
+    """An embedder in a service does not bring wandb and matplotlib."""
+    for path in sorted(LIBRARY.rglob("*.py")):
+        statements = ast.parse(path.read_text(encoding="utf-8")).body
+        names = {node.module or "" for node in statements if isinstance(node, ast.ImportFrom)}
+        names |= {alias.name for node in statements if isinstance(node, ast.Import) for alias in node.names}
+        assert not {name.split(".")[0] for name in names} & {"wandb", "matplotlib"}, path

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import warnings
+from pathlib import Path
 
 import mido
 import pytest
@@ -377,3 +378,64 @@ def test_strict_refuses_what_is_read_with_a_warning_otherwise(tmp_path):
     (source / "cut.mid").write_bytes(MIDI[:-1])
     assert "cut.mid  a track breaks off" in script("midi2mtf", source, texts, "--strict", check=1).stdout
     assert sorted(os.listdir(texts)) == ["failures.jsonl", "whole.mtf"]
+
+
+# ---------- what players and mido read ----------
+
+CASES = Path(__file__).parent / "cases" / "midi"
+FOUR_NOTES = [f"note_{kind} {time} 0 {key} {force}" for key in (60, 62, 64, 65) for kind, time, force in
+              (("on", 0, 80), ("off", 240, 64))]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "said"),
+    [
+        ("after_eot_garbage.mid", [], "behind the end of a track"),
+        ("rmi_list_before_400.rmi", ["set_tempo 500000 0"], "out of a RIFF file"),
+        ("realtime_inside_msg.mid", ["note_on 0 0 60 80"], "real-time bytes inside a message"),
+        ("vlq5.mid", ["note_on 16 0 60 80", "note_off 96 0 60 0"], None),
+    ],
+)
+def test_public_kinds_of_odd_files(name, before, said):
+    remarks = []
+    text = midi_to_mtf(CASES / name, note=remarks.append)
+    assert text.split("\n")[1:-1] == [*before, *FOUR_NOTES]
+    assert len(remarks) == (said is not None) and all(said in remark for remark in remarks)
+
+
+def test_numbers_are_padded_to_any_length_as_mido_reads_them():
+    for zeros in range(1, 8):
+        data = HEADER + track(b"\x80" * zeros + NOTE_ON, b"\x80" * zeros + NOTE_OFF, END)
+        assert midi_to_mtf(data) == plain_loop(data)
+
+
+@pytest.mark.parametrize("byte", range(0xF8, 0x100))
+@pytest.mark.parametrize("place", [2, 3])
+def test_real_time_bytes_within_a_message_leave_it_whole(byte, place):
+    whole = HEADER + track(TEMPO, NOTE_ON, NOTE_OFF, END)
+    split_message = NOTE_ON[:place] + bytes((byte,)) * 2 + NOTE_ON[place:]
+    with pytest.warns(RepairWarning, match="real-time bytes inside"):
+        assert midi_to_mtf(HEADER + track(TEMPO, split_message, NOTE_OFF, END)) == plain_loop(whole)
+
+
+@pytest.mark.parametrize("byte", range(0xF8, 0xFF))
+def test_real_time_bytes_between_a_time_and_its_message_leave_it_whole(byte):
+    whole = HEADER + track(TEMPO, NOTE_ON, NOTE_OFF, END)
+    data = HEADER + track(TEMPO, NOTE_ON[:1] + bytes((byte,)) + NOTE_ON[1:], NOTE_OFF, END)
+    with pytest.warns(RepairWarning, match="real-time bytes before"):
+        assert midi_to_mtf(data) == plain_loop(whole)
+
+
+def test_a_value_that_is_too_large_is_still_one():
+    data = HEADER + track(TEMPO, NOTE_ON[:-1] + b"\xff", NOTE_OFF, END)
+    with pytest.warns(RepairWarning, match="over 127 are read as 127"):
+        assert midi_to_mtf(data) == plain_loop(data, clip=True)
+
+
+@pytest.mark.parametrize("lead", [200, 400, 70_000])
+def test_midi_is_found_behind_any_lead(lead):
+    riff = b"RIFF\0\0\0\0RMIDLIST" + lead.to_bytes(4, "little") + b"\0" * lead
+    whole = riff + b"data" + len(MIDI).to_bytes(4, "little") + MIDI
+    for data in (b"\0" * lead + MIDI, whole, riff + b"data\0\0\0\0" + MIDI):
+        with pytest.warns(RepairWarning, match="RIFF|before the header"):
+            assert midi_to_mtf(data) == MTF

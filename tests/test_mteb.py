@@ -1,4 +1,4 @@
-"""MTEB's own evaluation over small tasks of real tunes: its scores are those of the library on the same pairs."""
+"""MTEB's own evaluation of small tasks of real tunes: its scores equal those of the library on the same pairs."""
 
 import io
 import json
@@ -83,8 +83,8 @@ def test_retrieval_scores_are_those_of_the_library(mteb, model, tasks, tmp_path)
     """The data set holds sound files, which are read without torchcodec."""
     found = scores(mteb.evaluate(model, tasks.TunesRetrieval(), cache=mteb.ResultCache(tmp_path)))
     texts = model.model.embed_text(tasks.pairs()[0])
-    right = [[number] for number in range(tasks.PAIRS)]
-    wanted = evaluate(texts, expected_sounds(model, tasks), right)
+    relevant = [[number] for number in range(tasks.PAIRS)]
+    wanted = evaluate(texts, expected_sounds(model, tasks), relevant)
     assert found["mrr_at_1000"] == pytest.approx(wanted["MRR"].value, abs=1e-4)
     assert found["recall_at_1"] == pytest.approx(wanted["Hit@1"].value, abs=1e-4)
     assert found["recall_at_10"] == pytest.approx(wanted["Hit@10"].value, abs=1e-4)
@@ -170,7 +170,7 @@ def test_inputs_without_a_feature_are_zeros_and_are_counted(model, tasks, encode
         assert not encode(dataset=[{"audio": item} for item in nothing + nan]).any()
     with pytest.warns(UserWarning, match="1 of 3"):
         assert not encode(text=["a reel", " \n ", "a jig"])[1].any()
-    assert [remark.file.rpartition(", ")[2] for remark in model.failures] == [
+    assert [issue.file.rpartition(", ")[2] for issue in model.failures] == [
         *("audio 2", "audio 4", "audio 1", "audio 2", "text 2"),
     ]
     short = [{"array": np.ones(4000, np.float32), "sampling_rate": 24_000}]

@@ -1,4 +1,4 @@
-"""Ranking and its figures against plain computations that hold the whole matrix."""
+"""Ranking and retrieval metrics against plain computations that hold the whole similarity matrix."""
 
 import tracemalloc
 
@@ -27,12 +27,12 @@ def plain_cosines(queries, references):
     return queries @ references.T
 
 
-def plain_rankings(queries, references, right):
-    """For each query, whether the reference at each place is right; wrong ones first where they tie."""
+def plain_rankings(queries, references, relevant):
+    """For each query, whether the reference at each rank is relevant; irrelevant ones first where they tie."""
     lists = []
-    for row, indices in zip(plain_cosines(queries, references).round(6), right, strict=True):
-        places = sorted(range(len(references)), key=lambda index: (-row[index], index in indices))
-        lists.append([index in indices for index in places])
+    for row, indices in zip(plain_cosines(queries, references).round(6), relevant, strict=True):
+        ranking = sorted(range(len(references)), key=lambda index: (-row[index], index in indices))
+        lists.append([index in indices for index in ranking])
     return lists
 
 
@@ -53,21 +53,21 @@ def test_equal_references_come_in_their_order(small_blocks):
     np.testing.assert_allclose(cosines[0], [1, 1, 1, 0.5**0.5, 0, 0, 0, -1], atol=1e-6)
 
 
-def test_places_of_several_right_references(small_blocks):
+def test_ranks_of_several_relevant_references(small_blocks):
     queries, references = features(30), features(23, seed=1)
     rng = np.random.default_rng(2)
-    right = [rng.choice(23, size=rng.integers(1, 13), replace=False).tolist() for _ in queries]
-    references[5] = references[4]  # duplicates, right and wrong
+    relevant = [rng.choice(23, size=rng.integers(1, 13), replace=False).tolist() for _ in queries]
+    references[5] = references[4]  # duplicates, relevant and irrelevant
     references[20] = references[4] * 3
-    found = positions(queries, references, right)
+    found = positions(queries, references, relevant)
     assert found.shape == (30, 10)
-    for row, order in zip(found, plain_rankings(queries, references, right), strict=True):
-        wanted = [place for place, is_right in enumerate(order, 1) if is_right][:10]
+    for row, order in zip(found, plain_rankings(queries, references, relevant), strict=True):
+        wanted = [rank for rank, is_relevant in enumerate(order, 1) if is_relevant][:10]
         assert row.tolist() == wanted + [0] * (10 - len(wanted))
 
 
 def test_ties_count_against_us(small_blocks):
-    """All references alike: the right one comes last, by rounding neither better nor worse."""
+    """All references alike: the relevant one ranks last, whatever the rounding."""
     same = np.tile(features(1), (23, 1)) * np.arange(1, 24)[:, None]
     assert ranks_of_pairs(same, same).tolist() == [23] * 23
     zeros = np.zeros((4, 16))
@@ -75,20 +75,20 @@ def test_ties_count_against_us(small_blocks):
     assert ranks_of_pairs(features(4), zeros).tolist() == [4] * 4
     broken = features(4) * np.array([[1], [np.nan], [np.inf], [1]])
     assert ranks_of_pairs(broken, features(4))[1:3].tolist() == [4, 4]
-    # Other right answers are no competition.
+    # Other relevant references do not compete.
     assert positions(same[:1], same[:3], [[0, 2]]).tolist() == [[2, 3]]
 
 
 def test_figures_are_those_of_a_plain_computation(small_blocks):
     queries, references = features(40), features(130, seed=1)
     references[:40] += queries * 0.6
-    right = [[index, (index * 3) % 130] if index % 2 else [index] for index in range(40)]
+    relevant = [[index, (index * 3) % 130] if index % 2 else [index] for index in range(40)]
     ranks, gains = [], []
-    for order, indices in zip(plain_rankings(queries, references, right), right, strict=True):
+    for order, indices in zip(plain_rankings(queries, references, relevant), relevant, strict=True):
         ranks.append(order.index(True) + 1)
         ideal = sum(1 / np.log2(place + 1) for place in range(1, len(set(indices)) + 1))
         gains.append(sum(1 / np.log2(place + 1) for place, good in enumerate(order[:10], 1) if good) / ideal)
-    found = evaluate(queries, references, right)
+    found = evaluate(queries, references, relevant)
     wanted = {
         "MRR": np.mean([1 / rank for rank in ranks]),
         **{f"Hit@{k}": np.mean([rank <= k for rank in ranks]) for k in (1, 10, 100)},
@@ -101,14 +101,14 @@ def test_figures_are_those_of_a_plain_computation(small_blocks):
     # Of a mean, the bootstrap's interval is about two standard errors to each side.
     error = np.std([1 / rank for rank in ranks]) / 40**0.5
     assert found["MRR"].high - found["MRR"].low == pytest.approx(2 * 1.96 * error, rel=0.15)
-    assert evaluate(queries, references, right) == found
+    assert evaluate(queries, references, relevant) == found
 
 
 def test_few_files():
     assert evaluate(features(1), features(1, seed=1), [[0]])["MRR"].value == 1
     with pytest.raises(ValueError, match="no queries"):
         evaluate(np.zeros((0, 16)), features(3), [])
-    with pytest.raises(ValueError, match="each query needs a right reference"):
+    with pytest.raises(ValueError, match="each query needs a relevant reference"):
         evaluate(features(2), features(3), [[0], []])
     assert ranks_of_pairs(np.zeros((0, 16)), np.zeros((0, 16))).shape == (0,)
     assert [found.shape for found in top_k(features(3), np.zeros((0, 16)), 10)] == [(3, 0), (3, 0)]
@@ -122,13 +122,13 @@ def test_the_other_direction():
 def test_memory_does_not_grow_with_the_product_of_the_sets():
     """10,000 x 10,000 cosines are 400 MB; the features 0.3 MB."""
     queries = features(10_000, hidden=8).astype(np.float32)
-    right = np.arange(10_000)[:, None]
+    relevant = np.arange(10_000)[:, None]
     tracemalloc.start()
-    places = positions(queries, queries, right)
+    ranks = positions(queries, queries, relevant)
     indices, _ = top_k(queries[:2000], queries, 10)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 150e6 and places.max() == 1 and np.array_equal(indices[:, 0], np.arange(2000))
+    assert peak < 150e6 and ranks.max() == 1 and np.array_equal(indices[:, 0], np.arange(2000))
 
 
 def test_scores_and_their_percentiles(monkeypatch):
@@ -179,7 +179,7 @@ def test_frechet_distance():
 
 
 def test_figures_equal_scikit_learns():
-    """Its ranking average precision is the reciprocal rank where one reference is right."""
+    """Its label ranking average precision is the reciprocal rank where a query has one relevant reference."""
     metrics_of = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(5)
     references, queries = rng.normal(size=(300, 16)), rng.normal(size=(60, 16))
@@ -189,11 +189,11 @@ def test_figures_equal_scikit_learns():
 
     one = [[index] for index in rng.integers(300, size=60)]
     several = [sorted(rng.choice(300, rng.integers(1, 5), replace=False)) for _ in range(60)]
-    for right in (one, several):
-        relevant = np.zeros((60, 300))
-        for row, indices in zip(relevant, right, strict=True):
+    for relevant in (one, several):
+        relevance = np.zeros((60, 300))
+        for row, indices in zip(relevance, relevant, strict=True):
             row[indices] = 1
-        found = evaluate(queries, references, right)
-        assert found["nDCG@10"].value == pytest.approx(metrics_of.ndcg_score(relevant, cosines, k=10), abs=1e-6)
+        found = evaluate(queries, references, relevant)
+        assert found["nDCG@10"].value == pytest.approx(metrics_of.ndcg_score(relevance, cosines, k=10), abs=1e-6)
     precision = metrics_of.label_ranking_average_precision_score(np.eye(300)[np.ravel(one)], cosines)
     assert evaluate(queries, references, one)["MRR"].value == pytest.approx(precision, abs=1e-6)

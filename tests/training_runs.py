@@ -1,5 +1,6 @@
 """Small training runs on real tunes, for the tests of training and for their helper scripts."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,12 +12,16 @@ from clamp3.inputs.encoder import InputEncoder
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.m3 import M3Model
 from clamp3.sizes import ModelSizes
-from clamp3.training.data import JsonLines, Pairs, Pieces, checked, find_pieces
+from clamp3.training.batches import without_errors
+from clamp3.training.checks import find_pieces
+from clamp3.training.data import Pairs, Pieces
 from clamp3.training.loop import Trainer
 from clamp3.training.objectives import Contrastive, Reconstruction
 from clamp3.training.settings import Settings
+from clamp3.training.texts import JsonLines
 from golden_model import golden_json, golden_model
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as the training commands do
 ALONE = SimpleNamespace(num_processes=1, process_index=0, is_main_process=True, device=torch.device("cpu"))
 HELD_OUT = 11  # of the 48 tunes: the last evaluation batch is a short one
 
@@ -71,7 +76,7 @@ def no_dropout(model: nn.Module) -> None:
 def with_plain_steps(trainer: Trainer) -> Trainer:
     """AdamW's steps hardly depend on the gradient's size; these do, so that a wrong gradient shows."""
     trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.5)
-    trainer.scheduler = torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, trainer.rate_share)
+    trainer.scheduler = torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, trainer.lr_multiplier)
     return trainer
 
 
@@ -85,7 +90,7 @@ def assert_same_weights(found: nn.Module, wanted: nn.Module, **tolerances) -> No
 def assert_pieces_drop_out_the_same(trainer: Trainer, seed: int = 0, **tolerances) -> None:
     """The gradient of a batch in pieces (GradCache), against one graph over the same pieces; dropout is on."""
     objective, model = trainer.objective, trainer.model.train()
-    batch = next(checked(trainer.loaders[0]))
+    batch = next(without_errors(trainer.loaders[0]))
 
     def seeded_backward(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
@@ -96,7 +101,7 @@ def assert_pieces_drop_out_the_same(trainer: Trainer, seed: int = 0, **tolerance
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     torch.manual_seed(seed)
-    text, music = zip(*(objective.features(piece) for piece in batch.pieces(objective.micro_batch)), strict=True)
+    text, music = zip(*(objective(piece) for piece in batch.pieces(objective.micro_batch)), strict=True)
     expected = model.loss(torch.cat(text), torch.cat(music))
     expected.backward()
     assert torch.equal(torch.get_rng_state(), after)

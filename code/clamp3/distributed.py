@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 
 from clamp3.errors import UserError
 from clamp3.io.workers import cores
@@ -15,8 +17,11 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# One process may wait for another as long as the work takes; launchers stop all when one of them dies.
-PATIENCE = timedelta(days=30)
+# How long a process waits for the others where each works through its own share of the files and they meet only at the
+# end: as long as that takes. Launchers stop all processes when one dies. Training sets a timeout of minutes instead.
+SHARED_WORK_TIMEOUT = timedelta(days=30)
+HEARTBEAT = 5.0  # seconds between the signs of life of processes that others wait for in `long_work`
+HEARTBEAT_TIMEOUT = timedelta(minutes=5)  # without one, after which a process counts as stuck
 
 
 def default_device() -> torch.device:
@@ -43,16 +48,19 @@ def checked_precision(name: str) -> str:
     return name
 
 
-def start(device: str | None = None, threads: int | None = None) -> "PartialState":
+def start(
+    device: str | None = None, threads: int | None = None, timeout: timedelta = SHARED_WORK_TIMEOUT
+) -> "PartialState":
     """Join the other processes, if there are any, and return rank, number of processes and device.
 
-    `device` overrides the process's own; several processes may be told "cpu" alone. `threads` bounds the CPU threads
-    of each process; by default a machine's processes share its cores.
+    `device` overrides the process's own; several processes may only be told "cpu". `threads` bounds the CPU threads
+    of each process; by default the processes of a machine share its cores. A collective operation that takes longer
+    than `timeout` fails.
     """
     from accelerate import PartialState
 
     # Without an accelerator the processes find each other only where CPU is asked for.
-    state = PartialState(cpu=usable_device(device).type == "cpu", timeout=PATIENCE)
+    state = PartialState(cpu=usable_device(device).type == "cpu", timeout=timeout)
     if device not in (None, "cpu"):
         if state.num_processes > 1:
             raise UserError(f"--device {device} with several processes: each takes a device of its own; leave it out")
@@ -99,7 +107,7 @@ def _threads_are_the_launchers() -> bool:
     return launched and os.environ.get("OMP_NUM_THREADS") == "1"
 
 
-def from_main(state: "PartialState", value):
+def from_main(state: "PartialState", value: Any) -> Any:
     """The main process's `value`, in every process."""
     if state.num_processes == 1:
         return value
@@ -110,14 +118,63 @@ def from_main(state: "PartialState", value):
     return values[0]
 
 
-def on_main(state: "PartialState", work: Callable[[], Any]) -> Any:
-    """What `work` returns in the main process, in every process; a UserError there is raised in every process."""
-    result = None
-    if state.is_main_process:
+@contextlib.contextmanager
+def long_work(state: "PartialState") -> Iterator[None]:
+    """Work that may take one process far longer than another, such as a download: all leave the block together.
+
+    Meanwhile a thread of each process tells the others that it is alive: waiting for the slowest is no timeout, but
+    waiting for one that is stopped or gone is. Raises UserError where a process has given no sign of life for
+    HEARTBEAT_TIMEOUT.
+    """
+    if state.num_processes == 1:
+        yield
+        return
+    state.wait_for_everyone()
+    group = dist.new_group(timeout=HEARTBEAT_TIMEOUT, backend="gloo")
+    done, errors = threading.Event(), []
+
+    def beat() -> None:
+        all_done = False
         try:
-            result = work()
-        except UserError as error:
-            result = error
+            while not all_done:
+                done.wait(HEARTBEAT)
+                finished = torch.tensor([int(done.is_set())])
+                dist.all_reduce(finished, dist.ReduceOp.MIN, group=group)
+                all_done = bool(finished)
+        except RuntimeError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+    thread.join()
+    if errors:
+        raise UserError(f"another process is stuck or gone: no sign of life ({str(errors[0]).splitlines()[0]})")
+    dist.destroy_process_group(group)
+
+
+def is_collective_error(error: BaseException) -> bool:
+    """Whether `error` says that a collective operation has timed out, or that another process is gone."""
+    text = str(error).lower()
+    signs = ("timed out", "timeout", "connection closed by peer", "connection reset by peer")
+    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+
+
+def on_main(state: "PartialState", work: Callable[[], Any]) -> Any:
+    """What `work` returns in the main process, in every process; a UserError there is raised in every process.
+
+    The work may take long.
+    """
+    result = None
+    with long_work(state):
+        if state.is_main_process:
+            try:
+                result = work()
+            except UserError as error:
+                result = error
     result = from_main(state, result)
     if isinstance(result, UserError):
         raise result

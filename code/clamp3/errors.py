@@ -19,6 +19,13 @@ class RepairWarning(UserWarning):
 # What readers call with a remark on an input that they have mended or read in part.
 Note = Callable[[str], None]
 
+# The remark that the input encoder makes of ABC whose voices stand one after another; summaries count it.
+WAS_STANDARD = "standard ABC, which was interleaved first"
+
+
+def ignore(message: str) -> None:
+    """The `Note` of those who want no remarks."""
+
 
 def warn(message: str) -> None:
     """The default `Note`: a RepairWarning. Pass another one to collect remarks, in threads above all."""

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "code"))
-from clamp3.cli.options import conversion_parser, run
+from clamp3.cli.conversion import conversion_parser, run_conversion
+from clamp3.cli.options import run
 
 
 def main() -> int:
@@ -21,17 +22,13 @@ def main() -> int:
     from clamp3.formats.abc import count_tunes
     from clamp3.formats.musicxml import abc_file_to_musicxml
     from clamp3.formats.registry import ABC
-    from clamp3.io.conversion import convert_folder
 
-    return convert_folder(
+    return run_conversion(
+        args,
         abc_file_to_musicxml,
-        args.input_dir,
-        args.output_dir,
         extensions=ABC.extensions,
         target_extension=".xml",
         count_pieces=count_tunes,
-        workers=args.workers,
-        time_limit=args.time_limit,
     )
 
 

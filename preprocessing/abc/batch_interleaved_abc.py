@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "code"))
-from clamp3.cli.options import conversion_parser, run
+from clamp3.cli.conversion import conversion_parser, run_conversion
+from clamp3.cli.options import run
 
 
 def main() -> int:
@@ -22,17 +23,13 @@ def main() -> int:
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.formats.abc import count_tunes, interleave_file
     from clamp3.formats.registry import ABC
-    from clamp3.io.conversion import convert_folder
 
-    return convert_folder(
+    return run_conversion(
+        args,
         interleave_file,
-        args.input_dir,
-        args.output_dir,
         extensions=ABC.extensions,
         target_extension=".abc",
         count_pieces=count_tunes,
-        workers=args.workers,
-        time_limit=args.time_limit,
     )
 
 

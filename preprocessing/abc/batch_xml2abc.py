@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "code"))
-from clamp3.cli.options import conversion_parser, run
+from clamp3.cli.conversion import conversion_parser, run_conversion
+from clamp3.cli.options import run
 
 
 def main() -> int:
@@ -20,16 +21,12 @@ def main() -> int:
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.formats.musicxml import musicxml_to_abc
     from clamp3.formats.registry import MUSICXML
-    from clamp3.io.conversion import convert_folder
 
-    return convert_folder(
+    return run_conversion(
+        args,
         musicxml_to_abc,
-        args.input_dir,
-        args.output_dir,
         extensions=MUSICXML.extensions,
         target_extension=".abc",
-        workers=args.workers,
-        time_limit=args.time_limit,
     )
 
 

@@ -12,7 +12,7 @@ The sound is made mono, 24 kHz, of zero mean and unit variance, and cut into win
 left out. Each input becomes OUT/same/path.npy; outputs that are there already are skipped, so an interrupted run is
 taken up by the same command. Inputs that cannot be read are listed with the reason, also in OUT/failures.jsonl, and
 the exit code is 1; damaged ones that can be read in part, and those under 1 s, are read and listed in
-OUT/warnings.jsonl. MERT is downloaded once. All that FFmpeg decodes is read.
+OUT/warnings.jsonl. MERT is downloaded once. Everything that FFmpeg decodes is read, the sound of videos too.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "code"))
 from clamp3.cli.options import add_computing_options, positive, run
+from clamp3.cli.output import end_of_run
 
 
 def main() -> int:
@@ -41,13 +42,15 @@ def main() -> int:
     from clamp3.features.extraction import extract_mert
 
     state = start(args.device, args.threads)
-    return extract_mert(
+    report = extract_mert(
         lambda: Mert.from_pretrained(args.model_path or RELEASED, state.device, args.precision, args.batch_seconds),
         args.input_path,
         args.output_path,
         args.mean_features,
         state,
+        progress=True,
     )
+    return end_of_run(report, state)
 
 
 if __name__ == "__main__":

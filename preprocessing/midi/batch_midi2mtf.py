@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "code"))
-from clamp3.cli.options import conversion_parser, run
+from clamp3.cli.conversion import conversion_parser, run_conversion
+from clamp3.cli.options import run
 
 
 def main() -> int:
@@ -27,16 +28,12 @@ def main() -> int:
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.formats.midi import midi_to_mtf
     from clamp3.formats.registry import MIDI
-    from clamp3.io.conversion import convert_folder
 
-    return convert_folder(
+    return run_conversion(
+        args,
         partial(midi_to_mtf, m3_compatible=args.m3_compatible),
-        args.input_dir,
-        args.output_dir,
         extensions=MIDI.extensions,
         target_extension=".mtf",
-        workers=args.workers,
-        time_limit=args.time_limit,
         strict=args.strict,
     )
 

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "code"))
-from clamp3.cli.options import conversion_parser, run
+from clamp3.cli.conversion import conversion_parser, run_conversion
+from clamp3.cli.options import run
 
 
 def main() -> int:
@@ -19,16 +20,12 @@ def main() -> int:
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.formats.midi import mtf_file_to_midi
     from clamp3.formats.registry import MTF
-    from clamp3.io.conversion import convert_folder
 
-    return convert_folder(
+    return run_conversion(
+        args,
         mtf_file_to_midi,
-        args.input_dir,
-        args.output_dir,
         extensions=MTF.extensions,
         target_extension=".mid",
-        workers=args.workers,
-        time_limit=args.time_limit,
     )
 
 

@@ -18,7 +18,7 @@ from clamp3.audio.windows import WINDOW, windows
 from clamp3.distributed import PRECISIONS, checked_precision, usable_device
 from clamp3.errors import Note, UserError, warn
 from clamp3.formats.audio import SAMPLING_RATE
-from clamp3.models.weights import check_weights, fingerprint, read_weights
+from clamp3.models.weights import build_with_weights, fingerprint, read_weights
 
 if TYPE_CHECKING:
     from transformers import HubertConfig, HubertModel
@@ -210,18 +210,15 @@ def find_mert(name_or_path: str) -> Path:
 
 def build_hubert(folder: Path) -> "HubertModel":
     """The HubertModel of a MERT folder, its weights mapped from the file. Raises UserError unless they fit exactly."""
-    from accelerate import init_empty_weights
     from transformers import HubertModel
 
     path = next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
     if path is None:
         raise UserError(f"{folder} has no {' and no '.join(WEIGHTS_FILES)}")
     weights = {_present_name(name): tensor for name, tensor in read_weights(path).items()}
-    with init_empty_weights(include_buffers=False):
-        model = HubertModel(_hubert_config(folder / "config.json"))
-    check_weights(model, weights, path, advice=f"it is not the network that {folder / 'config.json'} describes")
-    model.load_state_dict(weights, assign=True)
-    return model
+    config = _hubert_config(folder / "config.json")
+    advice = f"it is not the network that {folder / 'config.json'} describes"
+    return build_with_weights(lambda: HubertModel(config), weights, path, advice)
 
 
 def _present_name(name: str) -> str:

@@ -1,3 +1,5 @@
+"""HuBERT's layers, computed faster with the same values."""
+
 import math
 from typing import TYPE_CHECKING
 
@@ -86,12 +88,13 @@ class Convolution:
     def __call__(self, hidden: Tensor) -> Tensor:
         time, channels = hidden.shape
         frames = (time - self.kernel) // self.stride + 1
-        result = None
+        result: Tensor | None = None
         for number, matrix in enumerate(self.matrices):
             # A view: each row is the taps that one frame sees, side by side in memory; rows do not overlap.
             start = number * self.stride
             taps = hidden[start:].flatten().unfold(0, len(matrix), self.stride * channels)[:frames]
             result = taps @ matrix if result is None else result.addmm_(taps, matrix)
+        assert result is not None
         return result
 
 
@@ -130,7 +133,9 @@ class SpectralPosition:
 
     def __init__(self, conv: nn.Conv1d, frames: int):
         """For up to so many `frames`."""
-        self.groups, self.padding, self.bias = conv.groups, conv.padding[0], conv.bias.detach().float()
+        assert conv.bias is not None
+        self.groups, self.bias = conv.groups, conv.bias.detach().float()
+        self.padding = int(conv.padding[0])
         kernel = conv.kernel_size[0]
         self.length = 1 << (frames + kernel - 2).bit_length()  # so that what wraps around is padding
         spectrum = torch.fft.rfft(conv.weight.detach().float(), self.length, dim=2).conj()  # (out, in, frequencies)

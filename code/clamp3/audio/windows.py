@@ -1,3 +1,5 @@
+"""A waveform -> the normalized windows that MERT takes."""
+
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,6 +1,7 @@
 """What the commands share: their options, and how they start and end."""
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clamp3.cli.output import print_collection
 from clamp3.errors import ItemError, UserError
 
 if TYPE_CHECKING:
@@ -31,23 +33,12 @@ def folders_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def conversion_parser(description: str) -> argparse.ArgumentParser:
-    """A parser of the options that all conversion commands take; `description` is the script's docstring."""
-    parser = folders_parser(description)
-    parser.add_argument("--workers", type=positive, help="processes; default: one for each core")
-    parser.add_argument(
-        "--time_limit",
-        type=positive,
-        metavar="SECONDS",
-        default=300,
-        help="for one input, after which it counts as failed; default: %(default)s",
-    )
-    return parser
-
-
 def extraction_parser(description: str, variants: tuple[str, ...]) -> argparse.ArgumentParser:
     """A parser of the options that both extraction commands take; `description` is the script's docstring."""
     parser = folders_parser(description)
+    parser.add_argument(
+        "--as_is", action="store_true", help="take ABC that is not interleaved as it stands, as the original does"
+    )
     add_model_options(parser, variants)
     return parser
 
@@ -113,7 +104,7 @@ def answers_parser(
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the answers as JSON lines too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the answers as JSON lines too; - prints them")
 
 
 def add_embedding_options(parser: argparse.ArgumentParser) -> None:
@@ -141,14 +132,42 @@ def run(main: Callable[[], int], keeps_work: bool = True) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name must never stop a run
+    show_log()
     try:
         code = main()
     except UserError as error:
+        if (collection := getattr(error, "collection", None)) is not None:  # of NoFeatures
+            print_collection(collection)
         # What all processes raise is shown by one of each machine.
         if isinstance(error, ItemError) or os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {_safe_lines(str(error))}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted" + "; the same command goes on where it stopped" * keeps_work, file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def show_log() -> None:
+    """Print what the library logs meanwhile, such as waiting for another process."""
+    logger = logging.getLogger("clamp3")
+    logger.handlers, logger.propagate = [_Printer()], False
+    logger.setLevel(logging.INFO)
+
+
+class _Printer(logging.Handler):
+    """Prints messages as they are, beside any progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(_safe_lines(record.getMessage()), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def _safe_lines(message: str) -> str:
+    """`message` without control characters; further lines are indented, so that no file name forges one."""
+    from clamp3.io.reports import printable
+
+    first, *others = message.split("\n")
+    return "\n".join([printable(first), *(printable(line if line[:1] == " " else f"  {line}") for line in others)])

@@ -1,11 +1,23 @@
+"""What the commands print: tables, issues and reports, and their answers as JSON lines."""
+
 import json
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from clamp3.errors import UserError
+from clamp3.errors import WAS_STANDARD, UserError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+    from clamp3.io.reports import FileIssue, Report
+    from clamp3.search.collection import Collection
+    from clamp3.search.indexing import Changes
 
 NUMBER = re.compile(r"-?[\d.]*%?")
+SHOWN_ISSUES = 20
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -27,25 +39,120 @@ def print_found(records: Sequence[dict]) -> None:
 
 def print_weights(weights: str) -> None:
     """Say what made the features of an answer."""
-    print(f"features made by {weights}")
+    print_line(f"features made by {weights}")
+
+
+def print_line(text: str) -> None:
+    """Print `text` in one line, whatever the file names in it hold."""
+    from clamp3.io.reports import printable
+
+    print(printable(text))
+
+
+# ---------- reports ----------
+
+
+def print_issues(title: str, issues: "Sequence[FileIssue]", most: int | None = SHOWN_ISSUES) -> None:
+    """Print `issues` as a table, the first ones or, where `most` is None, all."""
+    from clamp3.io.reports import printable
+
+    if not issues:
+        return
+    print_line(f"{title}:")
+    shown = [(printable(issue.file), printable(issue.reason)) for issue in issues[:most]]
+    width = max(len(file) for file, _ in shown)
+    for file, reason in shown:
+        print(f"  {file:{width}}  {reason}")
+    if len(issues) > len(shown):
+        print(f"  … and {len(issues) - len(shown)} more")
+
+
+def print_report(report: "Report") -> int:
+    """Print what a run over a folder has done; returns the exit code."""
+    from clamp3.io.folders import FAILURES_FILE, WARNINGS_FILE
+
+    failed = len(report.failures)
+    rate = f" in {report.seconds:.1f} s ({report.written / report.seconds:.1f} files/s)" if report.written else ""
+    print_line(
+        f"{report.written} written{rate}, {report.already_done} already there, {failed} failed -> {report.output_dir}"
+    )
+    if report.ignored:
+        kinds = ", ".join(f"{count} {extension}" for extension, count in report.ignored.most_common())
+        print_line(f"left aside, for this command does not take them: {kinds}")
+    print_issues("neither files nor folders", report.skipped)
+    damaged = [issue for issue in report.warnings if issue.reason != WAS_STANDARD]
+    if standard := len(report.warnings) - len(damaged):
+        print_line(f"{standard} file{'s were' if standard > 1 else ' was'} standard ABC and interleaved first")
+    print_issues(f"damaged, but read (all of them in {report.output_dir / WARNINGS_FILE})", damaged)
+    print_issues(f"failed (all of them in {report.output_dir / FAILURES_FILE})", report.failures)
+    return report.exit_code
+
+
+def end_of_run(report: "Report", state: "PartialState") -> int:
+    """Print the report of all processes, in the first, and let them part; returns the exit code."""
+    from clamp3.distributed import finish
+
+    if state.is_main_process:
+        print_report(report)
+        sys.stdout.flush()  # launchers end all processes when the first ends with an error
+    finish(state)
+    return report.exit_code
+
+
+def print_collection(collection: "Collection") -> None:
+    """Print what the features are, and which files have none."""
+    made = len(collection.files) - collection.ready
+    others = f", {collection.ignored} of other kinds" if collection.ignored else ""
+    print_line(
+        f"{collection.folder}: {collection.ready} features read, {made} made, "
+        f"{len(collection.failures)} files failed{others}"
+    )
+    print_issues("neither files nor folders", collection.skipped)
+    print_issues("damaged, but read", collection.repairs)
+    print_issues("failed", collection.failures)
+
+
+def print_changes(changes: "Changes") -> None:
+    """Print what an update of an index has done."""
+    others = f", {changes.ignored} of other kinds" if changes.ignored else ""
+    known = f" ({changes.copied} of them known by content)" if changes.copied else ""
+    print(f"{changes.added} files added{known}, {changes.unchanged} unchanged, {len(changes.failures)} failed{others}")
+    if changes.missing:
+        print(f"{changes.missing} files of the index are no longer there; clamp3_index.py remove --missing")
+    print_issues("neither files nor folders", changes.skipped)
+    print_issues("damaged, but read", changes.repairs)
+    print_issues("failed", changes.failures)
+
+
+# ---------- JSON ----------
 
 
 def _cell(value: object) -> str:
+    from clamp3.io.reports import printable
+
     if value is None:
         return "-"
     if isinstance(value, dict):
-        return ", ".join(f"{name}: {text}" for name, text in value.items())
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+        return ", ".join(printable(f"{name}: {text}") for name, text in value.items())
+    return f"{value:.4f}" if isinstance(value, float) else printable(str(value))
 
 
 def save_json(path: Path | None, records: Iterable[dict]) -> None:
-    """Write `records` as JSON lines, if there is a path to write to. Raises UserError where that is not possible."""
+    """Write `records` as JSON lines, if there is a path to write to; "-" is standard output.
+
+    Raises UserError where that is not possible.
+    """
     if path is None:
         return
-    from clamp3.io.files import atomic_write
+    from clamp3.io.files import atomic_write, remove_orphans
 
+    lines = [json.dumps(record) + "\n" for record in records]
+    if str(path) == "-":
+        sys.stdout.writelines(lines)
+        return
     try:
+        remove_orphans(path.parent)
         with atomic_write(path) as file:
-            file.writelines(json.dumps(record).encode() + b"\n" for record in records)
+            file.writelines(line.encode() for line in lines)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None

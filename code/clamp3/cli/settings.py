@@ -58,6 +58,6 @@ def logs_path(weights_path: str) -> str:
 
 def configured_path(knobs: Knobs, path: str) -> Path:
     """A weights path of config.py: in the working directory if it is there, else beside config.py."""
-    from clamp3.models.releases import find_weights
+    from clamp3.models.releases import find_in_folder
 
-    return Path(path) if find_weights(Path(path)) else Path(knobs["__file__"]).parent / path
+    return Path(path) if find_in_folder(Path(path)) else Path(knobs["__file__"]).parent / path

@@ -1,18 +1,26 @@
 """What the three training commands share: their options, and how config.py's knobs become a run."""
 
 import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clamp3.cli.options import positive, script_parser
 from clamp3.cli.settings import Knobs, configured_path
 from clamp3.sizes import ModelSizes
 
 if TYPE_CHECKING:
+    import numpy as np
     from accelerate import PartialState
 
     from clamp3.inputs.encoder import InputEncoder
+    from clamp3.models.clamp3 import CLaMP3Model
     from clamp3.training.data import Examples
+    from clamp3.training.loop import Trainer
     from clamp3.training.settings import Settings
 
 
@@ -26,7 +34,7 @@ def training_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def settings_of(knobs: Knobs, stage: str, **others) -> "Settings":
+def settings_of(knobs: Knobs, stage: str, **others: Any) -> "Settings":
     """The knobs whose names begin with `stage` (CLAMP3 or M3), and those that all training shares."""
     from clamp3.training.settings import Settings
 
@@ -66,24 +74,25 @@ def existing(knob: str, value: str) -> Path:
 
 def train_clamp3(modality: str, knobs: Knobs, args: argparse.Namespace) -> int:
     """Train CLaMP 3 on texts and music of a `modality`, "symbolic" or "audio", as config.py says."""
+    settings = settings_of(knobs, "CLAMP3", save_every=knobs["SAVE_EVERY"])
+    if args.plot:
+        return plot(settings, args)
+
     import torch
 
-    from clamp3.distributed import finish, start
     from clamp3.inputs.encoder import InputEncoder
     from clamp3.models.clamp3 import CLaMP3Model
     from clamp3.models.layers import prepare_layers
-    from clamp3.training.curves import draw_curves
+    from clamp3.models.text import check_text_model
     from clamp3.training.loop import Trainer
     from clamp3.training.objectives import Contrastive
 
-    settings = settings_of(knobs, "CLAMP3", save_every=knobs["SAVE_EVERY"])
-    if args.plot:
-        return draw_curves(settings.logs_path, args.plot)
-    state, sizes = start(args.device, args.threads), ModelSizes.from_knobs(knobs)
-    encoder = InputEncoder(sizes)
-    sets = clamp3_sets(modality, knobs, encoder, state)
+    state, sizes = start_training(knobs, args), ModelSizes.from_knobs(knobs)
+    encoder = InputEncoder(sizes, knobs["SYMBOLIC_AS_IS"])
+    check_text_model(sizes, encoder.tokenizer)
+    training, evaluation = clamp3_sets(modality, knobs, encoder, state)
     if args.check:
-        return check(sets, state)
+        return check([training, evaluation], state)
 
     torch.manual_seed(knobs["SEED"])
     model = CLaMP3Model(sizes)
@@ -91,31 +100,38 @@ def train_clamp3(modality: str, knobs: Knobs, args: argparse.Namespace) -> int:
     prepare_layers(model.towers.values(), settings.compile_layers, settings.recompute_layers)
     objective = Contrastive(model, modality, knobs["CLAMP3_MICRO_BATCH"])
     pad_values = {"text": encoder.tokenizer.pad_token_id}
-    Trainer(objective, *sets, pad_values, settings, state).fit(lambda: start_clamp3(model, knobs))
-    finish(state)
-    return 0
+    trainer = Trainer(objective, training, evaluation, pad_values, settings, state, show_bar)
+    return fit(trainer, knobs, lambda: start_clamp3(model, knobs))
 
 
-def clamp3_sets(modality: str, knobs: Knobs, encoder: "InputEncoder", state: "PartialState") -> list["Examples"]:
+def clamp3_sets(
+    modality: str, knobs: Knobs, encoder: "InputEncoder", state: "PartialState"
+) -> tuple["Examples", "Examples"]:
     """The training and the evaluation set, their items checked."""
+    import numpy as np
+
     from clamp3.distributed import on_main
-    from clamp3.training.data import JsonLines, Pairs, check_pairs, split
+    from clamp3.training.checks import check_pairs
+    from clamp3.training.data import Pairs, split
+    from clamp3.training.texts import JsonLines
 
     files = {"CLAMP3_TRAIN_JSONL": knobs["CLAMP3_TRAIN_JSONL"], "CLAMP3_EVAL_JSONL": knobs["CLAMP3_EVAL_JSONL"]}
     lines = [JsonLines(existing(knob, file)) for knob, file in files.items() if file or knob == "CLAMP3_TRAIN_JSONL"]
-    for part in lines:
-        on_main(state, lambda part=part: check_pairs(part, modality, encoder.sizes.audio_hidden_size))
+
+    def check_all() -> None:
+        for part in lines:
+            check_pairs(part, modality, encoder.sizes.audio_hidden_size, show_loop)
+
+    on_main(state, check_all)
     if len(lines) == 2:
-        chosen = range(len(lines[0])), range(len(lines[1]))
+        parts = np.arange(len(lines[0])), np.arange(len(lines[1]))
     else:
-        chosen = split(len(lines[0]), knobs["EVAL_SPLIT"], knobs["SEED"])
-    return [
-        Pairs(source, indices, encoder, modality, knobs["SEED"], training, knobs["TEXT_DROPOUT"])
-        for source, indices, training in zip((lines[0], lines[-1]), chosen, (True, False), strict=True)
-    ]
+        parts = split(len(lines[0]), knobs["EVAL_SPLIT"], knobs["SEED"])
+    training = Pairs(lines[0], parts[0], encoder, modality, knobs["SEED"], True, knobs["TEXT_DROPOUT"])
+    return training, Pairs(lines[-1], parts[1], encoder, modality, knobs["SEED"], False)
 
 
-def start_clamp3(model, knobs: Knobs) -> str:
+def start_clamp3(model: "CLaMP3Model", knobs: Knobs) -> str:
     """Give a new model its first weights, the pretrained text model's and M3's where they are there; say which."""
     from clamp3.models.releases import find_weights
     from clamp3.models.weights import start_from_m3, start_from_text_model
@@ -134,53 +150,126 @@ def start_clamp3(model, knobs: Knobs) -> str:
 
 def train_m3(knobs: Knobs, args: argparse.Namespace) -> int:
     """Train M3 on folders of .abc and .mtf files, as config.py says."""
+    settings = settings_of(knobs, "M3")
+    if args.plot:
+        return plot(settings, args)
+
     import torch
 
-    from clamp3.distributed import finish, start
     from clamp3.inputs.encoder import InputEncoder
     from clamp3.models.layers import prepare_layers
     from clamp3.models.m3 import M3Model
-    from clamp3.training.curves import draw_curves
     from clamp3.training.loop import Trainer
     from clamp3.training.objectives import Reconstruction
 
-    settings = settings_of(knobs, "M3")
-    if args.plot:
-        return draw_curves(settings.logs_path, args.plot)
-    state, sizes = start(args.device, args.threads), ModelSizes.from_knobs(knobs)
-    sets = m3_sets(knobs, InputEncoder(sizes))
+    state, sizes = start_training(knobs, args), ModelSizes.from_knobs(knobs)
+    training, evaluation = m3_sets(knobs, InputEncoder(sizes, knobs["SYMBOLIC_AS_IS"]), state)
     if args.check:
-        return check(sets, state)
+        return check([training, evaluation], state)
 
     torch.manual_seed(knobs["SEED"])
     model = M3Model(sizes)
     prepare_layers([model.encoder.base], settings.compile_layers, settings.recompute_layers)
-    Trainer(Reconstruction(model), *sets, {}, settings, state).fit()
-    finish(state)
-    return 0
+    return fit(Trainer(Reconstruction(model), training, evaluation, {}, settings, state, show_bar), knobs)
 
 
-def m3_sets(knobs: Knobs, encoder: "InputEncoder") -> list["Examples"]:
+def m3_sets(knobs: Knobs, encoder: "InputEncoder", state: "PartialState") -> tuple["Examples", "Examples"]:
     """The training and the evaluation set."""
-    from clamp3.training.data import Pieces, find_pieces, split
+    from clamp3.distributed import long_work
+    from clamp3.training.checks import find_pieces
+    from clamp3.training.data import Pieces, split
 
-    training = find_pieces([existing("M3_TRAIN_FOLDERS", folder) for folder in knobs["M3_TRAIN_FOLDERS"]])
-    evaluation = find_pieces([existing("M3_EVAL_FOLDERS", folder) for folder in knobs["M3_EVAL_FOLDERS"]])
-    if not knobs["M3_EVAL_FOLDERS"]:
+    folders = {
+        name: [existing(name, folder) for folder in knobs[name]] for name in ("M3_TRAIN_FOLDERS", "M3_EVAL_FOLDERS")
+    }
+    with long_work(state):
+        training, evaluation = map(find_pieces, folders.values())
+    if not folders["M3_EVAL_FOLDERS"]:
         parts = split(len(training), knobs["EVAL_SPLIT"], knobs["SEED"])
         training, evaluation = ([training[index] for index in part] for part in parts)
-    return [
-        Pieces(paths, encoder, knobs["M3_MASK_RATIO"], knobs["SEED"], in_training)
-        for paths, in_training in ((training, True), (evaluation, False))
-    ]
+    return (
+        Pieces(training, encoder, knobs["M3_MASK_RATIO"], knobs["SEED"], True),
+        Pieces(evaluation, encoder, knobs["M3_MASK_RATIO"], knobs["SEED"], False),
+    )
+
+
+# ---------- a run ----------
+
+
+def start_training(knobs: Knobs, args: argparse.Namespace) -> "PartialState":
+    """Join the other processes, and show what the library logs."""
+    from clamp3.distributed import start
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its results only with it
+    logger = logging.getLogger("clamp3")
+    if not any(isinstance(handler, ShowLog) for handler in logger.handlers):
+        logger.addHandler(ShowLog())
+    logger.setLevel(logging.INFO)
+    return start(args.device, args.threads, timedelta(minutes=knobs["COLLECTIVE_TIMEOUT"]))
+
+
+def fit(trainer: "Trainer", knobs: Knobs, *start_weights: Callable[[], str]) -> int:
+    """Train to the end; returns the exit code."""
+    from clamp3.distributed import finish, is_collective_error
+
+    try:
+        trainer.fit(*start_weights)
+        finish(trainer.state)
+    except RuntimeError as error:
+        if trainer.state.num_processes == 1 or not is_collective_error(error):
+            raise
+        # Each process that has waited says so: which one is stuck is told by which one does not.
+        print(
+            f"error: process {trainer.state.process_index} has waited in vain for the others: one of them is gone, or "
+            f"stuck for more than {knobs['COLLECTIVE_TIMEOUT']:g} minutes (COLLECTIVE_TIMEOUT); the same command goes "
+            f"on from the last checkpoint ({str(error).strip().splitlines()[0]})",
+            file=sys.stderr,
+            flush=True,
+        )
+        return 2
+    return 0
 
 
 def check(sets: list["Examples"], state: "PartialState") -> int:
     """Read and encode every item once; print those that cannot be, and return the exit code."""
     from clamp3.distributed import on_main
-    from clamp3.training.data import check_examples
+    from clamp3.training.checks import check_examples
 
-    on_main(state, lambda: [check_examples(examples) for examples in sets])
+    def check_all() -> None:
+        for examples in sets:
+            check_examples(examples, show_loop)
+
+    on_main(state, check_all)
     if state.is_main_process:
         print(f"all {' + '.join(str(len(examples)) for examples in sets)} items can be trained on")
     return 0
+
+
+def plot(settings: "Settings", args: argparse.Namespace) -> int:
+    """Draw the curves so far; returns the exit code."""
+    from clamp3.training.curves import draw_curves
+
+    return draw_curves(settings.logs_path, args.plot)
+
+
+class ShowLog(logging.Handler):
+    """Prints what is logged, between the progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record))
+
+
+def show_bar(title: str, total: int, done: int = 0, /) -> Any:
+    """The progress bar of a loop over items, of which some are done."""
+    from tqdm import tqdm
+
+    return tqdm(desc=title, total=total, initial=done, unit="item", dynamic_ncols=True)
+
+
+def show_loop(items: "Sequence[int] | np.ndarray", title: str) -> Iterable[int]:
+    """`items` with a progress bar, if they take more than a moment."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=title, unit="item", delay=2)

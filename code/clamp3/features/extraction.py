@@ -1,5 +1,6 @@
 """Folders of inputs -> mirrored folders of features: the work of extract_clamp3.py and extract_m3.py."""
 
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
@@ -8,20 +9,23 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from clamp3 import __version__
 from clamp3.audio.mert import Mert
-from clamp3.distributed import finish, gather, on_main
+from clamp3.distributed import gather, on_main
 from clamp3.errors import UserError
 from clamp3.features.embedder import Embedder
-from clamp3.features.reading import Item, encode, listen, read_item
+from clamp3.features.manifest import Maker, check_or_record_maker, load_manifest
+from clamp3.features.reading import Item, encode, is_sound, listen, read_item
 from clamp3.formats.registry import SOUND, model_inputs
 from clamp3.io.files import load_array, read_text, save_array
-from clamp3.io.folders import Job, Outcome, Tally, plan, report, share, tally
-from clamp3.io.reports import describe_error
+from clamp3.io.folders import Job, Outcome, Plan, Tally, plan, save_report, share, tally
+from clamp3.io.reports import Report, describe_error
 from clamp3.modalities import AUDIO
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+LOG = logging.getLogger("clamp3")
 Model = TypeVar("Model")
 Embed = Callable[[Embedder, Sequence[Path]], Iterator[tuple[Item, np.ndarray | None]]]
 
@@ -34,7 +38,8 @@ def extract(
     pooled: bool,
     state: "PartialState",
     embed: Embed | None = None,
-) -> int:
+    progress: bool = False,
+) -> Report:
     """Write a .npy for each input under `input_dir`: (1, clamp3_hidden_size) pooled, else (1, length, hidden).
 
     `embed` says how files become features, by default as inputs of the models. Otherwise as `extract_folder`.
@@ -44,44 +49,62 @@ def extract(
         embedder = load_embedder()
         embedder.prepare_for(job.source for job in jobs)
         if state.is_main_process and embedder.weights:
-            print(f"weights: {embedder.weights}")
+            LOG.info("weights: %s", embedder.weights)
         return embedder
 
+    def maker(embedder: Embedder, jobs: list[Job]) -> Maker:
+        return {
+            "kind": "global features" if pooled else "hidden states",
+            "weights": embedder.identity,
+            "file": str(embedder.weights) if embedder.weights else None,
+            "precision": embedder.precision,
+            "audio_encoder": embedder.audio_encoder_identity if any(is_sound(job.source) for job in jobs) else None,
+            "version": __version__,
+        }
+
     outcomes = partial(_outcomes, embed=embed or partial(embed_inputs, pooled=pooled))
-    return extract_folder(load, outcomes, input_dir, output_dir, extensions, state)
+    return extract_folder(load, maker, outcomes, input_dir, output_dir, extensions, state, progress)
 
 
 def extract_folder(
     load: Callable[[list[Job]], Model],
+    maker: Callable[[Model, list[Job]], Maker],
     outcomes: Callable[[Model, list[Job]], Iterator[Outcome]],
     input_dir: Path,
     output_dir: Path,
     extensions: Collection[str],
     state: "PartialState",
-) -> int:
-    """Do the inputs under `input_dir`, each of which has a .npy: `outcomes` does those of a process with its model.
+    progress: bool = False,
+) -> Report:
+    """Write a .npy for each input under `input_dir`: `outcomes` does the jobs of this process with its model.
 
-    Processes share the work; each loads what all jobs need. Returns the exit code: 1 if an input failed. Raises
-    UserError as `plan` and `load` do.
+    Processes share the work; each loads what all jobs need, and each returns the report of all, which the first one
+    also writes into `output_dir`. `progress` shows a bar in the first. `maker` says what makes the features: it is
+    recorded in a new `output_dir`, and from then on inputs that change are done again. Raises UserError as `plan` and
+    `load` do, and where `output_dir` holds features of another maker.
     """
     start = time.perf_counter()
-    todo = on_main(state, lambda: plan(input_dir, output_dir, extensions, ".npy"))
+
+    def look() -> tuple[Plan, bool]:
+        recorded = output_dir.is_dir() and load_manifest(output_dir) is not None
+        return plan(input_dir, output_dir, extensions, ".npy", redo_changed=recorded), recorded
+
+    todo, recorded = on_main(state, look)
     jobs = share(todo.jobs, state.num_processes, state.process_index)
     done = Tally()
-    if todo.jobs:
+    if todo.jobs or recorded:
         model = _agreed(lambda: load(todo.jobs), state)
-        done = tally(outcomes(model, jobs), len(jobs), show=state.is_main_process)
+        is_new = not recorded and not todo.already_done
+        on_main(state, lambda: check_or_record_maker(output_dir, maker(model, todo.jobs), is_new))
+        done = tally(outcomes(model, jobs), len(jobs), progress and state.is_main_process)
 
     done = Tally(sum(gather(state, [done.written])), gather(state, done.failures), gather(state, done.warnings))
-    if state.is_main_process:
-        report(output_dir, todo, done, time.perf_counter() - start)
-    finish(state)
-    return 1 if todo.failures or done.failures else 0
+    return on_main(state, lambda: save_report(output_dir, todo, done, time.perf_counter() - start))
 
 
 def _agreed(load: Callable[[], Model], state: "PartialState") -> Model:
     """What `load` returns; where it fails in one process, all raise its error."""
-    errors = []
+    errors: list[str] = []
     try:
         model = load()
     except UserError as error:
@@ -120,24 +143,37 @@ def embed_inputs(embedder: Embedder, paths: Sequence[Path], pooled: bool) -> Ite
 
 
 def read_input(embedder: Embedder, index: int, path: Path) -> Item:
-    """The file as its tower's input sequence, with no conversion."""
+    """The file as its tower's input sequence; ABC may have to be interleaved first."""
     modality = next(known.modality for known in model_inputs() if path.suffix.lower() in known.extensions)
     load = load_array if modality == AUDIO.name else read_text
-    return read_item(Item(index, modality), lambda _note: encode(embedder, modality, load(path)))
+    return read_item(Item(index, modality), lambda note: encode(embedder, modality, load(path), note))
 
 
 # ---------- sound ----------
 
 
 def extract_mert(
-    load_mert: Callable[[], Mert], input_dir: Path, output_dir: Path, mean_features: bool, state: "PartialState"
-) -> int:
+    load_mert: Callable[[], Mert],
+    input_dir: Path,
+    output_dir: Path,
+    mean_features: bool,
+    state: "PartialState",
+    progress: bool = False,
+) -> Report:
     """Write a .npy for each audio file under `input_dir`: (layers, windows, hidden), or the layers' mean.
 
     With `mean_features` that is (1, windows, hidden). Otherwise as `extract_folder`.
     """
+
+    def maker(mert: Mert, _jobs: list[Job]) -> Maker:
+        kind = "MERT features, the mean of the layers" if mean_features else "MERT features of all layers"
+        made = {"kind": kind, "weights": mert.identity, "file": mert.identity, "precision": mert.precision}
+        return {**made, "version": __version__}
+
     outcomes = partial(_mert_outcomes, mean_features=mean_features)
-    return extract_folder(lambda _jobs: load_mert(), outcomes, input_dir, output_dir, SOUND.extensions, state)
+    return extract_folder(
+        lambda _jobs: load_mert(), maker, outcomes, input_dir, output_dir, SOUND.extensions, state, progress
+    )
 
 
 def _mert_outcomes(mert: Mert, jobs: list[Job], mean_features: bool) -> Iterator[Outcome]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from clamp3.audio.encoder import AudioEncoder
 from clamp3.errors import Note, UserError
-from clamp3.formats.registry import SOUND, Format, format_of
+from clamp3.formats.registry import SOUND, format_of
 from clamp3.inputs.encoder import InputEncoder
 from clamp3.io.folders import Job, Outcome
 from clamp3.io.reports import describe_error
@@ -77,7 +77,7 @@ def read_raw(
     yield from _converted(encoder, paths, sorted(in_workers), workers)
     for index, (path, known) in enumerate(zip(paths, formats, strict=True)):
         if index not in in_workers and not (known and known.decode):
-            item = Item(index, known.modality if known else SYMBOLIC.name)
+            item = Item(index, _modality(path))
             yield read_item(item, partial(read_file, encoder, path))
     if sounds:
         if load_audio_encoder is None:
@@ -99,7 +99,7 @@ def _converted(encoder: InputEncoder, paths: Sequence[Path], chosen: list[int], 
             if outcome.content is not None:
                 content, modality = outcome.content
                 item.modality = modality
-                read_item(item, lambda _note, content=content, modality=modality: encode(encoder, modality, content))
+                read_item(item, partial(encode, encoder, modality, content))
             else:
                 item.error = ValueError(outcome.failure)
             yield item
@@ -107,29 +107,33 @@ def _converted(encoder: InputEncoder, paths: Sequence[Path], chosen: list[int], 
 
 def convert_raw(job: Job) -> Outcome:
     """What the format of a file makes of it, with its modality, in a process of its own."""
-    known = _known_format(job.source)
-    item = read_item(Item(0, known.modality), lambda note: known.read(job.source, note))
+    item = read_item(Item(0, _modality(job.source)), partial(read_content, job.source))
     if item.error is not None:
         return Outcome(job, describe_error(item.error), tuple(item.repairs))
-    return Outcome(job, None, tuple(item.repairs), (item.content, known.modality))
+    return Outcome(job, None, tuple(item.repairs), (item.content, item.modality))
 
 
-def _known_format(path: Path) -> Format:
+def read_content(path: Path, note: Note) -> str | np.ndarray:
+    """What the format of a file makes of it: text or audio features. Raises ValueError for sound and unknown files."""
     known = format_of(path)
     if known is None or known.read is None:
         raise ValueError(f"nothing here reads {path.suffix.lower() or 'files without an extension'}")
-    return known
+    return known.read(path, note)
+
+
+def _modality(path: Path) -> str:
+    known = format_of(path)
+    return known.modality if known else SYMBOLIC.name
 
 
 def read_file(encoder: InputEncoder, path: Path, note: Note) -> np.ndarray:
     """The sequence of a file of any format but sound. Raises ValueError for others, and as the format's `read`."""
-    known = _known_format(path)
-    return encode(encoder, known.modality, known.read(path, note))
+    return encode(encoder, _modality(path), read_content(path, note), note)
 
 
-def encode(encoder: InputEncoder, modality: str, content: str | np.ndarray) -> np.ndarray:
+def encode(encoder: InputEncoder, modality: str, content: str | np.ndarray, note: Note) -> np.ndarray:
     """The sequence (length, …) of a `modality`'s tower for what a file holds."""
-    return getattr(encoder, MODALITIES[modality].encode)(content)
+    return getattr(encoder, MODALITIES[modality].encode)(content, note)
 
 
 def read_item(item: Item, read: Callable[[Note], Any]) -> Item:
@@ -159,7 +163,7 @@ def read_sounds(encoder: InputEncoder, audio_encoder: AudioEncoder, sounds: Iter
     for item in listen(audio_encoder, sounds, audio_encoder.extract):
         if item.error is None:
             frames, item.content = item.content, None
-            read_item(item, lambda _note, frames=frames: encode(encoder, AUDIO.name, frames))
+            read_item(item, partial(encode, encoder, AUDIO.name, frames))
         yield item
 
 
@@ -206,9 +210,11 @@ def _read_ahead(audio_encoder: AudioEncoder, sounds: Iterable[Sound], readers: i
 def _decode(audio_encoder: AudioEncoder, index: int, sound: Sound) -> Item:
     def read(note: Note) -> Any:
         if isinstance(sound, Path):
-            known = format_of(sound)
-            decode = known.decode if known and known.decode else SOUND.decode
-            return audio_encoder.prepare(decode(sound, audio_encoder.rate, note), note)
-        return audio_encoder.prepare(sound(audio_encoder.rate, note), note)
+            known = format_of(sound) if is_sound(sound) else SOUND
+            assert known and known.decode
+            waveform = known.decode(sound, audio_encoder.rate, note)
+        else:
+            waveform = sound(audio_encoder.rate, note)
+        return audio_encoder.prepare(waveform, note)
 
     return read_item(Item(index, AUDIO.name), read)

@@ -10,7 +10,15 @@ from clamp3.errors import Note, warn
 DROPPED_FIELDS = "XTCWwZ"  # what says something about the music but is no notation; the original drops the same
 BODY_FIELDS = "KLMPQU"  # those that have a meaning between the notes
 FIELD = re.compile(r"([A-Za-z]):(?![|:])(.*)", re.DOTALL)  # but "A:|" is a note and the end of a repeat
-TEXT_BLOCK = re.compile(r"^%%begin(\w+).*?^%%end\1[^\n]*\n", re.MULTILINE | re.DOTALL)
+TEXT_BLOCK = re.compile(r"%%begin(\w+)")  # up to a line with %%end and the same word
+# Quoted text, a decoration, or a "!" that is none: there are notes behind it, or the end of the line.
+DECORATION = re.compile(
+    r'("[^"]*")|!(?:[fp]+|[0-5]|[<>^+/-][()/]*|(?![A-Ga-gxz\d,\'/^_=<>()\[\]-]*!)[^!\s|]+)!|(!)'
+)  # or a lone "!"
+TUPLET = re.compile(r"\(([2-9])::(\d*)")  # without its middle number, whose colons are no barline
+USUAL_TUPLETS = {"2": 3, "3": 2, "4": 3, "6": 2, "8": 3}  # how many units they last; others 2, or 3 in compound metres
+COMPOUND_METRE = re.compile(r"^M:\s*(?:6|9|12)/", re.MULTILINE)
+PROSE = re.compile(r"\b(?=[A-Za-z]*[h-wyH-RVWY])[A-Za-z]{3,}")  # words that are no notes
 CONTINUED_FIELD = re.compile(r"\n\+:")
 COMMENT = re.compile(r'("[^"]*")|(?<!\\)%.*')
 # Of a line of music: quoted text and inline fields, whose barlines are none; what is to go: comments, signs that a
@@ -21,6 +29,15 @@ COLONS = re.compile("::+")
 INNER_BARLINE = re.compile(r"[|\[\]:]*\|[|\[\]:]*|::+|\[(?=V:)")  # or a change of voice
 VOICE_SWITCH = re.compile(r"\[V:\s*([^\s\]]+)([^\]]*)\]")
 BARLINE = re.compile(r"(:*\[?\|[|\]:]*|::+)\s*(\d[\d,.:-]*)?")  # with the numbers of an ending
+# What cannot be cut in two, and what belongs before it: a note or chord with its grace notes, accidentals, texts, …
+UNIT = re.compile(
+    r"""(?:\s*(?:"[^"]*"|\[[A-Za-z]:[^\]]*\]|![^!\s]*!|\+[^+\s]*\+|\{[^}]*\}|[(.~uvTHLMPSO]))*\s*
+    (?:\[[^\]]*\]|[_^=]*[A-Ga-gxyzXZ][,']*)[\d/]*[-)<>\s]*""",
+    re.VERBOSE,
+)
+TUPLET_START = re.compile(r"\(([2-9])(?::(\d*):?(\d*))?")
+ALTERED = re.compile(r"([_^=]*)([A-Ga-g][,']*)")
+ROOM = 62 - len("[V:1]|")  # characters of a bar in a patch, besides its voice and its barline
 BARLINES = ("|:", "::", ":|", "[|", "||", "|]", "|", "|]:")  # that need no other spelling; the last is MusicXML's
 SILENT = re.compile(r'"[^"]*"|\[[A-Za-z]:[^\]]*\]|![^!\s]*!|\+[^+\s]*\+')  # text, inline fields, decorations
 NOTE = re.compile(r"[A-Ga-g]")
@@ -29,6 +46,8 @@ ANNOTATION_OR_DECORATION = re.compile(r'![^!]+!|"[\^_<>@][^"]*"')
 INLINE_FIELD = re.compile(r"\[[A-Za-z]:[^\]]*\]")
 LONG_REST = re.compile(r"(.*?)([ZX])(\d+)\s*", re.DOTALL)
 LONGEST_REST = 1000  # bars
+MOST_BARS = 200_000  # of a tune, those of all voices counted: more is no music, and would fill the memory
+RESTS = re.compile(r"(?<![A-Za-z])[ZX](\d+)")
 EMPTY_BAR = "X"  # a bar's rest that is not shown
 CLEF = re.compile(r"clef=(\S+)|\b((?:treble|alto|tenor|bass|perc|none)[\d+-]*)")
 CHARSET = re.compile(rb"^(?:%%|I:)abc-charset\s+([\w-]+)", re.MULTILINE)
@@ -88,6 +107,12 @@ def check_one_tune(abc: str) -> None:
         raise ValueError("not ABC: it has neither a key (K:) nor a barline")
     if not has_notes(abc):
         raise ValueError("no notes")
+    if sum(_bars_of_rest(digits) for digits in RESTS.findall(abc)) > MOST_BARS:
+        raise ValueError(f"its rests last for more than {MOST_BARS} bars")
+
+
+def _bars_of_rest(digits: str) -> int:
+    return int(digits) if len(digits) < 10 else 10**10
 
 
 def count_tunes(path: Path) -> int:
@@ -128,6 +153,9 @@ def interleave(abc: str, note: Note = warn) -> str:
     check_one_tune(abc)
     header, streams = _read(with_unit_length(abc))
     voices = _align(streams, note)
+    if len(voices) == 1 and all(len(voice.bars) == 1 for voice in voices.values()):
+        for voice in voices.values():
+            voice.bars = _phrases(*voice.bars[0], note)
     first, last = _extent(voices)
     rows = [header]
     for index in range(first, last):
@@ -174,7 +202,12 @@ def _lines(abc: str) -> Iterator[tuple[str, str]]:
     The body starts with the first notes after the key, or with a `P:` or a bare `V:` field there. A blank line ends
     a tune; but some have one in the middle, so that what comes then and has barlines still belongs to it.
     """
-    abc = CONTINUED_FIELD.sub("", TEXT_BLOCK.sub("", abc))
+    abc = CONTINUED_FIELD.sub("", _without_text_blocks(abc))
+    compound = COMPOUND_METRE.search(abc) is not None
+
+    def tuplet(found: re.Match) -> str:
+        return f"({found[1]}:{USUAL_TUPLETS.get(found[1], 3 if compound else 2)}:{found[2] or found[1]}"
+
     after_key = not re.search(r"^K:", abc, flags=re.MULTILINE)
     in_body = ended = False
     for line in abc.split("\n"):
@@ -185,9 +218,13 @@ def _lines(abc: str) -> Iterator[tuple[str, str]]:
         found = FIELD.match(line)
         if found is None:
             music = CLUTTER.sub(_unclutter, line.replace('\\"', ""))
+            if "!" in music:
+                music = DECORATION.sub(lambda found: "" if found[2] else found[0], music)
+            if "::" in music:
+                music = TUPLET.sub(tuplet, music)
             if music.rstrip().endswith("*"):  # of justified lines
                 music = music.rstrip("* \t")
-            if music.strip() and after_key and (not ended or "|" in music):
+            if music.strip() and after_key and (not ended or ("|" in music and not _is_prose(music))):
                 in_body = True
                 yield "music", music
             ended |= in_body and not line.strip()
@@ -203,6 +240,27 @@ def _lines(abc: str) -> Iterator[tuple[str, str]]:
             after_key |= found[1] == "K"
 
 
+def _is_prose(line: str) -> bool:
+    return PROSE.search(SILENT.sub("", line)) is not None
+
+
+def _without_text_blocks(abc: str) -> str:
+    """`abc` without the blocks of text between lines like %%begintext and %%endtext; one that nothing ends stays."""
+    if "%%begin" not in abc:
+        return abc
+    lines, kept, at = abc.split("\n"), [], 0
+    last = {line.split()[0]: number for number, line in enumerate(lines) if line.startswith("%%end")}
+    while at < len(lines):
+        begin = TEXT_BLOCK.match(lines[at])
+        if begin and last.get(end := f"%%end{begin[1]}", -1) > at:
+            while not lines[at].startswith(end):
+                at += 1
+        else:
+            kept.append(lines[at])
+        at += 1
+    return "\n".join(kept)
+
+
 def _unclutter(found: re.Match) -> str:
     """What remains of quoted text or an inline field: all but its barlines."""
     text = found[1] or ""
@@ -212,7 +270,8 @@ def _unclutter(found: re.Match) -> str:
 
 def _read(abc: str) -> tuple[str, dict[str, str]]:
     """A tune's header, and the music of each of its voices by name, in order of their first notes."""
-    header, defined, streams = [], [], {}
+    header, defined = [], []
+    streams: dict[str, str] = {}
     after_key, current = False, None
 
     def switch(name: str, properties: str) -> str:
@@ -289,6 +348,8 @@ def _align(streams: dict[str, str], note: Note) -> dict[str, Voice]:
         if len({len(voice.bars) for voice in with_empty.values()}) == 1:
             return with_empty
     longest = max(voices.values(), key=lambda voice: len(voice.bars))
+    if len(longest.bars) * len(voices) > MOST_BARS:
+        raise ValueError(f"more than {MOST_BARS} bars: {len(voices)} voices of {len(longest.bars)}")
     for name, voice in voices.items():
         if missing := len(longest.bars) - len(voice.bars):
             voice.bars += [(EMPTY_BAR, barline) for _, barline in longest.bars[-missing:]]
@@ -345,13 +406,66 @@ def _plain(barline: str) -> str:
     return "|]" if "]" in barline else "||" if "||" in barline else "|"
 
 
+def _kind_and_numbers(barline: str) -> tuple[str, str]:
+    """ ":|2" -> ":|", "2"."""
+    at = next((index for index, character in enumerate(barline) if character.isdecimal()), len(barline))
+    return barline[:at], barline[at:]
+
+
 def _one_barline(first: str, second: str) -> str:
     """Two barlines with nothing between them, as one; the numbers of an ending stay."""
-    kinds, numbers = zip(
-        *(re.fullmatch(r"(.*?)(\d.*)?", barline).groups("") for barline in (first, second)), strict=True
-    )
+    kinds, numbers = zip(*(_kind_and_numbers(barline) for barline in (first, second)), strict=True)
     kind = kinds[0] if kinds[1] == "|" and kinds[0] else kinds[1] if kinds[0] in ("", "|") else _plain("".join(kinds))
     return kind + (numbers[1] or numbers[0])
+
+
+def _phrases(music: str, barline: str, note: Note) -> list[tuple[str, str]]:
+    """Music without barlines as bars that fit in a patch, each as long as can be; the last ends with `barline`."""
+    if len(music) <= ROOM:
+        return [(music, barline)]
+    bars = [""]
+    altered: dict[
+        str, str
+    ] = {}  # accidentals from before a cut, which hold in all octaves and which a barline would end
+    before: dict[str, str] = {}
+    for unit in _units(music):
+        if bars[-1] and len(bars[-1] + _carried(unit, altered | before).rstrip()) > ROOM:
+            bars.append("")
+            altered |= before
+            before = {}
+        said = dict(before)
+        before |= {pitch[0].upper(): sign for sign, pitch in ALTERED.findall(SILENT.sub("", unit)) if sign}
+        bars[-1] += _carried(unit, {pitch: sign for pitch, sign in altered.items() if pitch not in said})
+    note(f"music without barlines, cut into {len(bars)} bars")
+    return [(bar.strip(), "|" if index < len(bars) else barline) for index, bar in enumerate(bars, 1)]
+
+
+def _carried(unit: str, altered: dict[str, str]) -> str:
+    """`unit` with the accidentals that its notes have from before."""
+    silent = [found.span() for found in SILENT.finditer(unit)]
+
+    def sign(found: re.Match) -> str:
+        if found[1] or any(start <= found.start() < end for start, end in silent):
+            return found[0]
+        return altered.get(found[2][0].upper(), "") + found[0]
+
+    return ALTERED.sub(sign, unit) if altered else unit
+
+
+def _units(music: str) -> Iterator[str]:
+    """What cannot be cut: notes and chords with all that belongs to them, tuplets, notes of broken rhythm."""
+    at, unit, waiting = 0, "", 0
+    for found in UNIT.finditer(music):
+        text, at = music[at : found.end()], found.end()
+        unit += text
+        if tuplet := TUPLET_START.search(SILENT.sub("", text)):
+            waiting = int(tuplet[3] or tuplet[1])
+        waiting -= 1
+        if waiting <= 0 and text.rstrip()[-1:] not in ("<", ">"):
+            yield unit
+            unit = ""
+    if unit or at < len(music):
+        yield unit + music[at:]
 
 
 def _extent(voices: dict[str, Voice]) -> tuple[int, int]:

@@ -27,8 +27,9 @@ def is_mtf(text: str) -> bool:
 
 
 HEADER, TRACK = b"MThd", b"MTrk"
-MAX_LEAD = 256  # bytes that may stand before the header: those of RIFF (20) or MacBinary (128)
-MAX_NUMBER_BYTES = 4  # of a number of variable length
+RIFF_DATA = re.compile(rb"data(.{4})(?=MThd)", re.DOTALL)  # the chunk of a RIFF file that holds the MIDI file
+MAX_NUMBER = (1 << 28) - 1  # what four bytes hold; more of them may stand before it, as padding
+REALTIME = 0xF8  # from here on: messages of one byte, which may stand anywhere
 META, SYSEX, SYSEX_END = 0xFF, 0xF0, 0xF7
 CHANNEL_MESSAGES = {  # status byte for channel 0: type, and how many data bytes follow
     0x80: ("note_off", 2),
@@ -139,12 +140,13 @@ def split(data: bytes, damage: Counter[str]) -> tuple[int, list[bytes]]:
     """The ticks per beat and the bytes of each track in a MIDI file. ValueError where there is no track."""
     if not data:
         raise ValueError("empty file")
-    start = data.find(HEADER, 0, MAX_LEAD)
+    in_riff = RIFF_DATA.search(data) if data[:4] == b"RIFF" else None
+    start = in_riff.end() if in_riff else data.find(HEADER)
     if start < 0 or len(data) < start + 14:
         raise ValueError("not a MIDI file (no header MThd)")
-    if data[:4] == b"RIFF" and data[8:12] == b"RMID":
+    if in_riff:
         damage["taken out of a RIFF file"] += 1
-        data = data[: start + int.from_bytes(data[start - 4 : start], "little")]
+        data = data[: start + (int.from_bytes(in_riff[1], "little") or len(data))]  # 0 where it was never filled in
     elif start:
         damage["bytes before the header are skipped"] += 1
     length, kind, count = (int.from_bytes(data[start + a : start + b], "big") for a, b in ((4, 8), (8, 10), (10, 12)))
@@ -211,9 +213,11 @@ class TrackReader:
                 name, size = MESSAGES.get(status, ("", 0))
                 if size:
                     self.running, self.interrupted = status, False
-                    yield self.now, name, message_values(status, self._data_bytes(self._take(size)))
+                    yield self.now, name, message_values(status, self._message_data(size))
                 elif status == META:
                     yield from self._meta(delta)
+                    if self.ended:
+                        break
                 else:
                     self.interrupted = True
                     yield from self._system(status, name)
@@ -221,15 +225,17 @@ class TrackReader:
             self.ended = False
         if not self.ended:
             self.damage["a track breaks off; it is read up to there"] += 1
+        elif self.at < len(self.data):
+            self.damage["bytes behind the end of a track are not read"] += 1
 
     def _number(self) -> int:
         """A number of variable length: seven bits a byte, the last of which is less than 128."""
         value = 0
-        for _ in range(MAX_NUMBER_BYTES):
+        while value <= MAX_NUMBER:
             byte = self.data[self.at]
             self.at += 1
             value = value << 7 | byte & 0x7F
-            if byte < 0x80:
+            if byte < 0x80 and value <= MAX_NUMBER:
                 return value
         raise IndexError("a number that does not end")
 
@@ -243,6 +249,12 @@ class TrackReader:
     def _status(self) -> int:
         """The next message's status byte; that of an earlier one where it has none."""
         status = self.data[self.at]
+        while REALTIME <= status < META:
+            self.at += 1
+            if not self._is_bare():
+                return status
+            self.damage["real-time bytes before a message are taken out"] += 1
+            status = self.data[self.at]
         if status < 0x80:
             if self.running:
                 if self.interrupted:
@@ -255,6 +267,34 @@ class TrackReader:
         self.at += 1
         return status
 
+    def _message_data(self, size: int) -> bytes:
+        """The data of a message. Real-time bytes within are taken out, as synthesizers do, unless what follows
+        makes sense only if they are data."""
+        data = self._take(size)
+        if data.isascii() or max(data) < REALTIME:
+            return self._data_bytes(data)
+        whole, at = bytearray(byte for byte in data if byte < REALTIME), self.at
+        while len(whole) < size and at < len(self.data):
+            if self.data[at] < REALTIME:
+                whole.append(self.data[at])
+            at += 1
+        if len(whole) < size or (self._is_event(self.at) and not self._is_event(at)):
+            return self._data_bytes(data)
+        self.at = at
+        self.damage["real-time bytes inside a message are taken out"] += 1
+        return self._data_bytes(bytes(whole))
+
+    def _is_event(self, at: int) -> bool:
+        """Whether a time and a status byte, or the track's end, are at `at`."""
+        rest = self.data[at : at + 5]
+        length = next((index for index, byte in enumerate(rest, 1) if byte < 0x80), len(rest))
+        return not rest or (at + length < len(self.data) and self.data[at + length] >= 0x80)
+
+    def _is_bare(self) -> bool:
+        """Whether a message follows that has no time of its own, since a real-time byte came between the two."""
+        size = MESSAGES.get(self.data[self.at], ("", 0))[1] if self.at < len(self.data) else 0
+        return bool(size) and not self._is_event(self.at) and self._is_event(self.at + 1 + size)
+
     def _data_bytes(self, data: bytes) -> bytes:
         """`data`, mended in the way of mido's option `clip`."""
         if data.isascii():
@@ -265,7 +305,10 @@ class TrackReader:
     def _system(self, status: int, name: str) -> Iterator[Event]:
         if status in (SYSEX, SYSEX_END):
             data = self._take(self._number()).removeprefix(bytes((SYSEX,))).removesuffix(bytes((SYSEX_END,)))
-            yield self.now, "sysex", f" {list(self._data_bytes(data))}"
+            whole = data if data.isascii() else bytes(byte for byte in data if byte < REALTIME)
+            if len(whole) < len(data):
+                self.damage["real-time bytes inside a message are taken out"] += 1
+            yield self.now, "sysex", f" {list(self._data_bytes(whole))}"
         elif name:
             yield self.now, name, ""
         else:
@@ -380,8 +423,8 @@ def parse_line(line: str) -> tuple[int, bytes]:
     if name in STATUSES:
         return message_bytes(STATUSES[name], values)
     if name == "sysex":
-        time, _, data = values.partition(" ")
-        data = byte_list(data, list, SEVEN_BITS) + bytes((SYSEX_END,))
+        time, _, listed = values.partition(" ")
+        data = byte_list(listed, list, SEVEN_BITS) + bytes((SYSEX_END,))
         return numbers(time, TICKS)[0], bytes((SYSEX,)) + variable_length(len(data)) + data
     values, _, time = values.rpartition(" ")
     kind, data = meta_bytes(name, values)

@@ -4,40 +4,27 @@ import io
 import re
 import threading
 import warnings
-import zipfile
 from functools import reduce
 from math import gcd
 from pathlib import Path
-from types import SimpleNamespace
-from urllib.parse import unquote
+from types import ModuleType, SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
-from xml.parsers import expat
 
 from clamp3.errors import Note, warn
 from clamp3.formats.abc import check_one_tune, read_abc, split_tunes, with_unit_length
+from clamp3.formats.musicxml_cleaning import MENDED, clean
+from clamp3.formats.mxl import extracted, in_its_own_encoding, root_name
 
 with warnings.catch_warnings():  # for each process that first compiles them: of strings and names of old Pythons
     warnings.simplefilter("ignore")
     from abctoolkit import abc2xml, xml2abc
-MAX_BYTES = 100 * 2**20  # of a score's XML; an orchestral movement has some 10 MB
-CONTAINER = "META-INF/container.xml"
-SCORE_EXTENSIONS = (".xml", ".musicxml")
 # The command's options -d 8 -x: unit length 1/8, no line breaks; the others at their defaults.
 OPTIONS = SimpleNamespace(
     u=None, m=0, c=0, d=8, n=0, b=0, o="", v=0, x=True, p=[], j=None, t=None, s=None, v1=None, ped=True, stm=False
 )
 # What they say when they change or leave out notes.
 CHANGED = re.compile(r"overlap|smaller then|too small|misplaced|illegal|error in|not recognized|not allowed")
-# Elements of whose values xml2abc does not expect all.
-ACCIDENTALS = ("double-flat", "flat-flat", "flat", "natural", "sharp", "sharp-sharp", "double-sharp")
-MODES = ("maj", "ion", "m", "min", "aeo", "mix", "dor", "phr", "lyd", "loc", "non")
-KNOWN = {
-    "accidental": lambda element: element.text in ACCIDENTALS,
-    "lyric": lambda element: element.get("number", "1").isdecimal(),
-    "metronome": lambda element: re.search(r"\d", element.findtext("per-minute", "")),
-    "mode": lambda element: (element.text or "").lower()[:3] in MODES,
-}
-ENDLESS_OCTAVE = re.compile(rb"octave(-change)?\s*>\s*[+-]?\d{3}")  # ABC writes a sign for each octave
 STRAY_LINE_END = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # a new line for some readers, not for others
 LOCK = threading.Lock()  # both converters keep what they work on in global variables
 
@@ -48,23 +35,26 @@ LOCK = threading.Lock()  # both converters keep what they work on in global vari
 def musicxml_to_abc(source: bytes | str | Path, note: Note = warn) -> str:
     """The standard ABC of a MusicXML file, given as its bytes or its path: .xml, .musicxml or .mxl, by its content.
 
-    It may hold measures in parts or parts in measures. Unit length 1/8, no line breaks. Raises ValueError for what is
-    not MusicXML, is damaged, has no notes, or would fill the memory, and OSError where the path cannot be read.
+    It may hold measures in parts or parts in measures. Unit length 1/8, no line breaks. What the converter cannot
+    read and the notes do not need is left out, with a remark. Raises ValueError for what is not MusicXML, is damaged,
+    has no notes, or would fill the memory, and OSError where the path cannot be read.
     """
-    score = _partwise(extracted(source if isinstance(source, bytes) else Path(source).read_bytes(), note))
-    if ENDLESS_OCTAVE.search(score):
-        raise ValueError("it has an octave of three digits or more")
+    data = extracted(source if isinstance(source, bytes) else Path(source).read_bytes(), note)
+    score = _partwise(in_its_own_encoding(data, note))
+    tree = ElementTree.fromstring(score)
+    before = ElementTree.tostring(tree)
+    changed = clean(tree)
+    after = ElementTree.tostring(tree)
     try:
-        abc, said = _written(score)
+        abc, said = _written(score if after == before else after)
     except Exception as error:  # of any kind, wherever the converter meets what it does not expect
-        lesser, removed = _without_oddities(score)
-        try:
-            abc, said = _written(lesser)
-        except Exception:
-            raise ValueError(f"cannot be converted to ABC: {type(error).__name__}: {error}") from error
-        note(f"read without {removed}")
+        raise ValueError(f"cannot be converted to ABC: {type(error).__name__}: {error}") from error
     if not abc:
         raise ValueError("no notes")
+    if removed := changed - MENDED:
+        note(f"read without {', '.join(sorted(removed))}")
+    if mended := changed & MENDED:
+        note(f"mended: {', '.join(sorted(mended))}")
     _note_changes(said, note)
     return STRAY_LINE_END.sub(" ", abc)
 
@@ -75,16 +65,50 @@ def _written(score: bytes) -> tuple[str, list[str]]:
         said = _listen(xml2abc)
         xml2abc.abcOut = output = xml2abc.ABCoutput("", "", 0, OPTIONS)
         output.outfile = io.StringIO()
-        xml2abc.Parser(OPTIONS).parse(io.BytesIO(score))
+        _Parser(OPTIONS).parse(io.BytesIO(score))
         return output.outfile.getvalue(), said
+
+
+class _Parser(xml2abc.Parser):
+    """xml2abc's parser, with directions that stay in their part, closed grace notes and ties of the right pitch."""
+
+    def locStaffMap(self, part: ElementTree.Element, measures: list[ElementTree.Element]) -> None:
+        """Begin a part: what an earlier one left open is not of this one."""
+        super().locStaffMap(part, measures)
+        self.dirStk: dict[str, tuple] = {}
+        self.tied: dict[tuple[int, str], str | None] = {}  # (voice, pitch in ABC) -> alter of the note that is tied
+        if getattr(self, "pedVce", None) not in self.msc.vnums:
+            self.pedVce: int | None = None
+        self.ingrace = 0
+        part_end = measures[-1] if measures else part
+        last = [note for note in part.iterfind("measure/note")][-1:]
+        if last and last[0].find("grace") is not None and last[0].find("chord") is None:
+            rest = ElementTree.SubElement(part_end, "note")  # of no length: it closes the brace
+            ElementTree.SubElement(rest, "rest")
+            ElementTree.SubElement(rest, "voice").text = last[0].findtext("voice", "1")
+            ElementTree.SubElement(rest, "duration").text = "0"
+
+    def ntAbc(self, step: str, octave: int, note: ElementTree.Element, voice: int, record: Any, is_tab: bool) -> str:
+        """A note's pitch; that at the end of a tie without accidental only where the same pitch began it."""
+        place = voice, xml2abc.addoct(step, octave)
+        kinds = [tie.get("type") for tie in note.findall("tie") + note.findall("notations/tied")]
+        alter = note.findtext("pitch/alter")
+        begun = place in self.tied and self.tied.pop(place) == alter
+        if "start" in kinds:
+            self.tied[place] = alter
+        if "stop" not in kinds or begun:
+            return super().ntAbc(step, octave, note, voice, record, is_tab)
+        untied = ElementTree.Element("note")
+        untied.extend(child for child in note if child.tag in ("pitch", "accidental", "unpitched"))
+        return super().ntAbc(step, octave, untied, voice, record, is_tab)
 
 
 def _partwise(score: bytes) -> bytes:
     """`score` with its measures in parts: as it is, or regrouped where it has parts in measures. Raises ValueError."""
-    if (name := _root(score)) == "score-partwise":
+    if (kind := root_name(score)) == "score-partwise":
         return score
-    if name != "score-timewise":
-        raise ValueError(f"not MusicXML: its root is <{name}>")
+    if kind != "score-timewise":
+        raise ValueError(f"not MusicXML: its root is <{kind}>")
     root = ElementTree.fromstring(score)
     root.tag = "score-partwise"
     named = [*root.iterfind("part-list/score-part"), *root.iterfind("measure/part")]
@@ -98,84 +122,6 @@ def _partwise(score: bytes) -> bytes:
                     regrouped.extend(there)
     root.extend(parts.values())
     return ElementTree.tostring(root)
-
-
-def _without_oddities(score: bytes) -> tuple[bytes, str]:
-    """`score` without what is allowed but stops xml2abc, and the names of what was taken out."""
-    tree = ElementTree.fromstring(score)
-    removed = set()
-    for parent in tree.iter():
-        for child in list(parent):
-            odd = child.tag in KNOWN and not KNOWN[child.tag](child)
-            if odd and child.tag == "lyric":
-                child.attrib.pop("number")
-            elif odd:
-                parent.remove(child)
-            if odd:
-                removed.add(child.tag)
-    return ElementTree.tostring(tree), ", ".join(sorted(removed))
-
-
-def extracted(data: bytes, note: Note = warn) -> bytes:
-    """The XML in `data`: that of the score if it is a zip archive (.mxl), else `data`. Raises ValueError."""
-    if not data:
-        raise ValueError("empty file")
-    if not data.startswith(b"PK"):
-        return data
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(_score_name(archive, note)) as file:
-            score = file.read(MAX_BYTES + 1)  # whatever the archive says about its size
-    except (OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
-        raise ValueError(f"not a whole .mxl archive: {error}") from error
-    except Exception as error:  # of the decompressors: zlib.error, LZMAError, struct.error, …
-        raise ValueError(f"not a whole .mxl archive: {type(error).__name__}: {error}") from error
-    return score
-
-
-def _score_name(archive: zipfile.ZipFile, note: Note) -> str:
-    """The name of the score in `archive`: its container's first root file."""
-    names = archive.namelist()
-    if CONTAINER not in names:
-        scores = [name for name in names if name.lower().endswith(SCORE_EXTENSIONS)]
-        if len(scores) != 1:
-            raise zipfile.BadZipFile(f"it has no {CONTAINER}")
-        note(f"no {CONTAINER}: its only score was read")
-        return scores[0]
-    with archive.open(CONTAINER) as file:
-        container = file.read(2**20)
-    _root(container)
-    root_files = ElementTree.fromstring(container).iterfind(".//{*}rootfile")
-    name = next((file.get("full-path") for file in root_files), None)
-    if name is None:
-        raise zipfile.BadZipFile(f"its {CONTAINER} names no score")
-    return name if name in names else unquote(name)
-
-
-def _root(data: bytes) -> str:
-    """The name of the root of `data`, if it is XML that is safe to parse; ValueError if not.
-
-    An entity can stand for gigabytes, or for a file of this machine: a document that declares any is refused.
-    """
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"more than {MAX_BYTES >> 20} MB of XML")
-    parser = expat.ParserCreate()
-    root = None
-
-    def refuse(*_):
-        raise ValueError("declares XML entities, which are refused, for they could fill the memory")
-
-    def note_root(name, _attributes):
-        nonlocal root
-        root = name.rpartition(":")[2]
-        parser.StartElementHandler = None
-
-    parser.EntityDeclHandler = refuse
-    parser.StartElementHandler = note_root
-    try:
-        parser.Parse(data, True)
-    except (expat.ExpatError, LookupError) as error:  # LookupError: of an encoding that there is not
-        raise ValueError(f"not whole XML: {error}") from None
-    return root
 
 
 # ---------- ABC -> MusicXML ----------
@@ -208,12 +154,12 @@ class _Builder(abc2xml.MusicXml):
 
     DIVISIONS = 8 * 2520  # of a quarter; with abc2xml's own 2520 a dotted 64th, or one in a tuplet, is no whole number
 
-    def reset(self, *options) -> None:
+    def reset(self, *options: Any) -> None:
         super().reset(*options)
         self.divisions = self.DIVISIONS
         self.usrSyms = dict(self.uSyms)  # else the symbols that a tune defines would hold for the next
 
-    def mkPitch(self, accidental, note, octave, level):
+    def mkPitch(self, accidental: str, note: str, octave: int, level: Any) -> Any:
         """The pitch of a note: where it has an accidental of its own, that and no other that a tie brings along."""
         tied = self.ties.get((note, octave))
         if accidental and tied and self.alterTab[accidental] != tied[0]:
@@ -229,10 +175,10 @@ def abc_file_to_musicxml(path: Path, note: Note = warn) -> list[str]:
 # ---------- the converters' remarks ----------
 
 
-def _listen(converter) -> list[str]:
+def _listen(converter: ModuleType) -> list[str]:
     """What `converter` is going to say, which would else go to the terminal."""
     said: list[str] = []
-    converter.info = lambda text, warn=1: said.append(text)
+    converter.info = lambda text, warn=1: said.append(text)  # type: ignore[attr-defined]
     return said
 
 

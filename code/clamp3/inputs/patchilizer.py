@@ -1,6 +1,7 @@
 """Symbolic text <-> patches: a bar of ABC, or a run of MIDI messages (MTF), is one patch of at most 64 characters."""
 
 import re
+from typing import Any, TypeVar
 
 import numpy as np
 from unidecode import unidecode
@@ -12,14 +13,15 @@ PAD_ID, BOS_ID, EOS_ID, MASK_ID = 0, 1, 2, 3
 VOCAB_SIZE = 128  # ASCII
 BARLINES = re.compile(r"(\|:|::|:\||\[\||\|\||\|\]|\|)")
 FIELD = re.compile(r"[A-Za-z]:|%%")
+Cropped = TypeVar("Cropped", bound=Any)  # a sequence: a list or an array
 
 
-def crop(sequence, max_length: int, rng: np.random.Generator | None = None):
+def crop(sequence: Cropped, max_length: int, rng: np.random.Generator | None = None) -> Cropped:
     """`sequence` cut to `max_length`: its head, or with `rng` (training) its head, its tail or a window between."""
     if len(sequence) <= max_length:
         return sequence
     last_start = len(sequence) - max_length
-    start = 0 if rng is None else rng.choice([0, last_start, rng.integers(1, last_start, endpoint=True)])
+    start = 0 if rng is None else rng.choice(np.array([0, last_start, rng.integers(1, last_start, endpoint=True)]))
     return sequence[start : start + max_length]
 
 

@@ -1,3 +1,5 @@
+"""Sequences longer than a tower takes -> segments, and segments -> padded batches."""
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 

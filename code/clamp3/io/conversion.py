@@ -9,8 +9,8 @@ from typing import Protocol
 
 from clamp3.errors import Note
 from clamp3.io.files import atomic_write
-from clamp3.io.folders import Job, Outcome, one_piece, plan, report, tally
-from clamp3.io.reports import describe_error
+from clamp3.io.folders import Job, Outcome, one_piece, plan, save_report, tally
+from clamp3.io.reports import Report, describe_error
 from clamp3.io.workers import TIME_LIMIT, in_processes
 
 
@@ -30,21 +30,21 @@ def convert_folder(
     workers: int | None = None,
     time_limit: float = TIME_LIMIT,
     strict: bool = False,
-) -> int:
-    """Write what `convert` makes of each input under `input_dir`, as `plan` mirrors it. Returns the exit code.
+    progress: bool = False,
+) -> Report:
+    """Write what `convert` makes of each input under `input_dir`, as `plan` mirrors it; `progress` shows a bar.
 
     `convert` runs in `workers` processes (by default one for each core), so it must be a module's function (or a
     partial of one). It returns the output, or a list of one for each piece. It raises ValueError or OSError for an
     input that has no output; one on which it takes more than `time_limit` seconds, or that ends its process, counts as
-    failed too. What it notes goes into the report; with `strict` that is a failure.
+    failed too. What it notes goes into the report; with `strict` that is a failure. Raises UserError as `plan`.
     """
     start = time.perf_counter()
     todo = plan(input_dir, output_dir, extensions, target_extension, count_pieces)
     jobs = sorted(todo.jobs, key=lambda job: -job.size)  # so that no long one is left for the end
     with contextlib.closing(in_processes(partial(_convert, convert, strict), jobs, workers, time_limit)) as outcomes:
-        done = tally(outcomes, len(jobs))
-    report(output_dir, todo, done, time.perf_counter() - start)
-    return 1 if todo.failures or done.failures else 0
+        done = tally(outcomes, len(jobs), progress)
+    return save_report(output_dir, todo, done, time.perf_counter() - start)
 
 
 def _convert(convert: Convert, strict: bool, job: Job) -> Outcome:

@@ -5,15 +5,20 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from clamp3.errors import UserError
-from clamp3.io.files import PARTIAL_EXTENSION, is_orphan
-from clamp3.io.reports import FileIssue, _load_issues, _save_issues, show
+from clamp3.io.files import PARTIAL_EXTENSION, remove_if_orphan, special_kind
+from clamp3.io.reports import FileIssue, Report, describe_error, load_issues, printable, save_issues
 
 FAILURES_FILE = "failures.jsonl"
 WARNINGS_FILE = "warnings.jsonl"
+LINKS = "links to folders"  # those that lead to a folder that is read anyway
+# What systems and their file managers put into every folder; hidden folders and ._* of macOS are such, too.
+JUNK_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+JUNK_FOLDERS = {"__macosx", "$recycle.bin", "system volume information", "lost+found", "@eadir"}
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,9 @@ class Plan:
 
     jobs: list[Job] = field(default_factory=list)
     already_done: int = 0
-    ignored: Counter = field(default_factory=Counter)  # files of other kinds, by extension
+    ignored: Counter[str] = field(default_factory=Counter)  # files of other kinds, by extension
     failures: list[FileIssue] = field(default_factory=list)  # folders that cannot be listed
+    special: list[FileIssue] = field(default_factory=list)  # FIFOs, devices and sockets
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Outcome:
     job: Job
     failure: str | None = None
     warnings: tuple[str, ...] = ()
-    content: str | None = None  # what was read, of a job without outputs
+    content: Any = None  # what was read, of a job without outputs
 
 
 @dataclass
@@ -70,12 +76,14 @@ def plan(
     extensions: Collection[str],
     target_extension: str,
     count_pieces: Callable[[Path], int] = one_piece,
+    redo_changed: bool = False,
 ) -> Plan:
     """Find the files under `input_dir` whose extension, in any letter case, is one of `extensions`.
 
     A file of several pieces, as `count_pieces` says, has as many outputs, numbered (name_01, name_02, …). Inputs whose
-    outputs are there are left out; what killed runs left behind is removed. Raises UserError where there is no such
-    folder or file, and, before anything is written, where two inputs would have one output.
+    outputs exist are left out, unless `redo_changed` and they are older than the input; what killed runs left behind
+    is removed. Raises UserError where there is no such folder or file, and, before anything is written, where two
+    inputs would have the same output.
     """
     if not input_dir.is_dir():
         raise UserError(f"there is no folder {input_dir}")
@@ -88,21 +96,22 @@ def plan(
     jobs, clashes = [], []
     for source in walk(input_dir, result, output_dir):
         if source.suffix.lower() not in extensions:
-            if source.name not in (FAILURES_FILE, WARNINGS_FILE):
+            if source.name not in (FAILURES_FILE, WARNINGS_FILE) and not source.name.startswith("."):
                 result.ignored[source.suffix.lower() or "without extension"] += 1
             continue
         mirrored = output_dir / source.relative_to(input_dir)
         job = Job(source, tuple(_targets(mirrored, count_pieces(source), target_extension)), _size(source))
-        clashes += [f"  {owners[target]} and {source} -> {target}" for target in job.targets if target in owners]
+        clashes += [_clash(owners[target], source, target) for target in job.targets if target in owners]
         owners |= dict.fromkeys(job.targets, source)
         jobs.append(job)
     if clashes:
         raise UserError("two inputs would have one output; rename one of each pair:\n" + "\n".join(clashes))
-    if not jobs and not result.failures:
+    result.special = special_inputs(result, extensions)
+    if not jobs and not result.failures and not result.special:
         raise UserError(f"there is no {' '.join(sorted(extensions))} file under {input_dir}")
 
     done = _outputs(output_dir)
-    result.jobs = [job for job in jobs if not done.issuperset(job.targets)]
+    result.jobs = [job for job in jobs if not done.issuperset(job.targets) or (redo_changed and _has_changed(job))]
     result.already_done = len(jobs) - len(result.jobs)
     return result
 
@@ -117,30 +126,111 @@ def _targets(mirrored: Path, pieces: int, extension: str) -> Iterator[Path]:
         yield mirrored.with_name(f"{mirrored.stem}_{number:0{digits}}{extension}")
 
 
+def _has_changed(job: Job) -> bool:
+    """Whether the input is newer than an output."""
+    try:
+        return job.source.stat().st_mtime_ns > min(target.stat().st_mtime_ns for target in job.targets)
+    except OSError:  # which will be named when it is tried
+        return True
+
+
+def _clash(first: Path, second: Path, target: Path) -> str:
+    return "  {} and {} -> {}".format(*(printable(str(path)) for path in (first, second, target)))
+
+
 def walk(folder: Path, result: Plan, excluded: Path | None = None) -> Iterator[Path]:
-    """All files under `folder`, in a fixed order, but those under `excluded`; `result` notes what is passed over."""
+    """All files under `folder`, in a fixed order, but those under `excluded`; `result` notes what is passed over.
 
-    def note(error: OSError) -> None:
-        result.failures.append(FileIssue(str(error.filename), f"the folder cannot be listed: {error.strerror}"))
+    Links to files are files, and each folder is read once: under its own path if it lies under `folder`, else under
+    that of the first link to it. Links that lead back up are not followed. Junk is passed over in silence. What has
+    no end or no content (FIFOs, devices, sockets) is noted.
+    """
+    seen = {_identity(path) for path in (*folder.resolve().parents, *([excluded] if excluded else []))}
+    waiting: list[Path] = [folder]
+    links: list[Path] = []
+    while waiting or links:
+        # Real folders first, in the order of their paths; then what links lead to.
+        parent = waiting.pop() if waiting else links.pop(0)
+        identity = _identity(parent)
+        if identity is not None and identity in seen:
+            result.ignored[LINKS] += parent.is_symlink()
+            continue
+        seen.add(identity)
+        files, folders, linked = _listed(parent, result)
+        waiting += reversed(folders)
+        links += linked
+        yield from files
 
-    excluded = excluded and excluded.resolve()
-    for parent, folders, names in os.walk(folder, onerror=note):
-        folders[:] = sorted(name for name in folders if Path(parent, name).resolve() != excluded)
-        linked = sum(Path(parent, name).is_symlink() for name in folders)  # which os.walk does not enter
-        if linked:
-            result.ignored["links to folders"] += linked
-        yield from (Path(parent, name) for name in sorted(names))
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What is the same for all paths of a file or folder; None where it cannot be reached."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _listed(folder: Path, result: Plan) -> tuple[list[Path], list[Path], list[Path]]:
+    """The files, the folders and the links to folders in `folder`, sorted; `result` notes what is passed over."""
+    files: list[Path] = []
+    folders: list[Path] = []
+    links: list[Path] = []
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        result.failures.append(FileIssue(str(folder), f"the folder cannot be listed: {error.strerror}"))
+        return files, folders, links
+    for entry in found:
+        path = Path(folder, entry.name)
+        if _is(entry, "is_dir"):
+            if not entry.name.startswith(".") and entry.name.lower() not in JUNK_FOLDERS:
+                (links if entry.is_symlink() else folders).append(path)
+        elif entry.name.startswith("._") or entry.name.lower() in JUNK_FILES:
+            continue
+        elif not _is(entry, "is_file") and (kind := _special(path)):
+            result.special.append(FileIssue(str(path), f"passed over: {kind}, not a file"))
+        else:  # a link that leads nowhere too: its name may be an input's
+            files.append(path)
+    return files, folders, links
+
+
+def _is(entry: os.DirEntry[str], question: str) -> bool:
+    """`entry.is_dir()` or `entry.is_file()`; False for a link that leads nowhere or to itself."""
+    try:
+        return bool(getattr(entry, question)())
+    except OSError:
+        return False
+
+
+def _special(path: Path) -> str | None:
+    """As `special_kind`, by path; None where there is nothing."""
+    try:
+        return special_kind(path.stat().st_mode)
+    except OSError:
+        return None
+
+
+def refuse_special(path: Path) -> None:
+    """Raise UserError for a FIFO, a device or a socket, which could be read without an end."""
+    if kind := _special(path):
+        raise UserError(f"{path} is {kind}, not a file")
+
+
+def special_inputs(found: Plan, extensions: Collection[str]) -> list[FileIssue]:
+    """Those FIFOs, devices and sockets that `walk` has noted in `found` whose extension is an input's."""
+    return [issue for issue in found.special if Path(issue.file).suffix.lower() in extensions]
 
 
 def _outputs(output_dir: Path) -> set[Path]:
-    """All files under `output_dir`, once the partial ones that killed processes of this machine left are removed."""
+    """All files under `output_dir`, once the partial ones that killed processes left are removed."""
     outputs = set()
     for parent, _, names in os.walk(output_dir):
         for name in names:
             path = Path(parent, name)
-            if path.suffix == PARTIAL_EXTENSION:
-                if is_orphan(path):
-                    path.unlink(missing_ok=True)
+            if path.suffix == PARTIAL_EXTENSION and name.startswith("."):
+                remove_if_orphan(path)
             else:
                 outputs.add(path)
     return outputs
@@ -161,35 +251,35 @@ def share(jobs: list[Job], processes: int, rank: int) -> list[Job]:
     return [job for index, job in enumerate(ordered) if to_and_fro[index % len(to_and_fro)] == rank]
 
 
-def tally(outcomes: Iterable[Outcome], total: int, show: bool = True) -> Tally:
-    """Count `outcomes` as they come in, with a progress bar."""
+def tally(outcomes: Iterable[Outcome], total: int, progress: bool = False) -> Tally:
+    """Count `outcomes` as they come in; `progress` shows a bar."""
     result = Tally()
-    with tqdm(total=total, unit="file", delay=1, disable=not show) as progress:
+    with tqdm(total=total, unit="file", delay=1, disable=not progress) as bar:
         for outcome in outcomes:
             if outcome.failure is None:
                 result.written += 1
             else:
                 result.failures.append(FileIssue(str(outcome.job.source), outcome.failure))
             result.warnings += [FileIssue(str(outcome.job.source), warning) for warning in outcome.warnings]
-            progress.update()
+            bar.update()
     return result
 
 
-def report(output_dir: Path, todo: Plan, done: Tally, seconds: float) -> None:
-    """Print what a run did, and write its failures and warnings into OUTPUT_DIR.
+def save_report(output_dir: Path, todo: Plan, done: Tally, seconds: float) -> Report:
+    """What a run did; its failures and warnings are written into OUTPUT_DIR.
 
-    failures.jsonl holds those of this run alone, since a failed input is tried again by each run; warnings.jsonl also
-    holds those of earlier runs on inputs that this one left as they were.
+    failures.jsonl holds those of this run alone, since each run tries a failed input again; warnings.jsonl also holds
+    those of earlier runs on inputs that this one left as they were.
     """
     failures = sorted(todo.failures + done.failures, key=lambda failure: failure.file)
-    rate = f" in {seconds:.1f} s ({done.written / seconds:.1f} files/s)" if done.written else ""
-    print(f"{done.written} written{rate}, {todo.already_done} already there, {len(failures)} failed -> {output_dir}")
-    if todo.ignored:
-        kinds = ", ".join(f"{count} {extension}" for extension, count in todo.ignored.most_common())
-        print(f"left aside, for this command does not take them: {kinds}")
-    tried = {str(job.source) for job in todo.jobs}
-    earlier = [remark for remark in _load_issues(output_dir / WARNINGS_FILE) if remark.file not in tried]
-    _save_issues(output_dir / WARNINGS_FILE, earlier + done.warnings)
-    _save_issues(output_dir / FAILURES_FILE, failures)
-    show(f"damaged, but read (all of them in {output_dir / WARNINGS_FILE})", done.warnings)
-    show(f"failed (all of them in {output_dir / FAILURES_FILE})", failures)
+    tried = {str(job.source) for job in todo.jobs} | {issue.file for issue in todo.special}
+    earlier = [issue for issue in load_issues(output_dir / WARNINGS_FILE) if issue.file not in tried]
+    lists = {WARNINGS_FILE: earlier + todo.special + done.warnings, FAILURES_FILE: failures}
+    for name, issues in lists.items():
+        try:
+            save_issues(output_dir / name, issues)
+        except OSError as error:  # the report itself must survive what it reports, such as a full disk
+            failures.append(FileIssue(str(output_dir / name), describe_error(error)))
+    return Report(
+        output_dir, seconds, done.written, todo.already_done, todo.ignored, failures, done.warnings, todo.special
+    )

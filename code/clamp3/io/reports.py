@@ -1,25 +1,42 @@
+"""What happened to single files: issues and their reasons, the report of a run, and names that are safe to show."""
+
 import json
-from dataclasses import asdict, dataclass
+import unicodedata
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from clamp3.errors import RepairWarning
 from clamp3.io.files import atomic_write
 
-SHOWN_REMARKS = 20
-
 
 @dataclass(frozen=True)
 class FileIssue:
-    """An input, and why it has no output or what had to be mended to read it."""
+    """An input, and why it has no output or what had to be repaired to read it."""
 
     file: str
     reason: str
 
 
-# ---------- the report ----------
+@dataclass
+class Report:
+    """What a run over a folder has done."""
+
+    output_dir: Path
+    seconds: float
+    written: int = 0  # inputs
+    already_done: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)  # files of other kinds, by extension
+    failures: list[FileIssue] = field(default_factory=list)
+    warnings: list[FileIssue] = field(default_factory=list)
+    skipped: list[FileIssue] = field(default_factory=list)  # FIFOs, devices and sockets that are named like inputs
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.failures else 0
 
 
-def describe_error(error: BaseException) -> str:
+def describe_error(error: BaseException | None) -> str:
     """What `error` says, in one line."""
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read or written: {error.strerror}"
@@ -29,36 +46,35 @@ def describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _load_issues(path: Path) -> list[FileIssue]:
-    """Those of an earlier run, if there was one."""
+def load_issues(path: Path) -> list[FileIssue]:
+    """Those that an earlier run has saved, if there was one."""
     try:
         return [FileIssue(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, TypeError):
         return []
 
 
-def _save_issues(path: Path, remarks: list[FileIssue]) -> None:
-    """Write `remarks` in place of those of the last run."""
-    if not remarks:
+def save_issues(path: Path, issues: list[FileIssue]) -> None:
+    """Write `issues` as JSON lines in place of those of the last run; no file if there are none."""
+    if not issues:
         path.unlink(missing_ok=True)
         return
     with atomic_write(path) as file:
-        file.writelines(json.dumps(asdict(remark)).encode() + b"\n" for remark in remarks)
+        file.writelines(json.dumps(asdict(issue)).encode() + b"\n" for issue in issues)
 
 
-def show(title: str, remarks: list[FileIssue], most: int | None = SHOWN_REMARKS) -> None:
-    """Print `remarks` as a table, the first ones or, where `most` is None, all."""
-    if not remarks:
-        return
-    print(f"{title}:")
-    shown = [(printable(remark.file), remark.reason) for remark in remarks[:most]]
-    width = max(len(file) for file, _ in shown)
-    for file, why in shown:
-        print(f"  {file:{width}}  {why}")
-    if len(remarks) > len(shown):
-        print(f"  … and {len(remarks) - len(shown)} more")
+def printable(text: str) -> str:
+    """`text`, such as a file name, in one line that is safe on any terminal: what could steer one becomes an escape.
+
+    That is line ends, control and format characters (right-to-left marks too), and bytes that are not text.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or unicodedata.category(character) == "Zs" else _escaped(character)
+        for character in text
+    )
 
 
-def printable(name: str) -> str:
-    """A file name that any terminal can take: bytes that are not text become escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -1,3 +1,5 @@
+"""CSV files that users write: pairs, labels, metadata."""
+
 import csv
 from pathlib import Path
 

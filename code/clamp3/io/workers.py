@@ -1,7 +1,4 @@
-"""Folders of raw files -> mirrored folders of what the models take: the work of preprocessing/abc and /midi.
-
-Files are converted one at a time in worker processes, so that one that crashes or hangs a converter is one failure.
-"""
+"""Jobs in worker processes, one at a time in each, so that a file that crashes or hangs a converter is one failure."""
 
 import contextlib
 import math
@@ -11,10 +8,10 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from multiprocessing import connection
 
-from clamp3.io.files import partial_name
+from clamp3.io.files import remove_orphans
 from clamp3.io.folders import Job, Outcome
 
 
@@ -29,14 +26,14 @@ MAX_WAIT = 3600  # seconds without news from any process, before looking again
 
 def in_processes(
     task: Callable[[Job], Outcome], jobs: list[Job], workers: int | None, time_limit: float
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """The outcomes of all `jobs`, in the order in which they end; what ends or holds up a process is a failure."""
     waiting = deque(jobs)
     pool = [_Worker(task) for _ in range(min(workers or cores(), len(jobs)))]
     try:
         while pool:
-            patience = min(worker.deadline for worker in pool) - time.monotonic()
-            ready = connection.wait([worker.pipe for worker in pool], min(max(patience, 0), MAX_WAIT))
+            remaining = min(worker.deadline for worker in pool) - time.monotonic()
+            ready = connection.wait([worker.pipe for worker in pool], min(max(remaining, 0), MAX_WAIT))
             for worker in tuple(pool):
                 if worker.pipe in ready:
                     outcome = worker.outcome()
@@ -99,8 +96,8 @@ class _Worker:
         self.pipe.close()
         if self.job is None:
             return None
-        for target in self.job.targets:
-            target.with_name(partial_name(self.process.pid)).unlink(missing_ok=True)
+        for folder in {target.parent for target in self.job.targets}:
+            remove_orphans(folder)
         return Outcome(self.job, why)
 
 
@@ -129,5 +126,7 @@ def _work(task: Callable[[Job], Outcome], pipe: connection.Connection) -> None:
 
 def _end_with_parent() -> None:
     """Wait in a thread for the end of the parent process, which may be a sudden one, and end this one."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker process
+    parent.join()
     os._exit(1)

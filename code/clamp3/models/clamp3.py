@@ -4,15 +4,16 @@ Parameter names are those of the released checkpoints.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoModel, BertModel
+from transformers import BertModel
 
 from clamp3.modalities import AUDIO, MODALITIES, SYMBOLIC, TEXT
 from clamp3.models.layers import bert_config, encode, masked_mean
 from clamp3.models.losses import ClipLoss
 from clamp3.models.m3 import M3PatchEncoder
-from clamp3.models.text import text_config
+from clamp3.models.text import build_text_model
 from clamp3.sizes import ModelSizes
 
 
@@ -24,7 +25,7 @@ class CLaMP3Model(nn.Module):
 
     def __init__(self, sizes: ModelSizes):
         super().__init__()
-        self.text_model = AutoModel.from_config(text_config(sizes.text_model_name))
+        self.text_model = build_text_model(sizes)
         self.text_proj = nn.Linear(self.text_model.config.hidden_size, sizes.clamp3_hidden_size)
         self.symbolic_model = M3PatchEncoder(sizes)
         self.symbolic_proj = nn.Linear(sizes.m3_hidden_size, sizes.clamp3_hidden_size)
@@ -43,7 +44,7 @@ class CLaMP3Model(nn.Module):
         row = MODALITIES[modality]
         tower = getattr(self, row.tower)
         output = encode(tower, masks, **{row.input_name: inputs}) if row.input_name else tower(inputs, masks)
-        hidden_states = output.last_hidden_state
+        hidden_states: Any = output.last_hidden_state
         return getattr(self, row.projection)(masked_mean(hidden_states, masks)) if get_global else hidden_states
 
     def get_text_features(self, inputs: Tensor, masks: Tensor, get_global: bool = False) -> Tensor:

@@ -1,6 +1,9 @@
-from collections.abc import Iterable, Sequence
+"""What the towers share: transformer layers that skip padding, means over positions, and how training runs layers."""
+
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +13,7 @@ from transformers import BertConfig, BertModel, RobertaModel, XLMRobertaModel
 from transformers.modeling_outputs import BaseModelOutput
 
 HEAD_SIZE = 64
+PACKABLE = (BertModel, RobertaModel, XLMRobertaModel)  # whose layers `encode` runs on packed positions
 FLASH_CAPABILITY, FLASH_HEAD_SIZE = (8, 0), 256  # what FlashAttention needs of a GPU, and how wide its heads may be
 
 
@@ -39,32 +43,38 @@ def masked_mean(hidden_states: Tensor, masks: Tensor) -> Tensor:
 
 
 class GatherUniqueRows(torch.autograd.Function):
-    """Some rows of (rows, hidden), none of them twice: gradients are copied back, where indexing would add them up."""
+    """Selected rows of (rows, hidden), none of them twice: `backward` can copy gradients, where indexing adds them."""
 
     @staticmethod
-    def forward(context, rows: Tensor, chosen: Tensor) -> Tensor:
+    def forward(context: Any, rows: Tensor, chosen: Tensor) -> Tensor:
         context.save_for_backward(chosen)
         context.shape = rows.shape
         return rows.index_select(0, chosen)
 
     @staticmethod
-    def backward(context, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient.new_zeros(context.shape).index_copy_(0, context.saved_tensors[0], gradient), None
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the real positions of a batch (batch, length) are: packed tensors hold these alone, item after item."""
+    """The unmasked positions of a padded batch (batch, length).
+
+    Packed tensors (positions, …) hold these alone, item after item, so that layers do no work on padding.
+    """
 
     shape: tuple[int, int]
-    real: Tensor | None = None  # (positions,): their numbers in the padded batch; None where nothing is padding
-    attended: Tensor | None = None  # (batch, 1, 1, length): by every head and every query
-    starts: Tensor | None = None  # (batch + 1,): where each item begins among the packed, and where the last one ends
-    longest: int = 0  # item's length
+    real: Tensor | None = None  # (positions,): indices into the flattened padded batch; None without padding
+    attended: Tensor | None = None  # (batch, 1, 1, length): attention mask for all heads and queries
+    starts: Tensor | None = None  # (batch + 1,): offsets of the items among packed positions, and the end
+    longest: int = 0  # length of the longest item
 
     @classmethod
     def of(cls, masks: Tensor, device: torch.device) -> "Packing":
-        """For tensors on `device`, by masks (batch, length); where these are on the CPU, nothing waits for it."""
+        """The packing that `masks` (batch, length) describe, for tensors on `device`.
+
+        With masks on the CPU, nothing has to wait for the device.
+        """
         shape = (masks.shape[0], masks.shape[1])
         if masks.all():
             return cls(shape)
@@ -93,7 +103,7 @@ class Packing:
     def attend(self, projected: Sequence[Tensor], num_heads: int, dropout: nn.Dropout, is_causal: bool) -> Tensor:
         """Multi-head self-attention of packed positions (positions, hidden), each within its own item.
 
-        `projected` holds queries, keys and values. Causal attention takes it that padding comes last in an item.
+        `projected` holds queries, keys and values. Causal attention relies on padding being at the end of an item.
         """
         dropout_p = dropout.p if dropout.training else 0.0
         if self.real is not None and _attends_packed(projected[0], num_heads):
@@ -102,14 +112,14 @@ class Packing:
             return torch.ops.aten._flash_attention_forward(*heads, *items, dropout_p, is_causal, False)[0].flatten(1)
         heads = [self.unpack(part).unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in projected]
         attended = None if is_causal else self.attended
-        context = F.scaled_dot_product_attention(*heads, attended, dropout_p, is_causal)
+        context = F.scaled_dot_product_attention(*heads, attended, dropout_p, is_causal)  # type: ignore[call-arg]
         return self.pack(context.transpose(1, 2).flatten(2))
 
 
 def _attends_packed(projected: Tensor, num_heads: int) -> bool:
-    """Whether there is a kernel for items of different lengths: FlashAttention's, for NVIDIA's GPUs in half precision.
+    """Whether FlashAttention can attend within packed items: on NVIDIA GPUs, in half precision.
 
-    It has no public name that drops out, but for nested tensors, which take longer to prepare than they save.
+    The only public interface to it that supports dropout is nested tensors, which cost more to prepare than they save.
     `torch.backends.cuda.enable_flash_sdp(False)` turns it off.
     """
     if not projected.is_cuda or torch.version.hip or not torch.backends.cuda.flash_sdp_enabled():
@@ -125,15 +135,15 @@ def _attends_packed(projected: Tensor, num_heads: int) -> bool:
 
 
 def is_packable(tower: nn.Module) -> bool:
-    """Whether `encode` knows the layers of `tower`, so that they see real positions alone."""
-    return isinstance(tower, BertModel | RobertaModel | XLMRobertaModel)
+    """Whether `encode` can run the layers of `tower` on packed positions: those of BERT and RoBERTa."""
+    return isinstance(tower, PACKABLE)
 
 
-def encode(tower: nn.Module, masks: Tensor, **inputs: Tensor) -> BaseModelOutput:
-    """What `tower` makes of `input_ids` or `inputs_embeds`: hidden states (batch, length, hidden), zero where masked.
+def encode(tower: Any, masks: Tensor, **inputs: Tensor) -> BaseModelOutput:
+    """The hidden states (batch, length, hidden) of `input_ids` or `inputs_embeds`.
 
-    The same as the tower's own `forward`, but a BERT's layers see real positions alone: padding costs nothing there.
-    Inputs and masks (batch, length) may be on the CPU; then nothing has to wait for the device.
+    Equal to the tower's own `forward` at unmasked positions; BERT's and RoBERTa's layers skip the others, which are
+    zero. Inputs and masks (batch, length) may be on the CPU; then nothing has to wait for the device.
     """
     inputs = {name: to_device(tensor, tower.device) for name, tensor in inputs.items()}
     if not is_packable(tower):
@@ -141,13 +151,13 @@ def encode(tower: nn.Module, masks: Tensor, **inputs: Tensor) -> BaseModelOutput
     embeddings = tower.embeddings(**inputs)  # (batch, length, hidden)
     packing = Packing.of(masks, embeddings.device)
     hidden_states = packing.pack(embeddings)  # (positions, hidden)
-    run_layer = getattr(tower, "run_layer", encode_layer)  # training may compile it, or recompute what it keeps
+    run_layer = getattr(tower, "run_layer", encode_layer)  # see `prepare_layers`
     for layer in tower.encoder.layer:
         hidden_states = run_layer(layer, hidden_states, packing)
     return BaseModelOutput(last_hidden_state=packing.unpack(hidden_states))
 
 
-def encode_layer(layer: nn.Module, hidden_states: Tensor, packing: Packing) -> Tensor:
+def encode_layer(layer: Any, hidden_states: Tensor, packing: Packing) -> Tensor:
     """One BERT layer over packed positions (positions, hidden)."""
     attention = layer.attention.self
     projected = [projection(hidden_states) for projection in (attention.query, attention.key, attention.value)]
@@ -157,15 +167,41 @@ def encode_layer(layer: nn.Module, hidden_states: Tensor, packing: Packing) -> T
 
 
 def prepare_layers(towers: Iterable[nn.Module], compile_layers: bool, recompute_layers: bool) -> None:
-    """Let training compile the layers of `towers`, or keep their inputs alone and compute the rest again."""
-    run_layer = torch.compile(encode_layer, dynamic=True) if compile_layers else encode_layer
-    if recompute_layers:
-        run_layer = partial(checkpoint, run_layer, use_reentrant=False)
+    """Let training compile the layers of `towers`, or recompute their activations (gradient checkpointing)."""
+
+    def prepared(run: Callable[..., Any]) -> Callable[..., Any]:
+        run = torch.compile(run, dynamic=True) if compile_layers else run
+        return partial(checkpoint, run, use_reentrant=False) if recompute_layers else run
+
+    if not (compile_layers or recompute_layers):
+        return
+    run_layer = prepared(encode_layer)
     for tower in towers:
-        tower.run_layer = run_layer
+        if is_packable(tower):
+            tower.run_layer = run_layer  # type: ignore[assignment]
+        else:
+            for layer in outer_layers(tower):
+                layer.forward = prepared(layer.forward)
 
 
-def decode_layer(layer: nn.Module, hidden_states: Tensor, packing: Packing) -> Tensor:
+def outer_layers(tower: nn.Module) -> list[nn.Module]:
+    """The layers of a transformer of any family: what its outermost lists of modules hold, or else itself."""
+
+    def found(module: nn.Module) -> list[nn.Module]:
+        return [
+            layer
+            for child in module.children()
+            for layer in (_flat(child) if isinstance(child, nn.ModuleList) else found(child))
+        ]
+
+    return found(tower) or [tower]
+
+
+def _flat(layers: nn.ModuleList) -> list[nn.Module]:
+    return [part for layer in layers for part in (_flat(layer) if isinstance(layer, nn.ModuleList) else [layer])]
+
+
+def decode_layer(layer: Any, hidden_states: Tensor, packing: Packing) -> Tensor:
     """One GPT-2 layer over packed positions (positions, hidden)."""
     attention = layer.attn
     projected = attention.c_attn(layer.ln_1(hidden_states)).chunk(3, dim=-1)

@@ -1,24 +1,29 @@
 """The contrastive loss, in one process or over the global batch of several."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class GatheredRows(torch.autograd.Function):
-    """The rows (batch, hidden) of all processes, in order of rank (processes * batch, hidden), with gradients."""
+class AllGatherRows(torch.autograd.Function):
+    """The rows (batch, hidden) of all processes, in order of rank (processes * batch, hidden), with gradients.
+
+    PyTorch's own `torch.distributed.nn.functional.all_gather` is deprecated, and what replaces it is not public yet.
+    """
 
     @staticmethod
-    def forward(_context, rows: Tensor) -> Tensor:
+    def forward(_context: Any, rows: Tensor) -> Tensor:
         parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
     @staticmethod
-    def backward(_context, gradient: Tensor) -> Tensor:
+    def backward(_context: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.clone()
-        dist.all_reduce(gradient)  # each process has used each process's rows
+        dist.all_reduce(gradient)  # every process has used the rows of every process
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
@@ -39,8 +44,8 @@ class ClipLoss(nn.Module):
         """(batch, hidden) twice, row i of one belonging to row i of the other -> scalar."""
         all_text, all_music, first = text_features, music_features, 0
         if dist.is_initialized() and dist.get_world_size() > 1:
-            all_text = GatheredRows.apply(text_features)  # (processes * batch, hidden)
-            all_music = GatheredRows.apply(music_features)
+            all_text = AllGatherRows.apply(text_features)  # (processes * batch, hidden)
+            all_music = AllGatherRows.apply(music_features)
             first = dist.get_rank() * len(text_features)
         return rows_loss(text_features, music_features, all_text, all_music, first, self.logit_scale)
 
@@ -48,7 +53,7 @@ class ClipLoss(nn.Module):
 def rows_loss(
     text: Tensor, music: Tensor, all_text: Tensor, all_music: Tensor, first: int = 0, logit_scale: float = 1.0
 ) -> Tensor:
-    """The loss of rows (batch, hidden) that stand from `first` on in a global batch (global batch, hidden)."""
+    """The loss of the rows (batch, hidden) that begin at row `first` of the global batch (global batch, hidden)."""
     labels = torch.arange(first, first + len(text), device=text.device)
     text_logits = logit_scale * text @ all_music.T  # (batch, global batch)
     music_logits = logit_scale * music @ all_text.T

@@ -1,7 +1,10 @@
+"""M3: the symbolic encoder, and the character decoder that trains it (CLaMP 2 paper)."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertModel, GPT2Config, GPT2LMHeadModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from clamp3.inputs.patchilizer import PAD_ID, VOCAB_SIZE
 from clamp3.modalities import SYMBOLIC
@@ -54,8 +57,8 @@ class M3PatchEncoder(nn.Module):
         self.patch_embedding = PatchEmbedding(sizes.patch_size, sizes.m3_hidden_size)
         self.base = BertModel(bert_config(sizes.m3_hidden_size, sizes.patch_num_layers, sizes.patch_length))
 
-    def forward(self, input_patches: Tensor, input_masks: Tensor):
-        """Ids (batch, length, patch_size) or (batch, length * patch_size), masks (batch, length) -> BERT's output."""
+    def forward(self, input_patches: Tensor, input_masks: Tensor) -> BaseModelOutput:
+        """The `encode` of ids (batch, length, patch_size) or (batch, length * patch_size), masks (batch, length)."""
         patches = input_patches.reshape(len(input_patches), -1, self.patch_size)
         return encode(self.base, input_masks, inputs_embeds=self.patch_embedding(patches))
 

@@ -1,11 +1,17 @@
+"""The released weights, and the small model of the repository: what they are called and where they are found."""
+
 import json
-import os
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from clamp3.errors import UserError
-from clamp3.io.files import content_hash
+from clamp3.io.files import user_cache
+from clamp3.models.hub import cached_file, download_file, file_url, is_offline
 from clamp3.sizes import ModelSizes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -14,6 +20,8 @@ class Release:
 
     repository: str
     file_name: str
+    size: int | None = None  # in bytes; None where it is not known
+    sha256: str | None = None
 
 
 CLAMP3_FILE = (
@@ -21,7 +29,12 @@ CLAMP3_FILE = (
     "_a_size_768_a_layers_12_a_length_128_s_size_768_s_layers_12_p_size_64_p_length_512.pth"
 )
 RELEASES = {
-    "saas": Release("sander-wood/clamp3", CLAMP3_FILE.format("saas")),
+    "saas": Release(
+        "sander-wood/clamp3",
+        CLAMP3_FILE.format("saas"),
+        size=2_571_027_658,
+        sha256="5033f868e3977be3945ee416b5a1718d5589a173c7ba8982231d8c94a6441d80",
+    ),
     "c2": Release("sander-wood/clamp3", CLAMP3_FILE.format("c2")),
     "m3": Release(
         "sander-wood/clamp2",
@@ -51,17 +64,29 @@ def tiny_sizes() -> ModelSizes:
     return ModelSizes.from_knobs({**knobs, "TEXT_MODEL_NAME": str(TINY / "text")})
 
 
-def find_weights(path: Path) -> Path | None:
-    """`path`, or the released file that it stands for under its own name, or None where neither is there."""
+def find_in_folder(path: Path) -> Path | None:
+    """`path`, or the released file that it stands for beside it under its own name; None where neither is there."""
     release = release_named(path.name)
     candidates = [path, path.with_name(release.file_name)] if release else [path]
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
-def ensure_weights(path: Path) -> Path:
-    """What `find_weights` finds; else `path`, downloaded.
+def find_weights(path: Path) -> Path | None:
+    """What `find_in_folder` finds; else the release of that name in the hub's cache. Needs no network.
 
-    One process of a machine downloads. Raises UserError where there is no such release or the download fails.
+    ~/.cache/clamp3, where earlier versions downloaded to, is searched too.
+    """
+    found, release = find_in_folder(path), release_named(path.name)
+    if found or not release:
+        return found
+    former = user_cache() / release.file_name
+    return cached_file(release.repository, release.file_name) or (former if former.is_file() else None)
+
+
+def ensure_weights(path: Path, announce: Callable[[str], None] = logger.info) -> Path:
+    """What `find_weights` finds; else the released file that `path` names, downloaded into the hub's cache.
+
+    `announce` is called before a download. Raises UserError where there is no such release or the download fails.
     """
     found = find_weights(path)
     if found is not None:
@@ -72,56 +97,16 @@ def ensure_weights(path: Path) -> Path:
             f"no weights at {path}, and no released file has that name: put the file there, or set the knobs in "
             "config.py (or CLAMP3_CONFIG) to those it was trained with, from which its name follows"
         )
-    from filelock import FileLock
-
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            if not path.is_file():  # else another process has just downloaded it
-                download(release, path)
-    except OSError as error:
-        raise UserError(f"no weights at {path}, and nothing can be written there: {error}") from error
-    return path
-
-
-def download(release: Release, path: Path) -> None:
-    """Download `release` to `path`: resumed where an earlier try stopped, verified, then moved into place."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
-
-    url = hf_hub_url(release.repository, release.file_name)
-    try:
-        if HF_HUB_OFFLINE:
+        if is_offline():
             raise ConnectionError("HF_HUB_OFFLINE is set")
-        metadata = get_hf_file_metadata(url)
-        partial = path.with_name(f"{path.name}.{metadata.etag[:16]}.incomplete")
-        print(f"downloading {release.file_name} to {path.parent}", flush=True)
-        with open(partial, "ab") as file:
-            http_get(
-                url,
-                file,
-                resume_size=file.tell(),
-                headers=build_hf_headers(),
-                expected_size=metadata.size,
-                displayed_filename=path.name[:40],
-            )
-        verify(partial, metadata.etag)
+        announce(f"downloading {release.file_name} into the Hugging Face cache")
+        return download_file(release.repository, release.file_name, release.size, release.sha256)
     except Exception as error:  # the hub's client raises many kinds; none is the user's to read as a traceback
         others = [name for name in ("saas", "c2") if path.with_name(RELEASES[name].file_name).is_file()]
         there = f"\n  note: the file of the variant {others[0]} is there: set config.py to it" if others else ""
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise UserError(
-            f"no weights at {path}, and the download failed ({type(error).__name__}: {error}).\n"
-            f"  get:  {url}\n  put:  {path}{there}"
+            f"no weights at {path}, and the download failed ({type(error).__name__}: {reason}).\n"
+            f"  get:  {file_url(release.repository, release.file_name)}\n  put:  {path}{there}"
         ) from error
-    os.replace(partial, path)
-
-
-def verify(path: Path, etag: str) -> None:
-    """Where `etag` is a SHA-256, as for all large files, and `path` has another: remove it and raise OSError."""
-    if len(etag) != 64:
-        return
-    if content_hash(path) != etag:
-        path.unlink()
-        raise OSError("the downloaded file is damaged (its SHA-256 differs) and was removed; try again")

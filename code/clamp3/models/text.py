@@ -1,17 +1,86 @@
-from transformers import AutoConfig, XLMRobertaConfig
+"""The text tower: any text encoder of transformers, by its name on the hub or its folder."""
+
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, XLMRobertaConfig
 
 from clamp3.errors import UserError
-from clamp3.sizes import XLM_R_BASE
+from clamp3.models.meta import ParametersOnMeta
+from clamp3.sizes import XLM_R_BASE, ModelSizes
 
 
-def text_config(name: str):
+def text_config(name: str) -> PretrainedConfig:
     """The configuration of the text model `name`. XLM-R base's is known here, so that it needs no network.
 
-    Raises UserError where there is none.
+    Raises UserError where there is none, or where it is that of no text encoder.
     """
     if name == XLM_R_BASE:
         return XLMRobertaConfig(vocab_size=250002, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
     try:
-        return AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"no configuration of the text model {name}: {str(error).strip().splitlines()[0]}") from error
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"{name} is an encoder-decoder ({config.model_type}), and the text tower must be an encoder alone, such "
+            f"as {XLM_R_BASE}"
+        )
+    if hasattr(config, "reference_compile"):
+        config.reference_compile = False  # ModernBERT would compile itself; COMPILE_LAYERS decides that
+    if getattr(config, "use_cache", False):
+        config.use_cache = False  # nothing is generated
+    return config
+
+
+def build_text_model(sizes: ModelSizes) -> PreTrainedModel:
+    """The network of the text tower, with random weights.
+
+    Raises UserError where the configured text model cannot be one, or has positions for fewer than `max_text_length`
+    tokens.
+    """
+    name = sizes.text_model_name
+    config = text_config(name)
+    try:
+        model = AutoModel.from_config(config)
+    except (ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"transformers has no network for the text model {name}: {reason}") from error
+    if model.main_input_name != "input_ids" or not isinstance(getattr(config, "hidden_size", None), int):
+        raise UserError(f"{name} ({config.model_type}) is no text encoder, which reads token ids into hidden states")
+    positions = max_positions(model)
+    if positions is not None and sizes.max_text_length > positions:
+        raise UserError(
+            f"MAX_TEXT_LENGTH is {sizes.max_text_length}, and the text model {name} has positions for {positions} "
+            "tokens: set it to that at most"
+        )
+    return model
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """How many tokens a text may have, or None where nothing bounds it.
+
+    RoBERTa's kin number positions from behind the padding's id on, so that those up to it are lost.
+    """
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def check_vocabulary(model: nn.Module, tokenizer: Any, name: str) -> None:
+    """Raise UserError where `tokenizer` makes ids that the text model `name` has no embedding for."""
+    known = getattr(model.config, "vocab_size", None)
+    if isinstance(known, int) and len(tokenizer) > known:
+        raise UserError(
+            f"the tokenizer of {name} has {len(tokenizer)} tokens, and the text model embeds {known}: they do not "
+            "belong together"
+        )
+
+
+def check_text_model(sizes: ModelSizes, tokenizer: Any) -> None:
+    """Raise UserError where the configured text model cannot be the text tower; takes no memory for its weights."""
+    with ParametersOnMeta():
+        model = build_text_model(sizes)
+    check_vocabulary(model, tokenizer, sizes.text_model_name)

@@ -1,81 +1,51 @@
-"""Weights: find or download them, and load them strictly, memory-mapped."""
+"""Weights into models: built around them without initialisation, loaded strictly, and where training starts from."""
 
-import hashlib
-import pickle
-import zipfile
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel
 
 from clamp3.errors import UserError
-from clamp3.io.files import content_hash
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.m3 import M3Model
+from clamp3.models.meta import ParametersOnMeta
+from clamp3.models.weight_files import STORED_BUFFERS, fingerprint, read_checkpoint, read_weights
 from clamp3.sizes import ModelSizes
 
-STORED_BUFFERS = ("position_ids", "token_type_ids")  # old library versions stored these constants
-SHOWN_NAMES = 5
-# Losses may be stored as NumPy scalars; NumPy 1 and 2 name the function that reads them differently.
-_scalar = np.float64(0).__reduce__()[0]
-NUMPY_SCALARS = [
-    (_scalar, "numpy.core.multiarray.scalar"),
-    (_scalar, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    type(np.dtype(np.float32)),
-    type(np.dtype(np.float64)),
+__all__ = [
+    "build_model",
+    "build_with_weights",
+    "check_weights",
+    "fingerprint",
+    "load_weights",
+    "read_checkpoint",
+    "read_weights",
+    "start_from_m3",
+    "start_from_text_model",
 ]
 
+SHOWN_NAMES = 5
+Network = TypeVar("Network", bound=nn.Module)
 
-def fingerprint(path: Path) -> str:
-    """16 digits that tell the weights in a file, or in the files of a folder, from any others.
 
-    They are made from the checksums that PyTorch stores with the tensors, else from all bytes, never from names.
+def build_with_weights(
+    make: Callable[[], Network], weights: dict[str, Tensor], path: Path, advice: str | None = None
+) -> Network:
+    """The network that `make` returns, holding `weights` themselves. Safe in threads.
+
+    Raises UserError where they do not fit, as `check_weights` words it; `path` is the file that they are from.
     """
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            digest.update((stored_checksums(file) or content_hash(file)).encode())
-    return digest.hexdigest()[:16]
-
-
-def stored_checksums(path: Path) -> str | None:
-    """Size and checksum of each part of a PyTorch file; None where it has none, or is another file."""
-    if not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
-    if not all(part.CRC for part in parts if part.file_size):  # torch can be told not to compute them
-        return None
-    return " ".join(f"{part.file_size}:{part.CRC}" for part in parts)
-
-
-def read_checkpoint(path: Path) -> dict:
-    """The checkpoint dict at `path`, its tensors memory-mapped: what is never used is never read.
-
-    Raises UserError where the file is no PyTorch checkpoint (nor .safetensors), is cut short, or holds code.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals(NUMPY_SCALARS):
-            return torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{path} cannot be read as a PyTorch checkpoint (cut short, or not one): {reason}") from error
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The model's tensors by name, as float32, from a checkpoint (its "model" entry) or a bare state dict."""
-    checkpoint = read_checkpoint(path)
-    weights = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else None
-    if not weights or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise UserError(f"{path} holds no model weights")
-    return {name: tensor.float() for name, tensor in weights.items() if not name.endswith(STORED_BUFFERS)}
+    with ParametersOnMeta():
+        network = make()
+    check_weights(network, weights, path, advice)
+    network.load_state_dict(weights, assign=True)
+    if any(tensor.is_meta for tensor in chain(network.parameters(), network.buffers())):
+        network = make()  # with values of its own that are no parameters and in no checkpoint
+        network.load_state_dict(weights)
+    return network
 
 
 def build_model(
@@ -85,15 +55,9 @@ def build_model(
 
     Without `model_class`, it is what the file holds. Raises UserError where the weights do not fit.
     """
-    from accelerate import init_empty_weights
-
     weights = read_weights(path)
-    if model_class is None:
-        model_class = M3Model if _is_m3(weights) else CLaMP3Model
-    with init_empty_weights(include_buffers=False):
-        model = model_class(sizes)
-    check_weights(model, weights, path)
-    model.load_state_dict(weights, assign=True)
+    chosen = model_class or (M3Model if _is_m3(weights) else CLaMP3Model)
+    model = build_with_weights(lambda: chosen(sizes), weights, path)
     if isinstance(model, M3Model):
         model.decoder.base.tie_weights()
     return model.eval()
@@ -165,7 +129,7 @@ def start_from_text_model(model: CLaMP3Model, name: str) -> bool:
     if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         return False
     try:
-        pretrained = AutoModel.from_pretrained(name)
+        pretrained = AutoModel.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"no weights of the text model {name}: {str(error).strip().splitlines()[0]}\n"

@@ -12,8 +12,8 @@ from clamp3.features.cache import FeatureCache, embed_files_once
 from clamp3.features.embedder import Embedder
 from clamp3.formats.registry import extensions, format_of
 from clamp3.io.files import load_array
-from clamp3.io.folders import Plan, walk
-from clamp3.io.reports import FileIssue, describe_error, show
+from clamp3.io.folders import Plan, refuse_special, special_inputs, walk
+from clamp3.io.reports import FileIssue, describe_error
 from clamp3.search.ranking import top_k
 
 
@@ -29,37 +29,41 @@ class Collection:
     repairs: list[FileIssue] = field(default_factory=list)
     ignored: int = 0  # files of other kinds
     weights: Path | None = None  # of the features that were made
+    skipped: list[FileIssue] = field(default_factory=list)  # FIFOs, devices and sockets that are named like inputs
 
-    def report(self) -> None:
-        """Print what the features are, and which files have none."""
-        made = len(self.files) - self.ready
-        print(f"{self.folder}: {self.ready} features read, {made} made, {len(self.failures)} files failed", end="")
-        print(f", {self.ignored} of other kinds" if self.ignored else "")
-        show("damaged, but read", self.repairs)
-        show("failed", self.failures)
+
+class NoFeatures(UserError):
+    """Nothing in a folder has a feature; `collection` says why."""
+
+    def __init__(self, message: str, collection: Collection):
+        super().__init__(message)
+        self.collection = collection
 
 
 def load_collection(
-    path: Path, load_embedder: Callable[[], Embedder], cache: FeatureCache | None = None
+    path: Path, load_embedder: Callable[[], Embedder], cache: FeatureCache | None = None, progress: bool = False
 ) -> Collection:
     """A file, or all files under a folder, with their features: those that have one, in the order of their paths.
 
     A .npy of one row, (1, hidden) or (hidden,), is a feature; any other is MERT features, (…, T, hidden), and is
-    embedded like raw files, unless the cache has its feature. The embedder is loaded if there are such files. Raises
-    UserError where nothing has a feature, or where features of different widths, which different models gave, would be
-    compared.
+    embedded like raw files, unless the cache has its feature. The embedder is loaded if there are such files;
+    `progress` shows a bar. Raises UserError where nothing has a feature, or where features of different widths, which
+    different models gave, would be compared.
     """
     noted = Plan()
     if path.is_dir():
         folder, paths = path, list(walk(path, noted))
     elif path.exists():
+        refuse_special(path)
         folder, paths = path.parent, [path]
     else:
         raise UserError(f"there is no file or folder {path}")
     taken = [path for path in paths if format_of(path)]
-    result = Collection(folder, [], np.zeros((0, 0)), 0, noted.failures, [], len(paths) - len(taken))
+    result = Collection(folder, [], np.zeros((0, 0)), failures=noted.failures)
+    result.ignored = sum(not path.name.startswith(".") for path in paths if not format_of(path))
+    result.skipped = special_inputs(noted, extensions())
     features: dict[Path, np.ndarray] = {}
-    others = []
+    raw = []
     for file in taken:
         try:
             feature = ready_feature(file)
@@ -67,15 +71,14 @@ def load_collection(
             result.failures.append(FileIssue(str(file), describe_error(error)))
             continue
         if feature is None:
-            others.append(file)
+            raw.append(file)
         else:
             features[file] = feature
     result.ready = len(features)
-    if others:
-        features.update(_embedded(load_embedder(), others, cache, result))
+    if raw:
+        features.update(_embedded(load_embedder(), raw, cache, result, progress))
     if not features:
-        result.report()
-        raise UserError(f"nothing in {path} has a feature; what can be read: {' '.join(extensions())}")
+        raise NoFeatures(f"nothing in {path} has a feature; what can be read: {' '.join(extensions())}", result)
     check_widths(features)
     ordered = [file for file in taken if file in features]
     result.files = [file.relative_to(folder).as_posix() for file in ordered]
@@ -113,10 +116,10 @@ def search_collection(
 
     Raises UserError as `load_query`, and where the features differ in width.
     """
-    asked = load_query(query, load_embedder, cache)
-    check_comparable(asked, references)
-    indices, cosines = top_k(asked.features, references.features, k)
-    weights = made_by(asked, references)
+    wanted = load_query(query, load_embedder, cache)
+    check_comparable(wanted, references)
+    indices, cosines = top_k(wanted.features, references.features, k)
+    weights = made_by(wanted, references)
     return [
         {"rank": rank, "cosine": cosine, "file": references.files[index], "weights": weights}
         for rank, (index, cosine) in enumerate(zip(indices[0], cosines[0].tolist(), strict=True), 1)
@@ -148,17 +151,17 @@ def ready_feature(path: Path) -> np.ndarray | None:
 
 
 def _embedded(
-    embedder: Embedder, files: list[Path], cache: FeatureCache | None, result: Collection
+    embedder: Embedder, files: list[Path], cache: FeatureCache | None, result: Collection, progress: bool
 ) -> Iterator[tuple[Path, np.ndarray]]:
-    """Each of `files` that can be embedded, with its feature; `result` takes the remarks on them."""
+    """Each of `files` that can be embedded, with its feature; `result` takes the issues of the others."""
     result.weights = embedder.weights
     items = embed_files_once(embedder, files, cache)
-    for item, feature in tqdm(items, total=len(files), unit="file", delay=1):
+    for item, feature in tqdm(items, total=len(files), unit="file", delay=1, disable=not progress):
         file = files[item.index]
         result.repairs += [FileIssue(str(file), repair) for repair in item.repairs]
         if problem := item.problem(feature, embedder.precision):
             result.failures.append(FileIssue(str(file), problem))
-        else:
+        elif feature is not None:
             yield file, feature
 
 

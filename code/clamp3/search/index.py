@@ -8,27 +8,31 @@ leaves or finds the index as it was before or as it is after.
 
 import contextlib
 import json
+import logging
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from clamp3.errors import UserError
-from clamp3.io.files import atomic_write, partial_name, remove_orphans
+from clamp3.io.files import atomic_write, remove_orphans
 from clamp3.search.nearest import Nearest, best_of
 from clamp3.search.ranking import normalized, spans, top_k_of_unit
 
+LOG = logging.getLogger("clamp3")
 DATABASE = "index.sqlite"
 FORMAT = 1  # to be raised where older code cannot read what is written
-PATIENCE = 60  # seconds for another process's transaction
+DATABASE_TIMEOUT = 60  # seconds to wait for another process's transaction
 BLOCK = 65_536  # rows that are copied at once
 MOST_VALUES = 500  # in one SQL statement
-SPARSE = 0.3  # share of rows that belong to nothing, from which they are cleared away
-OUTDATED = 0.2  # share of rows that `Nearest` does not know, from which it is made anew
-LARGE = 100_000  # rows from which `Nearest` is made, and approximate search is the default
+SPARSE = 0.3  # share of deleted rows above which they are cleared away
+OUTDATED = 0.2  # share of rows unknown to `Nearest` above which it is rebuilt
+LARGE = 100_000  # rows from which `Nearest` is built, and approximate search is the default
 SCHEMA = f"""
     PRAGMA user_version = {FORMAT};
     CREATE TABLE facts (name TEXT PRIMARY KEY, value);
@@ -63,7 +67,7 @@ class Index:
         self.folder = folder
         if not is_index(folder):
             raise UserError(f"there is no index in {folder}; clamp3_index.py build makes one")
-        self.database = sqlite3.connect(folder / DATABASE, timeout=PATIENCE)
+        self.database = sqlite3.connect(folder / DATABASE, timeout=DATABASE_TIMEOUT)
         try:
             (found,) = self.database.execute("PRAGMA user_version").fetchone()
             if found > FORMAT:
@@ -79,39 +83,43 @@ class Index:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} is there and is no index: give the index a folder of its own")
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / partial_name(os.getpid())
-        with contextlib.closing(sqlite3.connect(partial)) as database:
-            database.executescript(SCHEMA)
-        partial.replace(folder / DATABASE)
+        with tempfile.TemporaryDirectory() as scratch:
+            with contextlib.closing(sqlite3.connect(Path(scratch, DATABASE))) as database:
+                database.executescript(SCHEMA)
+            empty = Path(scratch, DATABASE).read_bytes()
+        with atomic_write(folder / DATABASE) as file:
+            file.write(empty)
         return cls(folder)
 
     def close(self) -> None:
         self.database.close()
 
     def refresh(self) -> None:
-        """Look at the index as it is now."""
+        """Read the index as it is now."""
         (self.version,) = self.database.execute("PRAGMA data_version").fetchone()
-        self.facts = dict(self.database.execute("SELECT name, value FROM facts"))
-        self.rows = self.facts.get("rows", 0)  # of the features; some belong to no file any more
-        self.gone = np.array([row for (row,) in self.database.execute("SELECT row FROM gone")], np.int64)
+        self.meta: dict[str, Any] = dict(self.database.execute("SELECT name, value FROM facts"))
+        self.rows: int = self.meta.get("rows", 0)  # of the features, deleted ones too
+        self.deleted_rows = np.array([row for (row,) in self.database.execute("SELECT row FROM gone")], np.int64)
         self.nearest: Nearest | None = None  # loaded when it is first used
-        self.features = np.zeros((0, self.facts.get("hidden", 0)), np.float32)  # (rows, hidden), each of length one
+        self.features: np.ndarray = np.zeros(
+            (0, self.meta.get("hidden", 0)), np.float32
+        )  # (rows, hidden), each of length one
         if self.rows:
-            shape = (self.rows, self.facts["hidden"])
-            self.features = np.memmap(self.folder / self.facts["features"], "<f4", "r", shape=shape)
+            shape = (self.rows, self.meta["hidden"])
+            self.features = np.memmap(self.folder / self.meta["features"], "<f4", "r", shape=shape)
 
     def __len__(self) -> int:
-        return self.rows - len(self.gone)
+        return self.rows - len(self.deleted_rows)
 
     # ---------- reading ----------
 
     def entries(self, where: str = "", values: Sequence = ()) -> Iterator[Entry]:
         """Those for which an SQL condition holds, in the order of their rows."""
         clause = f"WHERE {where}" if where else ""
-        for row, path, *others, metadata in self.database.execute(
+        for row, path, modality, digest, size, modified, metadata in self.database.execute(
             f"SELECT {COLUMNS} FROM entries {clause} ORDER BY row", values
         ):
-            yield Entry(Path(os.fsdecode(path)), *others, json.loads(metadata), row)
+            yield Entry(Path(os.fsdecode(path)), modality, digest, size, modified, json.loads(metadata), row)
 
     def counts(self) -> dict[str, int]:
         """How many files there are of each modality."""
@@ -135,7 +143,7 @@ class Index:
         with self._unchanging():
             allowed = self._allowed(modality)
             indices, cosines = self._closest(normalized(feature[None])[0], k, approximate, allowed)
-            entries = {}
+            entries: dict[int, Entry] = {}
             for part in spans(len(indices), MOST_VALUES):
                 marks = ",".join("?" * len(indices[part]))
                 entries |= {entry.row: entry for entry in self.entries(f"row IN ({marks})", indices[part].tolist())}
@@ -143,7 +151,7 @@ class Index:
 
     @contextlib.contextmanager
     def _unchanging(self) -> Iterator[None]:
-        """The block in which the index is as it is now, and no process changes it."""
+        """A read transaction: in this block the index stays as it is now, whatever other processes do."""
         self.database.execute("BEGIN")
         try:
             (version,) = self.database.execute("PRAGMA data_version").fetchone()
@@ -155,17 +163,19 @@ class Index:
 
     def _allowed(self, modality: str | None) -> np.ndarray | None:
         """Which rows (rows,) may be found; None: all."""
-        if modality is None and not len(self.gone):
+        if modality is None and not len(self.deleted_rows):
             return None
         allowed = np.full(self.rows, modality is None)
         if modality is None:
-            allowed[self.gone] = False
+            allowed[self.deleted_rows] = False
         else:
             rows = self.database.execute("SELECT row FROM entries WHERE modality = ?", (modality,))
             allowed[[row for (row,) in rows]] = True
         return allowed
 
-    def _closest(self, query: np.ndarray, k: int, approximate: bool | None, allowed: np.ndarray | None):
+    def _closest(
+        self, query: np.ndarray, k: int, approximate: bool | None, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Indices and cosines of the k rows closest to `query` (hidden,), of length one."""
         large, found = self.rows >= LARGE, None
         nearest = self._nearest(needed=bool(approximate)) if large or approximate else None
@@ -173,23 +183,23 @@ class Index:
             partly = large if approximate is None else approximate
             search = nearest.approximate if partly else nearest.exact
             found = search(query, self.features, k, allowed)
-        if found is None:
+        if nearest is None or found is None:
             indices, cosines = top_k_of_unit(query[None], self.features, k, allowed)
             return indices[0], cosines[0]
         late = slice(nearest.count, self.rows)  # rows that have come since
-        others = None if allowed is None else allowed[late]
-        indices, _ = top_k_of_unit(query[None], self.features[late], k, others)
+        allowed_late = None if allowed is None else allowed[late]
+        indices, _ = top_k_of_unit(query[None], self.features[late], k, allowed_late)
         return best_of(np.concatenate([found[0], indices[0] + nearest.count]), query, self.features, k)
 
     def _nearest(self, needed: bool) -> Nearest | None:
         """What searches quickly; None where there is none, or no faiss. UserError, if it is needed."""
-        if "nearest" not in self.facts:
+        if "nearest" not in self.meta:
             if needed:
                 raise UserError(f"{self.folder} is not prepared for approximate search: add to it with --approximate")
             return None
         if self.nearest is None:
             try:
-                self.nearest = Nearest.load(self.folder / self.facts["nearest"], self.facts["error"])
+                self.nearest = Nearest.load(self.folder / self.meta["nearest"], self.meta["error"])
             except UserError:
                 if needed:
                     raise
@@ -206,7 +216,7 @@ class Index:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            print(f"another process is writing to {self.folder}; waiting for it", flush=True)
+            LOG.info("another process is writing to %s; waiting for it", self.folder)
             lock.acquire()
         try:
             remove_orphans(self.folder)
@@ -220,7 +230,7 @@ class Index:
         if not len(entries):
             return
         rows = normalized(features).astype("<f4")
-        name = self.facts.get("features", "features-1.f32")
+        name = self.meta.get("features", "features-1.f32")
         with open(self.folder / name, "r+b" if self.rows else "wb") as file:
             file.seek(self.rows * rows[0].nbytes)  # over what a killed process may have left
             file.write(rows.tobytes())
@@ -233,7 +243,7 @@ class Index:
         with self.database:
             self._forget(path for _, path, *_ in records)
             self.database.executemany(f"INSERT INTO entries ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", records)
-            self.set_facts(features=name, rows=self.rows + len(rows), hidden=rows.shape[1])
+            self.set_meta(features=name, rows=self.rows + len(rows), hidden=rows.shape[1])
         self.refresh()
 
     def update(self, entries: Iterable[Entry]) -> None:
@@ -245,68 +255,68 @@ class Index:
             )
 
     def remove(self, paths: Iterable[Path]) -> None:
-        """Forget these files."""
+        """Remove these files from the index."""
         with self.database:
             self._forget(map(os.fsencode, paths))
         self.refresh()
 
     def _forget(self, paths: Iterable[bytes]) -> None:
-        """Leave the rows of these files without them, in a transaction of the caller's."""
+        """Remove these files and mark their rows as deleted, in the caller's transaction."""
         for path in paths:
             self.database.execute("INSERT INTO gone SELECT row FROM entries WHERE path = ?", (path,))
             self.database.execute("DELETE FROM entries WHERE path = ?", (path,))
 
-    def set_facts(self, **facts) -> None:
-        """Note facts, in a transaction of the caller's."""
-        self.database.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts.items())
+    def set_meta(self, **values: object) -> None:
+        """Record `values` by name, in the caller's transaction."""
+        self.database.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", values.items())
 
-    def tidy(self, approximate: bool = False) -> None:
-        """After changes: clear rows away that belong to nothing, and keep a large index quick to search.
+    def compact(self, approximate: bool = False) -> None:
+        """After changes: clear deleted rows away if there are many, and keep a large index quick to search.
 
-        `approximate`: whatever its size. Raises UserError where that needs faiss, which is not there.
+        `approximate` prepares for that whatever the size. Raises UserError where that needs faiss and it is missing.
         """
-        wanted = approximate or self.rows >= LARGE or "nearest" in self.facts
-        if len(self.gone) > SPARSE * self.rows:
+        wanted = approximate or self.rows >= LARGE or "nearest" in self.meta
+        if len(self.deleted_rows) > SPARSE * self.rows:
             self._clear()
-        known = self.facts.get("nearest_rows", 0)
+        known = self.meta.get("nearest_rows", 0)
         if wanted and len(self) and self.rows - known > OUTDATED * self.rows:
             try:
                 self._prepare_nearest()
             except UserError as error:
                 if approximate:
                     raise
-                print(f"note: {error}; until then each search reads all features")
-        current = {self.facts.get("features"), self.facts.get("nearest")}
+                LOG.info("note: %s; until then each search reads all features", error)
+        current = {self.meta.get("features"), self.meta.get("nearest")}
         for path in (*self.folder.glob("features-*.f32"), *self.folder.glob("nearest-*.faiss")):
             if path.name not in current:
                 with contextlib.suppress(OSError):  # on some systems while others read it
                     path.unlink()
 
     def _clear(self) -> None:
-        """Write the rows that belong to files into a new file, in their order."""
-        name = next_name(self.facts["features"])
-        kept = np.setdiff1d(np.arange(self.rows), self.gone)
+        """Copy the rows that belong to files to a new file, in their order."""
+        name = next_name(self.meta["features"])
+        kept = np.setdiff1d(np.arange(self.rows), self.deleted_rows)
         with atomic_write(self.folder / name) as file:
             for part in spans(len(kept), BLOCK):
                 file.write(self.features[kept[part]].tobytes())
             file.flush()
             os.fsync(file.fileno())
         with self.database:
-            # In this order, each goes where none is any more.
+            # In this order, each moves to a row that is free by then.
             moves = enumerate(kept.tolist())
             self.database.executemany("UPDATE entries SET row = ? WHERE row = ?", moves)
             self.database.execute("DELETE FROM gone")
             self.database.execute("DELETE FROM facts WHERE name IN ('nearest', 'nearest_rows', 'error')")
-            self.set_facts(features=name, rows=len(kept))
+            self.set_meta(features=name, rows=len(kept))
         self.refresh()
 
     def _prepare_nearest(self) -> None:
-        print(f"preparing {self.rows} features for approximate search", flush=True)
+        LOG.info("preparing %d features for approximate search", self.rows)
         nearest = Nearest.build(self.features)
-        name = next_name(self.facts.get("nearest", "nearest-0.faiss"))
+        name = next_name(self.meta.get("nearest", "nearest-0.faiss"))
         nearest.save(self.folder / name)
         with self.database:
-            self.set_facts(nearest=name, nearest_rows=nearest.count, error=nearest.error)
+            self.set_meta(nearest=name, nearest_rows=nearest.count, error=nearest.error)
         self.refresh()
 
 

@@ -12,10 +12,10 @@ from clamp3.errors import UserError
 from clamp3.features.cache import FeatureCache, embed_files_once
 from clamp3.features.embedder import Embedder
 from clamp3.features.reading import is_sound
-from clamp3.formats.registry import format_of
+from clamp3.formats.registry import extensions, format_of
 from clamp3.io.files import content_hash
-from clamp3.io.folders import Plan, walk
-from clamp3.io.reports import FileIssue, describe_error, show
+from clamp3.io.folders import Plan, refuse_special, special_inputs, walk
+from clamp3.io.reports import FileIssue, describe_error
 from clamp3.io.tables import csv_rows
 from clamp3.search.collection import load_query, ready_feature
 from clamp3.search.index import Entry, Index
@@ -36,16 +36,7 @@ class Changes:
     ignored: int = 0  # files of other kinds
     failures: list[FileIssue] = field(default_factory=list)
     repairs: list[FileIssue] = field(default_factory=list)
-
-    def report(self) -> None:
-        """Print it."""
-        others = f", {self.ignored} of other kinds" if self.ignored else ""
-        known = f" ({self.copied} of them known by content)" if self.copied else ""
-        print(f"{self.added} files added{known}, {self.unchanged} unchanged, {len(self.failures)} failed{others}")
-        if self.missing:
-            print(f"{self.missing} files of the index are no longer there; clamp3_index.py remove --missing")
-        show("damaged, but read", self.repairs)
-        show("failed", self.failures)
+    skipped: list[FileIssue] = field(default_factory=list)  # FIFOs, devices and sockets that are named like inputs
 
 
 def update_index(
@@ -55,63 +46,77 @@ def update_index(
     cache: FeatureCache | None = None,
     metadata: dict[Path, dict] | None = None,
     approximate: bool = False,
+    progress: bool = False,
 ) -> Changes:
     """Bring the index up to date with the files under `folder`: only those that are new or changed are embedded.
 
-    `metadata`, by absolute path, takes the place of what the index has of a file. `approximate`: prepare the index for
-    that whatever its size. A file that has changed and cannot be read any more leaves the index. Raises UserError
-    where features of different weights would come together, or ready-made ones with others.
+    `metadata`, by absolute path, replaces what the index has on a file. `approximate` prepares the index for that,
+    whatever its size; `progress` shows bars. A file that has changed and can no longer be read leaves the index.
+    Raises UserError where features of different weights would come together, or ready-made ones with others.
     """
     if not folder.exists():
         raise UserError(f"there is no file or folder {folder}")
+    refuse_special(folder)
     folder, noted = folder.resolve(), Plan()
     paths = list(walk(folder, noted, index.folder)) if folder.is_dir() else [folder]
     taken = [path for path in paths if format_of(path)]
-    changes = Changes(ignored=len(paths) - len(taken), failures=noted.failures)
+    ignored = sum(not path.name.startswith(".") for path in paths if not format_of(path))
+    changes = Changes(ignored=ignored, failures=noted.failures, skipped=special_inputs(noted, extensions()))
     with index.writing():
         known = {entry.path: entry for entry in index.entries()}
-        new = _new_entries(index, taken, known, metadata or {}, changes)
-        raw = []
+        new = _new_entries(index, taken, known, metadata or {}, changes, progress)
+        raw: list[Entry] = []
         _add(index, _ready(index, new, raw, changes), changes)
         if raw:
-            _add(index, _embedded(index, raw, load_embedder(), cache, changes), changes)
-        index.remove(Path(remark.file) for remark in changes.failures)
-        there = set(paths)
-        changes.missing = sum(path.is_relative_to(folder) and path not in there for path in known)
-        index.tidy(approximate)
+            _add(index, _embedded(index, raw, load_embedder(), cache, changes, progress), changes)
+        index.remove(Path(issue.file) for issue in changes.failures)
+        existing = set(paths)
+        changes.missing = sum(path.is_relative_to(folder) and path not in existing for path in known)
+        index.compact(approximate)
     return changes
 
 
 def _new_entries(
-    index: Index, paths: list[Path], known: dict[Path, Entry], metadata: dict[Path, dict], changes: Changes
+    index: Index,
+    paths: list[Path],
+    known: dict[Path, Entry],
+    metadata: dict[Path, dict],
+    changes: Changes,
+    progress: bool,
 ) -> list[Entry]:
     """The entries of files that are new or have changed; what is new about the others goes into the index."""
     new, same = [], []
-    for path in tqdm(paths, desc="looking", unit="file", delay=1):
+    for path in tqdm(paths, desc="looking", unit="file", delay=1, disable=not progress):
         entry = known.get(path)
         described = metadata.get(path, entry.metadata if entry else {})
         try:
             status = path.stat()
-            as_it_was = entry and (entry.size, entry.modified) == (status.st_size, status.st_mtime_ns)
-            digest = entry.hash if as_it_was else content_hash(path)
+            unchanged = entry is not None and (entry.size, entry.modified) == (status.st_size, status.st_mtime_ns)
+            digest = entry.hash if entry is not None and unchanged else content_hash(path)
         except OSError as error:
             changes.failures.append(FileIssue(str(path), describe_error(error)))
             continue
-        now = {"hash": digest, "size": status.st_size, "modified": status.st_mtime_ns, "metadata": described}
+        found_format = format_of(path)
+        modality = found_format.modality if found_format else READY
+        now = Entry(path, modality, digest, status.st_size, status.st_mtime_ns, described)
         if entry is None or entry.hash != digest:
-            new.append(Entry(path, format_of(path).modality, **now))
+            new.append(now)
             continue
         changes.unchanged += 1
-        if replace(entry, **now) != entry:
-            same.append(replace(entry, **now))
+        now = replace(now, modality=entry.modality, row=entry.row)
+        if now != entry:
+            same.append(now)
     index.update(same)
     return new
 
 
 def _ready(
-    index: Index, entries: list[Entry], others: list[Entry], changes: Changes
+    index: Index, entries: list[Entry], remaining: list[Entry], changes: Changes
 ) -> Iterator[tuple[Entry, np.ndarray]]:
-    """Those of `entries` whose features need no network, with them: ready-made, or in the index under another name."""
+    """Those of `entries` whose features need no network, with them: ready-made, or in the index under another name.
+
+    The rest is added to `remaining`.
+    """
     for entry in entries:
         try:
             feature = ready_feature(entry.path)
@@ -121,30 +126,37 @@ def _ready(
         twins = index.entries("hash = ? AND modality = ?", (entry.hash, entry.modality))
         twin = next((twin for twin in twins if twin.path.suffix.lower() == entry.path.suffix.lower()), None)
         if feature is not None:
-            claim(index, f"{READY_MADE}, {feature.size} numbers", f"ready-made features such as {entry.path}")
+            check_or_record_model(
+                index, f"{READY_MADE}, {feature.size} numbers", f"ready-made features such as {entry.path}"
+            )
             yield replace(entry, modality=READY), feature
         elif twin is not None:
             changes.copied += 1
             yield entry, np.array(index.features[twin.row])
         else:
-            others.append(entry)
+            remaining.append(entry)
 
 
 def _embedded(
-    index: Index, entries: list[Entry], embedder: Embedder, cache: FeatureCache | None, changes: Changes
+    index: Index,
+    entries: list[Entry],
+    embedder: Embedder,
+    cache: FeatureCache | None,
+    changes: Changes,
+    progress: bool,
 ) -> Iterator[tuple[Entry, np.ndarray]]:
     """Those of `entries` that can be embedded, with their features."""
-    claim(index, embedder.identity, embedder.weights)
+    check_or_record_model(index, embedder.identity, embedder.weights)
     if any(is_sound(entry.path) for entry in entries):
-        claim(index, embedder.mert_identity, embedder.mert_name, fact="mert")
+        check_or_record_model(index, embedder.audio_encoder_identity, embedder.audio_encoder_name, key="mert")
     paths, hashes = [entry.path for entry in entries], [entry.hash for entry in entries]
     features = embed_files_once(embedder, paths, cache, hashes)
-    for item, feature in tqdm(features, total=len(paths), unit="file", delay=1):
+    for item, feature in tqdm(features, total=len(paths), unit="file", delay=1, disable=not progress):
         entry = entries[item.index]
         changes.repairs += [FileIssue(str(entry.path), repair) for repair in item.repairs]
         if problem := item.problem(feature, embedder.precision):
             changes.failures.append(FileIssue(str(entry.path), problem))
-        else:
+        elif feature is not None:
             yield entry, feature
 
 
@@ -156,18 +168,21 @@ def _add(index: Index, features: Iterable[tuple[Entry, np.ndarray]], changes: Ch
         changes.added += len(some)
 
 
-def claim(index: Index, identity: str, weights: object, fact: str = "identity") -> None:
-    """Note what makes the index's features. Raises UserError where it is noted already, and something else."""
-    noted = index.facts.get(fact)
-    if noted is None:
+def check_or_record_model(index: Index, identity: str | None, name: object, key: str = "identity") -> None:
+    """Record what makes the index's features, or check it against the record. Raises UserError where it differs.
+
+    `key` is "identity" for CLaMP 3's weights, "mert" for what listens to sound; `name` is for people.
+    """
+    name_key = "mert_name" if key == "mert" else "weights"
+    recorded = index.meta.get(key)
+    if recorded is None:
         with index.database:
-            index.set_facts(**{fact: identity, "mert_name" if fact == "mert" else "weights": str(weights)})
+            index.set_meta(**{key: identity, name_key: str(name)})
         index.refresh()
-    elif noted != identity:
-        was = index.facts["mert_name" if fact == "mert" else "weights"]
+    elif recorded != identity:
         raise UserError(
-            f"{index.folder} holds features made by {was}, not by {weights} as they are now: these do not compare; "
-            "choose the same weights (--variant, --mert, config.py), or build another index"
+            f"{index.folder} holds features made by {index.meta[name_key]}, not by {name} as they are now: these do "
+            "not compare; choose the same weights (--variant, --mert, config.py), or build another index"
         )
 
 
@@ -186,10 +201,10 @@ def search_index(
     """
     if not len(index):
         raise UserError(f"{index.folder} is empty: clamp3_index.py add {index.folder} FOLDER")
-    asked = load_query(query, load_embedder, cache)
-    if asked.weights and not index.facts["identity"].startswith(READY_MADE):
-        claim(index, load_embedder().identity, asked.weights)
-    found = index.search(asked.features[0], k, approximate, modality)
+    wanted = load_query(query, load_embedder, cache)
+    if wanted.weights and not index.meta["identity"].startswith(READY_MADE):
+        check_or_record_model(index, load_embedder().identity, wanted.weights)
+    found = index.search(wanted.features[0], k, approximate, modality)
     return [
         {
             "rank": rank,
@@ -197,7 +212,7 @@ def search_index(
             "file": str(entry.path),
             "modality": entry.modality,
             "metadata": entry.metadata,
-            "weights": index.facts["weights"],
+            "weights": index.meta["weights"],
         }
         for rank, (cosine, entry) in enumerate(found, 1)
     ]

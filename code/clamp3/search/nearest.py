@@ -5,13 +5,13 @@ looks at the groups closest to the query; an exact one looks at all, and goes on
 have hidden a better row. In both, what is found is scored by the rows themselves.
 """
 
-import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from clamp3.errors import UserError
-from clamp3.io.files import partial_name
+from clamp3.io.files import atomic_write
 from clamp3.search.ranking import spans
 
 BLOCK = 16_384  # rows that are read at once
@@ -23,8 +23,10 @@ EXACT_CANDIDATES = 2000  # for each row that is asked for, looked through by an 
 ROUNDING = 1e-5  # of faiss's sums
 SEED = 0
 
+Found = tuple[np.ndarray, np.ndarray]  # the indices of rows, and their cosines with the query
 
-def faiss_module():
+
+def faiss_module() -> Any:
     """The library. Raises UserError where it is not installed."""
     try:
         import faiss
@@ -36,7 +38,7 @@ def faiss_module():
 class Nearest:
     """Finds rows (n, hidden) of length one by their cosine with a query."""
 
-    def __init__(self, index, error: float):
+    def __init__(self, index: Any, error: float):
         """`index` is a faiss index, `error` the greatest distance between a row and what it has kept of it."""
         self.index, self.error = index, error
         index.parallel_mode = 1  # a query's groups are shared out to the cores
@@ -71,16 +73,15 @@ class Nearest:
 
     def save(self, path: Path) -> None:
         """Write the index to `path`, whole or not at all."""
-        partial = path.with_name(partial_name(os.getpid()))
-        faiss_module().write_index(self.index, str(partial))
-        partial.replace(path)
+        with atomic_write(path) as file:
+            faiss_module().write_index(self.index, file.name)
 
     @property
     def count(self) -> int:
         """How many rows it knows, from the first."""
         return self.index.ntotal
 
-    def approximate(self, query: np.ndarray, rows: np.ndarray, k: int, allowed: np.ndarray | None = None):
+    def approximate(self, query: np.ndarray, rows: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Found:
         """The k rows closest to `query` (hidden,) that are found in the groups closest to it: indices and cosines.
 
         `allowed` (n,) tells which rows may be found.
@@ -90,7 +91,7 @@ class Nearest:
         found, _ = self._candidates(query, k * CANDIDATES, groups, allowed)
         return best_of(found, query, rows, k)
 
-    def exact(self, query: np.ndarray, rows: np.ndarray, k: int, allowed: np.ndarray | None = None):
+    def exact(self, query: np.ndarray, rows: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Found | None:
         """The k rows closest to `query` (hidden,), equal ones in their order: indices and cosines.
 
         None where so many are nearly as close that reading all rows is faster.
@@ -105,7 +106,7 @@ class Nearest:
             count *= 10
         return None
 
-    def _candidates(self, query: np.ndarray, count: int, groups: int, allowed: np.ndarray | None):
+    def _candidates(self, query: np.ndarray, count: int, groups: int, allowed: np.ndarray | None) -> Found:
         """The `count` rows closest by what is kept of them, best first, and their scores; fewer where there are."""
         faiss = faiss_module()
         options = faiss.SearchParametersIVF(nprobe=groups)
@@ -118,7 +119,7 @@ class Nearest:
         return found[0][there], scores[0][there]
 
 
-def best_of(found: np.ndarray, query: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def best_of(found: np.ndarray, query: np.ndarray, rows: np.ndarray, k: int) -> Found:
     """The k rows closest to `query` among those `found`, best first, equal ones in their order."""
     found = np.sort(found)
     cosines = rows[found] @ query

@@ -1,3 +1,5 @@
+"""How good a classifier is: accuracy, macro-F1, precision and recall of each class, and a picture of its confusion."""
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -5,39 +7,23 @@ from pathlib import Path
 import numpy as np
 
 from clamp3.errors import UserError
+from clamp3.tasks.extras import needs_classify
 
 MOST_COUNTED = 20  # classes for which a picture has room for counts
 
 
-# ---------- how good ----------
-
-
 @dataclass(frozen=True)
 class Figures:
-    """How often which class was taken for which."""
+    """Scores of predicted against true labels; the arrays (classes,) are in the order of `labels`."""
 
+    truth: list[str]
+    predicted: list[str]
     labels: list[str]
     confusion: np.ndarray  # (classes, classes) counts; a row for each true class, a column for each predicted one
-
-    @property
-    def support(self) -> np.ndarray:
-        """How many rows are of each class."""
-        return self.confusion.sum(axis=1)
-
-    @property
-    def precision(self) -> np.ndarray:
-        """The share of those taken for a class that are of it; 0 where there are none."""
-        return np.diag(self.confusion) / np.maximum(self.confusion.sum(axis=0), 1)
-
-    @property
-    def recall(self) -> np.ndarray:
-        """The share of a class's rows that are taken for it; 0 where there are none."""
-        return np.diag(self.confusion) / np.maximum(self.support, 1)
-
-    @property
-    def f1(self) -> np.ndarray:
-        """The harmonic mean of precision and recall, by class."""
-        return 2 * np.diag(self.confusion) / (self.support + self.confusion.sum(axis=0))
+    precision: np.ndarray  # 0 for a class that is never predicted
+    recall: np.ndarray  # 0 for a class that is never true
+    f1: np.ndarray
+    support: np.ndarray  # rows of each true class
 
     @property
     def accuracy(self) -> float:
@@ -45,46 +31,47 @@ class Figures:
 
     @property
     def macro_f1(self) -> float:
-        """The plain mean of the classes' F1."""
+        """The unweighted mean of the classes' F1."""
         return float(self.f1.mean())
 
     @property
     def majority(self) -> float:
-        """The accuracy of always saying the largest class."""
+        """The accuracy of always predicting the most frequent class."""
         return float(self.support.max() / self.support.sum())
 
 
 def figures(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> Figures:
-    """The Figures over those of `labels`, in their order, that are true or predicted anywhere, as scikit-learn does.
+    """Score `predicted` against `truth`, over those of `labels`, in their order, that occur in either.
 
-    Raises ValueError for nothing to score and for a class that is not among `labels`.
+    Raises ValueError where there is nothing to score or a class is not among `labels`, and UserError where
+    scikit-learn is missing.
     """
     occurring = {*truth, *predicted}
     if not truth or not occurring.issubset(labels):
         raise ValueError(f"nothing to score, or unknown classes: {sorted(occurring.difference(labels))}")
-    labels = [label for label in labels if label in occurring]
-    index = {label: number for number, label in enumerate(labels)}
-    confusion = np.zeros((len(labels), len(labels)), np.int64)
-    np.add.at(confusion, ([index[label] for label in truth], [index[label] for label in predicted]), 1)
-    return Figures(labels, confusion)
+    with needs_classify():
+        from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    truth, predicted, labels = list(truth), list(predicted), [label for label in labels if label in occurring]
+    confusion = confusion_matrix(truth, predicted, labels=labels)
+    by_class = precision_recall_fscore_support(truth, predicted, labels=labels, zero_division=0)
+    return Figures(truth, predicted, labels, confusion, *by_class)
 
 
 def pooled(parts: Sequence[Figures]) -> Figures:
     """The Figures over the rows of all `parts`."""
-    labels = sorted({label for part in parts for label in part.labels})
-    confusion = np.zeros((len(labels), len(labels)), np.int64)
-    for part in parts:
-        places = [labels.index(label) for label in part.labels]
-        confusion[np.ix_(places, places)] += part.confusion
-    return Figures(labels, confusion)
+    truth = [label for part in parts for label in part.truth]
+    predicted = [label for part in parts for label in part.predicted]
+    return figures(truth, predicted, sorted({*truth, *predicted}))
 
 
 def draw_confusion(result: Figures, picture: Path) -> None:
-    """Draw the confusion as a square of shares of each true class, with counts where there is room for them.
+    """Draw the confusion matrix, normalized by true class, with counts where there is room for them.
 
-    Raises UserError where `picture` cannot be written, or its extension names no kind of picture.
+    Raises UserError where `picture` cannot be written, its extension is no image format, or matplotlib is missing.
     """
-    from matplotlib.figure import Figure
+    with needs_classify():
+        from matplotlib.figure import Figure
 
     count = len(result.labels)
     shares = result.confusion / np.maximum(result.support, 1)[:, None]

@@ -1,4 +1,4 @@
-"""The model as MTEB's encoder of texts and sound, so that MTEB's tasks (those of MAEB among them) can be run with it.
+"""The model as an MTEB encoder of text and audio, so that MTEB's tasks (those of MAEB among them) can be run with it.
 
     import mteb
     from clamp3 import Embedder
@@ -6,14 +6,15 @@
 
     model = MtebEncoder(Embedder.from_pretrained("saas"))
     mteb.evaluate(model, mteb.get_tasks(["GTZANGenre"]), cache=mteb.ResultCache("results"))
-`code/mteb_eval.py` does that from the command line. MTEB is no requirement of this library: it is imported here alone.
+`code/mteb_eval.py` does that from the command line. MTEB is optional: no other module of the library imports it.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from torch.utils.data import DataLoader
@@ -45,10 +46,11 @@ TINY_LANGUAGES = ["eng-Latn", "deu-Latn", "fra-Latn", "spa-Latn", "zho-Hans"]
 
 
 class MtebEncoder(AbsEncoder):
-    """An Embedder as MTEB takes it. Features have the length one, and are compared by their cosine.
+    """An Embedder with MTEB's interface. Features are normalized to unit length and compared by cosine.
 
-    An input that has no feature (a blank text, sound that cannot be read) becomes zeros, so that it is like nothing;
-    it is in `failures`, and a warning counts them. `repairs` are those that were read though damaged or very short.
+    An input without a feature (a blank text, unreadable audio) becomes zeros, with a cosine of 0 to everything. Such
+    inputs are listed in `failures`, and a warning counts them; `repairs` lists inputs that were damaged or very short
+    but could be read.
     """
 
     def __init__(self, embedder: Embedder):
@@ -66,17 +68,17 @@ class MtebEncoder(AbsEncoder):
         hf_subset: str,
         prompt_type: PromptType | None = None,
         show_progress_bar: bool = True,
-        **kwargs,
+        **kwargs: object,
     ) -> np.ndarray:
         """Features (n, clamp3_hidden_size) float32 of the n items of `inputs`, in order.
 
-        Batches hold texts under "text" and what `waveform` takes under "audio". Items with both get the sum of the
-        two, as MTEB's other models of text and audio do it. Prompts are not used: the model has learned none.
-        Whatever the loader's batches are, at most a few sounds are decoded at a time. Raises ValueError for batches
-        of neither, and UserError where the tokenizer or MERT cannot be had.
+        Batches hold strings under "text" and what `waveform` takes under "audio". Items with both get the sum of the
+        two features, as in MTEB's other models of text and audio. Prompts are ignored: the model was trained with
+        none. At most a few recordings are decoded at a time, whatever the loader's batch size. Raises ValueError for
+        batches with neither text nor audio, and UserError where the tokenizer or MERT is not available.
         """
         inputs = undecoded(inputs)
-        first = next(iter(inputs), {})
+        first: dict[str, Any] = next(iter(inputs), {})
         if first and not set(MODALITIES) & set(first):
             raise ValueError(f"this model reads text and audio; {task_metadata.name} gives {', '.join(first)}")
         source = f"{task_metadata.name}, {hf_subset}, {hf_split}" + (f", {prompt_type.value}" if prompt_type else "")
@@ -84,20 +86,25 @@ class MtebEncoder(AbsEncoder):
         for modality in MODALITIES:
             if modality in first:
                 items = self._items(modality, chain.from_iterable(batch[modality] for batch in inputs))
-                shown = tqdm(items, modality, len(inputs.dataset), delay=1, disable=not show_progress_bar)
-                parts.append(self._features(self.model.embed_items(shown), source))
-        return sum(parts) if parts else np.zeros((0, self.model.sizes.clamp3_hidden_size), np.float32)
+                total = len(cast(Sized, inputs.dataset))
+                progress = tqdm(items, modality, total, delay=1, disable=not show_progress_bar)
+                parts.append(self._features(self.model.embed_items(progress), source))
+        return np.sum(parts, axis=0) if parts else np.zeros((0, self.model.sizes.clamp3_hidden_size), np.float32)
 
     def _items(self, modality: str, values: Iterable) -> Iterator[Item]:
-        """What the towers read of texts, or of sounds."""
+        """Encoded inputs of the towers, for texts or recordings."""
         if modality == "audio":
-            yield from read_sounds(self.model, self.model.mert, (partial(waveform, value) for value in values))
+            sounds = (partial(waveform, value) for value in values)
+            yield from read_sounds(self.model, self.model.audio_encoder, sounds)
         else:
             for index, text in enumerate(values):
-                yield read_item(Item(index, "text"), lambda _note, text=text: self.model.encode_text(text))
+                yield read_item(Item(index, "text"), partial(self._encode_text, text))
+
+    def _encode_text(self, text: str, _note: Note) -> np.ndarray:
+        return self.model.encode_text(text)
 
     def _features(self, embedded: Iterable[tuple[Item, np.ndarray | None]], source: str) -> np.ndarray:
-        """Normalized features in the order of the items, and zeros for those that have none."""
+        """Normalized features in the order of the items, zeros for items without one."""
         features, failures = {}, []
         for item, feature in embedded:
             name = f"{source}, {item.modality} {item.index + 1}"
@@ -114,22 +121,23 @@ class MtebEncoder(AbsEncoder):
 
 
 def undecoded(loader: DataLoader) -> DataLoader:
-    """The same batches, but with the sound files of a data set as they are, for `read_audio`.
+    """The same batches, with the audio files of a data set left undecoded, for `read_audio`.
 
-    The library `datasets` itself decodes them by torchcodec, which is not to be had for every PyTorch.
+    The library `datasets` would decode them with torchcodec, which is not available for every version of PyTorch.
     """
-    features = getattr(loader.dataset, "features", None) or {}
+    dataset: Any = loader.dataset
+    features = getattr(dataset, "features", None) or {}
     if not isinstance(features.get("audio"), datasets.Audio):
         return loader
-    dataset = loader.dataset.cast_column("audio", datasets.Audio(decode=False))
+    dataset = dataset.cast_column("audio", datasets.Audio(decode=False))
     return DataLoader(dataset, loader.batch_size, num_workers=loader.num_workers, collate_fn=loader.collate_fn)
 
 
-def waveform(audio, rate: int, note: Note) -> np.ndarray:
-    """A sound in any form that MTEB's data sets have -> float32 (samples,) at `rate` Hz, the mean of its channels.
+def waveform(audio: Any, rate: int, note: Note) -> np.ndarray:
+    """Audio in any form that MTEB's data sets have -> mono float32 (samples,) at `rate` Hz.
 
-    A dictionary of an `array`, (samples,) or (channels, samples), and its `sampling_rate` in Hz; one of the `bytes` or
-    else the `path` of a file; or a decoder of torchcodec's. Raises as `read_audio`.
+    It is a dictionary of an `array`, (samples,) or (channels, samples), and its `sampling_rate` in Hz; a dictionary of
+    a file's `bytes` or else its `path`; or a torchcodec decoder. Raises as `read_audio`.
     """
     if hasattr(audio, "get_all_samples"):
         samples = audio.get_all_samples()
@@ -143,17 +151,17 @@ def waveform(audio, rate: int, note: Note) -> np.ndarray:
 
 
 def model_meta(embedder: Embedder) -> ModelMeta:
-    """What MTEB's results say of the model. Its revision tells the weights: others are other results.
+    """The model's description in MTEB's results. Its revision identifies the weights.
 
-    Parameters are counted without MERT, which lies in a file of its own and is loaded for sound alone.
+    Parameters are counted without MERT, which has a file of its own and is only loaded for audio.
     """
     weights, sizes = embedder.weights, embedder.sizes
     release = release_named(weights.name) if weights else None
     parameters = {name: tensor.numel() for name, tensor in embedder.named_parameters()}
     is_tiny = weights is not None and weights.parent == TINY
     settings = {"precision": embedder.precision} if embedder.precision != "fp32" else {}
-    if embedder.mert_name and not is_tiny:
-        settings["mert"] = str(embedder.mert_name)
+    if embedder.audio_encoder_name and not is_tiny:
+        settings["mert"] = str(embedder.audio_encoder_name)
     return ModelMeta(
         loader=None,
         name=model_name(weights),
@@ -164,7 +172,7 @@ def model_meta(embedder: Embedder) -> ModelMeta:
         n_parameters=sum(parameters.values()),
         n_embedding_parameters=parameters.get("text_model.embeddings.word_embeddings.weight"),
         memory_usage_mb=round(sum(parameters.values()) * 4 / 2**20),
-        max_tokens=float("inf"),  # longer texts are cut into segments, of which the feature is the mean
+        max_tokens=float("inf"),  # longer texts are cut into segments, whose features are averaged
         embed_dim=sizes.clamp3_hidden_size,
         license="not specified",
         open_weights=True if release or is_tiny else None,
@@ -180,7 +188,7 @@ def model_meta(embedder: Embedder) -> ModelMeta:
 
 
 def model_name(weights: Path | None) -> str:
-    """The weights' name in MTEB's form, organization/model."""
+    """The name of the weights in MTEB's form, organization/model."""
     if weights is None:
         return "clamp3/unnamed"
     variant = next((name for name, release in RELEASES.items() if release.file_name == weights.name), None)

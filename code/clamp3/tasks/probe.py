@@ -1,40 +1,40 @@
-"""Classes from features: by the likeness to texts (zero-shot) or by a linear probe; and how good they are.
-
-Features are rows (n, hidden); classes are labels, one a row.
-"""
+"""A linear probe: a classifier trained on features (n, hidden) and a label for each row, and how to evaluate it."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from clamp3.errors import UserError
 from clamp3.io.files import atomic_write
+from clamp3.tasks.extras import needs_classify
 from clamp3.tasks.figures import Figures, figures
 from clamp3.tasks.recipe import Recipe
 from clamp3.tasks.zero_shot import softmax
 
-CONSTANT = 1e-6  # a spread, relative to the mean, that is rounding's
-
-
-# ---------- the linear probe ----------
+CONSTANT = 1e-6  # a standard deviation this small, relative to the mean, is rounding error
+WEIGHT_DECAYS = (0.1, 1.0, 10.0, 100.0, 1000.0, 10_000.0)
+UNTUNED = 10.0  # the weight decay where there are too few rows to cross-validate it
+INNER_FOLDS = 5
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear layer over standardised features."""
+    """A linear layer over standardized features."""
 
     labels: list[str]
     weight: np.ndarray  # (classes, hidden)
     bias: np.ndarray  # (classes,)
     mean: np.ndarray  # (hidden,) of the training features
-    std: np.ndarray  # (hidden,) of the training features, but 1 where all are equal
+    std: np.ndarray  # (hidden,) of the training features; 1 where they are constant
     made_by: str = ""  # the weights that made the training features, if known
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """Of each class for each row of features: (n, hidden) -> (n, classes). Raises ValueError for another width."""
+        """Class probabilities: (n, hidden) -> (n, classes). Raises ValueError for features of another width."""
         if features.shape[1:] != self.mean.shape:
             raise ValueError(f"the probe takes features of {self.mean.size} numbers, not of {features.shape[-1]}")
         return softmax((features - self.mean) / self.std @ self.weight.T + self.bias)
@@ -44,13 +44,15 @@ class Probe:
         return [self.labels[index] for index in self.probabilities(features).argmax(axis=1)]
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file: the arrays by their names; labels, hidden and made_by as its metadata "probe".
+        """Write a safetensors file of the arrays by name, with labels, hidden and made_by in its metadata "probe".
 
-        The latter is JSON: several entries would stand in any order, and the same probe would not give the same file.
+        That is a single JSON entry because safetensors writes several in no fixed order, and the same probe is to give
+        the same bytes. Raises UserError where `path` cannot be written.
         """
         from safetensors.numpy import save
 
-        arrays = {name: getattr(self, name) for name in ("weight", "bias", "mean", "std")}
+        # safetensors writes the memory as it lies, and scikit-learn's coefficients lie in Fortran order
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ("weight", "bias", "mean", "std")}
         about = {"labels": self.labels, "hidden": self.mean.size, "made_by": self.made_by}
         try:
             with atomic_write(path) as file:
@@ -60,7 +62,7 @@ class Probe:
 
     @classmethod
     def load(cls, path: Path) -> "Probe":
-        """The probe that `save` wrote. Raises UserError for anything else."""
+        """Read a probe that `save` wrote. Raises UserError for any other file."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -75,95 +77,119 @@ class Probe:
         return cls(labels, **arrays, made_by=made_by)
 
 
-def fit_probe(features: np.ndarray, truth: Sequence[str], recipe: Recipe, made_by: str = "") -> Probe:
-    """The probe of the classes in `truth`, in the order of their labels, trained by AdamW on cross-entropy.
+def fit_probe(features: np.ndarray, labels: Sequence[str], recipe: Recipe, made_by: str = "") -> Probe:
+    """A probe of features (n, hidden) and their labels: logistic regression over standardized features.
 
-    The same seed gives the same probe. Raises UserError for a single class, and where the training diverges.
+    The same features, recipe and seed give the same probe. Raises UserError where all rows are of one class, and where
+    scikit-learn is missing.
     """
-    labels = sorted(set(truth))
-    if len(labels) < 2:
-        raise UserError(f"all {len(truth)} files are of one class, {labels[0]}; to tell classes apart, it takes two")
+    classes = sorted(set(labels))
+    if len(classes) < 2:
+        raise UserError(f"all {len(labels)} files are of one class, {classes[0]}; to tell classes apart, it takes two")
     mean, std = (part.astype(np.float32) for part in (features.mean(0, np.float64), features.std(0, np.float64)))
     std[std <= CONSTANT * np.abs(mean)] = 1
-    inputs = ((features - mean) / std).astype(np.float32)
-    weight, bias = _fit_layer(inputs, np.searchsorted(labels, truth), recipe)
-    if not np.isfinite(weight).all():
-        raise UserError("the training diverged: take a lower learning rate")
-    return Probe(labels, weight, bias, mean, std, made_by)
+    weight, bias = _fit_regression((features - mean) / std, np.searchsorted(classes, labels), recipe)
+    return Probe(classes, weight, bias, mean, std, made_by)
 
 
-def _fit_layer(inputs: np.ndarray, classes: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-    """Weight (classes, hidden) and bias of the linear layer that tells the classes (n,) of inputs (n, hidden)."""
-    import torch
-    from torch.nn import functional
+def _fit_regression(inputs: np.ndarray, targets: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """Weight (classes, hidden) and bias (classes,) of a logistic regression of inputs (n, hidden) on targets (n,)."""
+    with needs_classify():
+        from sklearn.linear_model import LogisticRegression
+        from threadpoolctl import threadpool_limits
 
-    from clamp3.distributed import one_thread
+    def regression(weight_decay: float) -> "LogisticRegression":
+        C = 1 / weight_decay if weight_decay else np.inf
+        return LogisticRegression(C=C, max_iter=recipe.epochs, class_weight="balanced" if recipe.balanced else None)
 
-    inputs, targets = torch.from_numpy(inputs), torch.from_numpy(classes)
-    counts = torch.bincount(targets)
-    class_weights = len(targets) / (len(counts) * counts) if recipe.balanced else None
-    layer = torch.nn.Linear(inputs.shape[1], len(counts))
-    torch.nn.init.zeros_(layer.weight)
-    torch.nn.init.zeros_(layer.bias)
-    optimizer = torch.optim.AdamW(layer.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    steps = recipe.epochs * -(-len(inputs) // recipe.batch_size)
-    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, total_iters=steps)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    with one_thread():
-        for _ in range(recipe.epochs):
-            for rows in torch.randperm(len(inputs), generator=generator).split(recipe.batch_size):
-                optimizer.zero_grad()
-                functional.cross_entropy(layer(inputs[rows]), targets[rows], class_weights).backward()
-                optimizer.step()
-                scheduler.step()
-    return layer.weight.detach().numpy(), layer.bias.detach().numpy()
+    inputs = inputs.astype(np.float64)
+    with threadpool_limits(1, "blas"):  # so that the same seed gives the same bytes on any number of cores
+        weight_decay = recipe.weight_decay
+        if weight_decay is None:
+            weight_decay = _cross_validated(regression, inputs, targets, recipe)
+        model = regression(weight_decay).fit(inputs, targets)
+    weight, bias = model.coef_.astype(np.float32), model.intercept_.astype(np.float32)
+    if len(bias) == 1:  # of two classes, scikit-learn has the logit of the second: the difference of two
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    return weight, bias
+
+
+def _cross_validated(
+    regression: Callable[[float], Any], inputs: np.ndarray, targets: np.ndarray, recipe: Recipe
+) -> float:
+    """The one of WEIGHT_DECAYS with the least log loss in stratified folds; UNTUNED where a class has a single row."""
+    from sklearn.metrics import log_loss
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.utils.class_weight import compute_sample_weight
+
+    folds = min(INNER_FOLDS, int(np.bincount(targets).min()))
+    if folds < 2:
+        return UNTUNED
+    splits = StratifiedKFold(folds, shuffle=True, random_state=recipe.seed)
+    sample_weight = compute_sample_weight("balanced" if recipe.balanced else None, targets)
+
+    def loss(weight_decay: float) -> float:
+        model = regression(weight_decay)
+        probabilities = cross_val_predict(model, inputs, targets, cv=splits, method="predict_proba")  # (n, classes)
+        return log_loss(targets, probabilities, sample_weight=sample_weight)
+
+    return min(WEIGHT_DECAYS, key=loss)
 
 
 def held_out_figures(
-    features: np.ndarray, truth: Sequence[str], held_out: np.ndarray, recipe: Recipe, made_by: str = ""
+    features: np.ndarray, labels: Sequence[str], held_out: np.ndarray, recipe: Recipe, made_by: str = ""
 ) -> tuple[Probe, Figures]:
-    """The probe of the rows that are not `held_out` (n,) bool, and its figures on those that are.
+    """A probe of the rows that are not `held_out` (n,) bool, and its figures on those that are.
 
-    Raises UserError where a class is among the latter alone.
+    Raises UserError where a class has held-out rows alone.
     """
-    truth = np.asarray(truth)
-    probe = fit_probe(features[~held_out], truth[~held_out].tolist(), recipe, made_by)
-    right = truth[held_out].tolist()
-    if unknown := sorted(set(right).difference(probe.labels)):
+    training, test = (np.asarray(labels)[rows].tolist() for rows in (~held_out, held_out))
+    probe = fit_probe(features[~held_out], training, recipe, made_by)
+    if unknown := sorted(set(test).difference(probe.labels)):
         raise UserError(f"files held out are of classes that no training file is of: {', '.join(unknown)}")
-    return probe, figures(right, probe.predict(features[held_out]), probe.labels)
+    return probe, figures(test, probe.predict(features[held_out]), probe.labels)
 
 
-def deal(truth: Sequence[str], seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Each class, in the order of labels, and the indices of its rows in a random order."""
-    rng = np.random.default_rng(seed)
-    classes = np.asarray(truth)
-    return ((str(label), rng.permutation(np.flatnonzero(classes == label))) for label in np.unique(classes))
+# ---------- splits ----------
 
 
-def stratified_folds(truth: Sequence[str], folds: int, seed: int = 0) -> np.ndarray:
-    """The fold (n,), from 0, in which each row is held out: folds differ by one row of each class at most.
+def stratified_folds(labels: Sequence[str], folds: int, seed: int = 0) -> np.ndarray:
+    """The 0-based fold (n,) in which each row is held out; counts of a class differ by at most one between folds.
 
     Raises UserError for a class with fewer rows than folds.
     """
-    fold = np.zeros(len(truth), np.int64)
-    first = 0  # so that the folds' sizes are even over all classes
-    for label, rows in deal(truth, seed):
-        if len(rows) < folds:
-            raise UserError(f"the class {label} has {len(rows)} files, too few to be in {folds} parts")
-        fold[rows] = (first + np.arange(len(rows))) % folds
-        first += len(rows)
+    with needs_classify():
+        from sklearn.model_selection import StratifiedKFold
+
+    _check_counts(labels, folds)
+    fold = np.zeros(len(labels), np.int64)
+    splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    for number, (_training, rows) in enumerate(splits.split(fold, labels)):
+        fold[rows] = number
     return fold
 
 
-def stratified_share(truth: Sequence[str], share: float, seed: int = 0) -> np.ndarray:
-    """Which rows (n,) bool are held out: this share of each class, but at least one and not all.
+def stratified_share(labels: Sequence[str], share: float, seed: int = 0) -> np.ndarray:
+    """Which rows (n,) bool are held out: this share of each class, but at least one row and not all.
 
+    Classes are split one by one, because scikit-learn's stratified split may leave a rare class out of either part.
     Raises UserError for a class of one row.
     """
-    held_out = np.zeros(len(truth), bool)
-    for label, rows in deal(truth, seed):
-        if len(rows) < 2:
-            raise UserError(f"the class {label} has 1 file, too few to be in 2 parts")
-        held_out[rows[: min(max(1, round(share * len(rows))), len(rows) - 1)]] = True
+    with needs_classify():
+        from sklearn.model_selection import train_test_split
+
+    _check_counts(labels, 2)
+    held_out = np.zeros(len(labels), bool)
+    for label in sorted(set(labels)):
+        rows = np.flatnonzero(np.asarray(labels) == label)
+        count = min(max(1, round(share * len(rows))), len(rows) - 1)
+        held_out[train_test_split(rows, test_size=count, random_state=seed)[1]] = True
     return held_out
+
+
+def _check_counts(labels: Sequence[str], parts: int) -> None:
+    """Raise UserError for a class with fewer rows than parts."""
+    for label, count in sorted(Counter(labels).items()):
+        if count < parts:
+            files = "file" if count == 1 else "files"
+            raise UserError(f"the class {label} has {count} {files}, too few to be in {parts} parts")

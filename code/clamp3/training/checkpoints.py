@@ -1,6 +1,158 @@
-from pathlib import Path
+"""A run on disk: which files it writes, what they hold, and how it is taken up from them.
 
+`..._last.pth` holds the newest full state, the weights file itself that of the best epoch so far by evaluation loss:
+where the newest epoch is the best, both names stand for one file (hard links). `..._EPOCH.pth` holds the state after
+an epoch without the optimizer's, which is two thirds of it all.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from clamp3.errors import UserError
+from clamp3.io.files import atomic_link, atomic_write
+from clamp3.models.weights import read_checkpoint
+
+STOPPED = "training has stopped, and the last checkpoint is as it was"
+
+
+@dataclass
+class Progress:
+    """Where a run stands: what a checkpoint holds beside model and optimizer."""
+
+    epoch: int = 0  # epochs that are done
+    items: int = 0  # that are done in the epoch after
+    loss_sum: float = 0.0  # over those items
+    seconds: float = 0.0  # that they took
+    step: int = 0  # optimizer steps in all
+    best_epoch: int = 0
+    min_eval_loss: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is trained on what; with another stage, all counters start again."""
+
+    modality: str | None  # None: M3
+    frozen: list[str]  # parts of the model
+
+    def wrote(self, checkpoint: dict) -> bool:
+        """Whether a checkpoint is of this stage; the original's do not say what was frozen."""
+        return (checkpoint.get("modality"), checkpoint.get("frozen", self.frozen)) == (self.modality, self.frozen)
+
+
+# ---------- files ----------
+
+
+def last_path(weights_path: Path) -> Path:
+    """Where a run's newest full state is kept; `weights_path` itself holds the best so far."""
+    return weights_path.with_name(f"{weights_path.stem}_last{weights_path.suffix}")
+
+
+def epoch_path(weights_path: Path, epoch: int) -> Path:
+    """Where the weights after an epoch are kept, and where --epoch looks for them."""
+    return weights_path.with_name(f"{weights_path.stem}_{epoch}{weights_path.suffix}")
+
+
+def find_checkpoint(paths: list[Path], stage: Stage) -> tuple[Path, dict] | None:
+    """The first of `paths` that this stage has written, else the last one, with what it holds; None without any."""
+    found = None
+    for path in paths:
+        found = path, read_checkpoint(path)
+        if stage.wrote(found[1]):
+            break
+    return found
+
+
+# ---------- write ----------
+
+
+def checkpoint_of(
+    model: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LambdaLR,
+    scaler: torch.amp.GradScaler,
+    progress: Progress,
+    stage: Stage,
+    **others: Any,
+) -> dict[str, Any]:
+    """The full state of a run: the original's keys, ours, and `others`."""
+    checkpoint = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "lr_sched": scheduler.state_dict(),
+        "epoch": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "min_eval_loss": progress.min_eval_loss,
+        "scaler": scaler.state_dict(),
+        "frozen": stage.frozen,
+        "progress": asdict(progress),
+        **others,
+    }
+    return {**checkpoint, "modality": stage.modality} if stage.modality else checkpoint
+
+
+def without_optimizer(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What an epoch's file holds of the full state."""
+    return {name: part for name, part in checkpoint.items() if name != "optimizer"}
+
+
+def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write `checkpoint` to `path`, whole or not at all. Raises UserError where it cannot be written."""
+    with _named_failures(path), atomic_write(path) as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())  # some file systems find out only now that they are full
+
+
+def link_checkpoint(source: Path, path: Path) -> None:
+    """Let `path` be another name of the file `source`, or a copy of it where a file can have one name alone.
+
+    Checkpoints are replaced as a whole and never changed in place, so neither name changes what the other holds.
+    """
+    try:
+        atomic_link(source, path)
+    except OSError:
+        with _named_failures(path), open(source, "rb") as whole, atomic_write(path) as file:
+            shutil.copyfileobj(whole, file, 1 << 24)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _named_failures(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch reports what it could not write as the latter
+        raise UserError(f"{path} cannot be written (is the disk full?): {error}; {STOPPED}") from error
+
+
+# ---------- restore ----------
+
+
+def restore_optimizer(checkpoint: dict, model: nn.Module, optimizer: Optimizer, scheduler: LambdaLR) -> bool:
+    """Take the state of optimizer and scheduler from a checkpoint; False where it has none, or one that does not fit.
+
+    The learning rate and its schedule are the configured ones, at the checkpoint's step.
+    """
+    states = optimizer_states(checkpoint, model)
+    if not states:
+        return False
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+    configured = scheduler.state_dict()
+    scheduler.load_state_dict({**configured, **checkpoint["lr_sched"], "base_lrs": configured["base_lrs"]})
+    for group, multiplier in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+        group["lr"] = group["initial_lr"] * multiplier(scheduler.last_epoch)
+    return True
 
 
 def optimizer_states(checkpoint: dict, model: nn.Module) -> dict[int, dict]:
@@ -16,11 +168,13 @@ def optimizer_states(checkpoint: dict, model: nn.Module) -> dict[int, dict]:
     return {own[names[index]]: state for index, state in saved["state"].items()}
 
 
-def last_path(weights_path: Path) -> Path:
-    """Where a run's newest full state is kept; `weights_path` itself holds the best so far."""
-    return weights_path.with_name(f"{weights_path.stem}_last{weights_path.suffix}")
-
-
-def epoch_path(weights_path: Path, epoch: int) -> Path:
-    """Where the weights after an epoch are kept, and where --epoch looks for them."""
-    return weights_path.with_name(f"{weights_path.stem}_{epoch}{weights_path.suffix}")
+def progress_of(checkpoint: dict, step: int) -> Progress:
+    """Where the run stood; the original's checkpoints do not say at which `step`."""
+    if "progress" in checkpoint:
+        return Progress(**checkpoint["progress"])
+    return Progress(
+        epoch=int(checkpoint.get("epoch", 0)),
+        step=step,
+        best_epoch=int(checkpoint.get("best_epoch", 0)),
+        min_eval_loss=float(checkpoint.get("min_eval_loss", "inf")),
+    )

@@ -1,56 +1,58 @@
 """One training loop for M3 and for CLaMP 3 with symbolic music or audio, in one process or many."""
 
+import contextlib
 import json
+import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
-from clamp3.distributed import PRECISIONS, checked_precision, from_main, gather
+from clamp3.distributed import PRECISIONS, checked_precision, from_main, gather, long_work
 from clamp3.errors import UserError
-from clamp3.io.files import atomic_write, remove_orphans
-from clamp3.models.weights import load_weights, read_checkpoint
-from clamp3.training.checkpoints import epoch_path, last_path, optimizer_states
+from clamp3.io.files import remove_orphans
+from clamp3.models.weights import load_weights
+from clamp3.training.batches import Batch, Collate, GlobalBatchSampler, loader, without_errors
+from clamp3.training.checkpoints import (
+    STOPPED,
+    Progress,
+    Stage,
+    checkpoint_of,
+    epoch_path,
+    find_checkpoint,
+    last_path,
+    link_checkpoint,
+    progress_of,
+    restore_optimizer,
+    without_optimizer,
+    write_checkpoint,
+)
 from clamp3.training.curves import draw_curves, figures_path, wandb_logger
-from clamp3.training.data import Batch, Collate, Examples, ShareOfBatches, checked, loader
-from clamp3.training.distributed import average_gradients, mean_over_processes, random_state, set_random_state
+from clamp3.training.data import Examples
+from clamp3.training.distributed import data_parallel, mean_over_processes, random_state, set_random_state
+from clamp3.training.monitor import Bar, MakeBar, NoBar
 from clamp3.training.objectives import Contrastive, Reconstruction
 from clamp3.training.settings import Settings
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-STOPPED = "training has stopped, and the last checkpoint is as it was"
 DECAYS = ("none", "cosine")
 
-
-# ---------- the loop ----------
-
-
-@dataclass
-class Progress:
-    """Where a run stands: what a checkpoint holds beside model and optimizer."""
-
-    epoch: int = 0  # epochs that are done
-    items: int = 0  # that are done in the epoch after
-    loss_sum: float = 0.0  # over those items
-    seconds: float = 0.0  # that they took
-    step: int = 0  # optimizer steps in all
-    best_epoch: int = 0
-    min_eval_loss: float = float("inf")
+logger = logging.getLogger("clamp3")
 
 
 class Trainer:
-    """Trains the model of `objective` as `settings` say; `fit` does it all."""
+    """Trains the model of `objective` as `settings` say; `fit` does it all.
+
+    What people should know is logged by the logger "clamp3", in the main process.
+    """
 
     def __init__(
         self,
@@ -60,66 +62,83 @@ class Trainer:
         pad_values: dict[str, int],
         settings: Settings,
         state: "PartialState",
+        make_bar: MakeBar = NoBar,
     ):
         """`pad_values` says what fills up which sequence; `state` is what `clamp3.distributed.start` returns."""
-        self.objective, self.settings, self.state = objective, settings, state
-        self.model = objective.model.to(state.device)
+        self.objective, self.settings, self.state = objective.to(state.device), settings, state
+        self.model = objective.model
+        self.make_bar = make_bar if state.is_main_process else NoBar
         self.log: Callable[[dict, int], None] = lambda _figures, _step: None
-        self.frozen = sorted({n.split(".")[0] for n, p in self.model.named_parameters() if not p.requires_grad})
-        self.shares = [
-            ShareOfBatches(len(examples), settings.batch_size, state.num_processes, state.process_index, seed)
+        frozen = {name.split(".")[0] for name, p in self.model.named_parameters() if not p.requires_grad}
+        self.stage = Stage(objective.modality, sorted(frozen))
+        self.samplers = [
+            GlobalBatchSampler(len(examples), settings.batch_size, state.num_processes, state.process_index, seed)
             for examples, seed in ((training, settings.seed), (evaluation, None))
         ]
-        if not self.shares[0].step:
+        if not self.samplers[0].global_batch_size:
             raise UserError(f"{len(training)} items cannot be shared out to {state.num_processes} processes")
         if settings.decay not in DECAYS:
             raise UserError(f"RATE_DECAY must be one of {', '.join(DECAYS)}, not {settings.decay!r}")
         # Frozen parameters are in it too, but have no gradients: so a checkpoint fits whatever is frozen.
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=settings.learning_rate, fused=state.device.type in ("cpu", "cuda")
         )
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.rate_share)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.lr_multiplier)
         precision = chosen_precision(settings.precision, state.device)
         self.autocast = partial(torch.autocast, state.device.type, precision, enabled=precision != torch.float32)
         self.scaler = torch.amp.GradScaler(state.device.type, enabled=precision == torch.float16)
         self.progress = Progress()
         collate = Collate(pad_values)
         self.loaders = [
-            loader(examples, share, collate, settings.workers, state.device)
-            for examples, share in zip((training, evaluation), self.shares, strict=True)
+            loader(examples, sampler, collate, settings.workers, state.device)
+            for examples, sampler in zip((training, evaluation), self.samplers, strict=True)
         ]
-        self.pending: list[tuple[list[str], Tensor]] = []  # of the steps since losses were last looked at
+        self.pending: list[tuple[list[str], Tensor]] = []  # names and loss of the steps since `log_losses`
 
-    def rate_share(self, step: int) -> float:
-        """The share of the learning rate that step `step`, from 0, is taken with."""
+    @cached_property
+    def parallel_objective(self) -> nn.Module:
+        """The objective, its gradients averaged over the processes.
+
+        It is made for the first step, when the model has its first weights: then all processes take those of rank 0.
+        """
+        return data_parallel(self.objective)
+
+    def lr_multiplier(self, step: int) -> float:
+        """Learning-rate multiplier at 0-based `step`."""
         warmup_steps = self.settings.warmup_steps
         if step < warmup_steps or self.settings.decay == "none":
             return min(1.0, (step + 1) / max(1, warmup_steps))
-        done = (step - warmup_steps) / max(1, self.settings.epochs * self.shares[0].batches - warmup_steps)
+        steps = self.settings.epochs * self.samplers[0].batches_per_epoch
+        done = (step - warmup_steps) / max(1, steps - warmup_steps)
         return (1 + math.cos(math.pi * min(1.0, done))) / 2
 
     def fit(self, start_weights: Callable[[], str] = lambda: "all weights start at random") -> None:
         """Train all epochs that are left, from the last checkpoint; where there is none, from `start_weights()`.
 
-        It returns a line for people.
+        It fills the model, and returns a line that says with what.
         """
         settings = self.settings
-        set_deterministic(settings.deterministic)
-        torch.manual_seed(settings.seed + self.state.process_index)  # processes drop out different things
+        with deterministic(settings.deterministic):
+            torch.manual_seed(settings.seed + self.state.process_index)  # processes drop out different things
+            if self.state.is_main_process:
+                self.prepare_folders()
+            checkpoints = self.checkpoints() if settings.resume else []
+            with long_work(self.state):  # weights are downloaded, or read by all processes from one disk
+                if not self.restore(checkpoints):
+                    self.tell(start_weights())
+            if self.progress.epoch >= settings.epochs:
+                self.tell(f"all {settings.epochs} epochs are done; set more of them, or another stage, to go on")
+                return
+            if settings.wandb_log and self.state.is_main_process:
+                self.log = wandb_logger(self.objective.project, settings)
+            while self.progress.epoch < settings.epochs:
+                self.train_epoch()
+                self.end_epoch(self.evaluate())
         if self.state.is_main_process:
-            self.prepare_folders()
-        if not (settings.resume and self.restore()):
-            self.say(start_weights())
-        if self.progress.epoch >= settings.epochs:
-            self.say(f"all {settings.epochs} epochs are done; set more of them, or another stage, to go on")
-            return
-        if settings.wandb_log and self.state.is_main_process:
-            self.log = wandb_logger(self.objective.project, settings)
-        while self.progress.epoch < settings.epochs:
-            self.train_epoch()
-            self.end_epoch(self.evaluate())
-        if self.state.is_main_process:
-            draw_curves(settings.logs_path, settings.logs_path.with_suffix(".png"))
+            try:
+                draw_curves(settings.logs_path, settings.logs_path.with_suffix(".png"))
+            except UserError as error:
+                logger.info("no picture of the curves: %s", error)
 
     def prepare_folders(self) -> None:
         """Make the folders of weights and logs, and remove what killed processes were writing there."""
@@ -129,17 +148,18 @@ class Trainer:
 
     def train_epoch(self) -> None:
         """The epoch, or what is left of it."""
-        step_items = self.shares[0].step
-        self.shares[0].set(self.progress.epoch, first=self.progress.items // step_items)
+        sampler = self.samplers[0]
+        size = sampler.global_batch_size
+        sampler.set(self.progress.epoch, first=self.progress.items // size)
         self.model.train()
         begin, seconds = time.perf_counter(), self.progress.seconds
         title = f"epoch {self.progress.epoch + 1}/{self.settings.epochs}"
-        with self.bar(title, self.progress.items + len(self.shares[0]) * step_items, self.progress.items) as bar:
-            for batch in checked(self.loaders[0]):
+        with self.make_bar(title, self.progress.items + len(sampler) * size, self.progress.items) as bar:
+            for batch in without_errors(self.loaders[0]):
                 self.step(batch)
-                self.progress.items += step_items
+                self.progress.items += size
                 self.progress.seconds = seconds + time.perf_counter() - begin
-                bar.update(step_items)
+                bar.update(size)
                 save_now = self.settings.save_steps and self.progress.step % self.settings.save_steps == 0
                 if save_now or self.progress.step % self.settings.log_steps == 0:
                     bar.set_postfix(loss=f"{self.log_losses():.4f}")
@@ -151,8 +171,7 @@ class Trainer:
     def step(self, batch: Batch) -> None:
         """One optimizer step."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.objective.backward(batch, self.autocast, self.scaler.scale)
-        average_gradients(self.model.parameters())
+        loss = self.objective.backward(batch, self.autocast, self.scaler.scale, self.parallel_objective)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
@@ -171,129 +190,130 @@ class Trainer:
                 names = ", ".join(gather(self.state, self.pending[position][0]))
                 raise UserError(f"the loss of step {step} is {loss}: {STOPPED}. The items of that step: {names}")
         self.pending.clear()
-        self.progress.loss_sum += sum(losses) * self.shares[0].step
+        self.progress.loss_sum += sum(losses) * self.samplers[0].global_batch_size
         self.log({"loss": losses[-1], "learning_rate": self.scheduler.get_last_lr()[0]}, self.progress.step)
         return sum(losses) / len(losses)
 
     def evaluate(self) -> dict[str, float]:
         """The figures of the evaluation set."""
         self.model.eval()
-        with self.bar("evaluation", self.shares[1].size) as bar, self.autocast():
+        with self.make_bar("evaluation", self.samplers[1].size) as bar, self.autocast():
             return self.objective.evaluate(self.evaluation_batches(bar), self.state)
 
-    def evaluation_batches(self, bar: tqdm) -> Iterator[Batch]:
+    def evaluation_batches(self, bar: Bar) -> Iterator[Batch]:
         """This process's share of the evaluation set."""
-        for batch in checked(self.loaders[1]):
+        left, size = self.samplers[1].size, self.samplers[1].global_batch_size
+        for batch in without_errors(self.loaders[1]):
             yield batch
-            bar.update(min(self.shares[1].step, bar.total - bar.n))
+            bar.update(min(size, left))
+            left -= min(size, left)
 
     def end_epoch(self, figures: dict[str, float]) -> None:
         """Log the epoch, and save what is due."""
-        done, settings = self.progress, self.settings
+        done, path = self.progress, self.settings.weights_path
         figures = {"epoch": done.epoch + 1, "train_loss": done.loss_sum / done.items, **figures}
-        self.say_epoch(figures, done.seconds)
+        self.log_epoch(figures, done.seconds)
         better = figures["eval_loss"] < done.min_eval_loss
         best = (done.epoch + 1, figures["eval_loss"]) if better else (done.best_epoch, done.min_eval_loss)
         self.progress = Progress(done.epoch + 1, step=done.step, best_epoch=best[0], min_eval_loss=best[1])
+        checkpoint = self.checkpoint()
+        if not self.state.is_main_process:
+            return
+        if self.settings.save_every and self.progress.epoch % self.settings.save_every == 0:
+            write_checkpoint(epoch_path(path, self.progress.epoch), without_optimizer(checkpoint))
+        # The last state comes last, so that a run that is killed before does the end of this epoch again.
+        write_checkpoint(path if better else last_path(path), checkpoint)
         if better:
-            self.save(settings.weights_path)
-        if settings.save_every and self.progress.epoch % settings.save_every == 0:
-            self.save(epoch_path(settings.weights_path, self.progress.epoch))
-        self.save(last_path(settings.weights_path))  # last, so that a run killed before does this epoch's end again
+            link_checkpoint(path, last_path(path))
 
     # ---------- checkpoints ----------
 
-    def save(self, path: Path) -> None:
-        """Write the full state to `path`, whole or not at all. All processes take part, and the main one writes.
+    def checkpoint(self) -> dict:
+        """The full state, in which all processes take part.
 
-        Raises UserError where it cannot be written, and in all processes where a weight is not a finite number.
+        Raises UserError in all of them where a weight is not a finite number.
         """
         if not all(parameter.isfinite().all() for parameter in self.model.parameters() if parameter.requires_grad):
             raise UserError(f"after step {self.progress.step} there are weights that are not finite: {STOPPED}")
-        random_states = gather(self.state, [random_state()])
-        if not self.state.is_main_process:
-            return
-        checkpoint = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "lr_sched": self.scheduler.state_dict(),
-            "epoch": self.progress.epoch,
-            "best_epoch": self.progress.best_epoch,
-            "min_eval_loss": self.progress.min_eval_loss,
-            "scaler": self.scaler.state_dict(),
-            "frozen": self.frozen,
-            "progress": asdict(self.progress),
-            "random_states": random_states,
-        }
-        if self.objective.modality:
-            checkpoint["modality"] = self.objective.modality
-        try:
-            with atomic_write(path) as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())  # some file systems find out only now that they are full
-        except (OSError, RuntimeError) as error:  # torch reports what it could not write as the latter
-            raise UserError(f"{path} cannot be written (is the disk full?): {error}; {STOPPED}") from error
+        parts = self.model, self.optimizer, self.scheduler, self.scaler, self.progress, self.stage
+        random_states = gather(self.state, [random_state(self.state.device)])
+        return checkpoint_of(*parts, random_states=random_states, global_batch_size=self.samplers[0].global_batch_size)
 
-    def restore(self) -> bool:
+    def save(self, path: Path) -> None:
+        """Write the full state to `path`, whole or not at all. All processes take part, and the main one writes."""
+        checkpoint = self.checkpoint()
+        if self.state.is_main_process:
+            write_checkpoint(path, checkpoint)
+
+    def checkpoints(self) -> list[Path]:
+        """The files that the run may go on from, the newest first; the same in all processes."""
+        path = self.settings.weights_path
+        return from_main(self.state, [file for file in (last_path(path), path) if file.is_file()])
+
+    def restore(self, checkpoints: list[Path] | None = None) -> bool:
         """Go on from the last checkpoint of this stage, else from the weights that are there; False without any.
 
-        A stage is a modality and what is frozen: with another one, as from symbolic music to audio or from frozen to
-        trained texts, the best weights so far are taken and all counters start again.
+        With another stage, as from symbolic music to audio or from frozen to trained texts, the best weights so far
+        are taken and all counters start again.
         """
-        weights_path = self.settings.weights_path
-        candidates = [path for path in (last_path(weights_path), weights_path) if path.is_file()]
-        for path in from_main(self.state, candidates):
-            checkpoint = read_checkpoint(path)
-            same_stage = checkpoint.get("modality") == self.objective.modality
-            same_stage &= checkpoint.get("frozen", self.frozen) == self.frozen
-            if same_stage or path == weights_path:
-                break
-        else:
+        found = find_checkpoint(self.checkpoints() if checkpoints is None else checkpoints, self.stage)
+        if not found:
+            return False
+        path, checkpoint = found
+        if not self.stage.wrote(checkpoint) and path != self.settings.weights_path:
             return False
         load_weights(self.model, path)
-        if same_stage:
+        if self.stage.wrote(checkpoint):
             self.restore_state(checkpoint)
-            self.say(f"going on from {path}: {self.progress.epoch} epochs and {self.progress.items} items are done")
+            self.tell(f"going on from {path}: {self.progress.epoch} epochs and {self.progress.items} items are done")
+            self.tell_changes(checkpoint)
         else:
-            self.say(f"a new stage, from the weights of {path}")
+            self.tell(f"a new stage, from the weights of {path}")
         return True
 
     def restore_state(self, checkpoint: dict) -> None:
         """Take everything but the weights from a checkpoint of this stage, ours or the original's."""
-        if states := optimizer_states(checkpoint, self.model):
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
-            own = self.scheduler.state_dict()
-            self.scheduler.load_state_dict({**own, **checkpoint["lr_sched"], "base_lrs": own["base_lrs"]})
-            for group in self.optimizer.param_groups:  # the rate is the configured one
-                group["lr"] = group["initial_lr"] * self.rate_share(self.scheduler.last_epoch)
-        else:
-            self.say("optimizer and warm-up start anew: the checkpoint has no such state, or one that does not fit")
-        if "progress" not in checkpoint:  # the original's
-            self.progress = Progress(
-                epoch=int(checkpoint.get("epoch", 0)),
-                step=self.scheduler.last_epoch,
-                best_epoch=int(checkpoint.get("best_epoch", 0)),
-                min_eval_loss=float(checkpoint.get("min_eval_loss", "inf")),
+        if not restore_optimizer(checkpoint, self.model, self.optimizer, self.scheduler):
+            self.tell("optimizer and warm-up start anew: the checkpoint has no such state, or one that does not fit")
+        self.progress = progress_of(checkpoint, self.scheduler.last_epoch)
+        if "scaler" in checkpoint:
+            self.scaler.load_state_dict(checkpoint["scaler"])
+        random_states = checkpoint.get("random_states", [])
+        if len(random_states) == self.state.num_processes:
+            set_random_state(random_states[self.state.process_index], self.state.device)
+
+    def tell_changes(self, checkpoint: dict) -> None:
+        """Say what another number of processes, or another batch size, means for the rest of the run."""
+        sampler, processes = self.samplers[0], len(checkpoint.get("random_states", []))
+        before, now = checkpoint.get("global_batch_size"), sampler.global_batch_size
+        if processes and processes != self.state.num_processes:
+            self.tell(
+                f"processes: {self.state.num_processes}, where the checkpoint had {processes}: dropout is drawn anew, "
+                "so the weights will not be those of a run without a restart"
             )
-            return
-        self.scaler.load_state_dict(checkpoint["scaler"])
-        self.progress = Progress(**checkpoint["progress"])
-        if len(checkpoint["random_states"]) == self.state.num_processes:
-            set_random_state(checkpoint["random_states"][self.state.process_index])
+        if before and before != now:
+            steps = sampler.size // before, sampler.batches_per_epoch
+            again = self.progress.items % now
+            lines = [
+                f"a global batch has {now} items where it had {before}",
+                f"an epoch has {steps[1]} steps, not {steps[0]}",
+                f"warm-up ({self.settings.warmup_steps} steps) and decay go on from step {self.progress.step}"
+                f" of now {self.settings.epochs * steps[1]}",
+                f"the learning rate stays {self.settings.learning_rate:g}",
+            ]
+            if again:
+                lines.append(f"{again} items of this epoch are trained on again")
+            self.tell("; ".join(lines))
 
     # ---------- what people see ----------
 
-    def say(self, text: str) -> None:
+    def tell(self, text: str) -> None:
+        """Log a line, once."""
         if self.state.is_main_process:
-            tqdm.write(text)
+            logger.info("%s", text)
 
-    def bar(self, title: str, total: int, done: int = 0) -> tqdm:
-        hidden = not self.state.is_main_process
-        return tqdm(desc=title, total=total, initial=done, unit="item", dynamic_ncols=True, disable=hidden)
-
-    def say_epoch(self, figures: dict[str, float], seconds: float) -> None:
-        """Add the epoch to the text log, to the figures beside it and to the logger, and print it."""
+    def log_epoch(self, figures: dict[str, float], seconds: float) -> None:
+        """Add the epoch to the text log and to the figures beside it, and log it."""
         if not self.state.is_main_process:
             return
         path = self.settings.logs_path
@@ -303,15 +323,25 @@ class Trainer:
         with open(figures_path(path), "a", encoding="utf-8") as file:
             file.write(json.dumps({**figures, "step": self.progress.step, "seconds": seconds}) + "\n")
         self.log(figures, self.progress.step)
-        self.say(", ".join(f"{name} {value:.4g}" for name, value in figures.items()) + f" ({seconds:.0f} s)")
+        self.tell(", ".join(f"{name} {value:.4g}" for name, value in figures.items()) + f" ({seconds:.0f} s)")
 
 
-def set_deterministic(deterministic: bool) -> None:
-    """Let a run that is repeated give the same weights. What cannot do so raises RuntimeError."""
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a check, not what makes runs repeatable
-    torch.use_deterministic_algorithms(deterministic)
+@contextlib.contextmanager
+def deterministic(enabled: bool) -> Iterator[None]:
+    """Where a run that is repeated gives the same weights, if `enabled`. What cannot do so raises RuntimeError.
+
+    On CUDA the environment must hold CUBLAS_WORKSPACE_CONFIG=:4096:8, as the training commands see to.
+    """
+    flags: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), flags.fill_uninitialized_memory
+    if enabled:
+        flags.fill_uninitialized_memory = False  # a check, not what makes runs repeatable
+    torch.use_deterministic_algorithms(enabled)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        flags.fill_uninitialized_memory = before[1]
 
 
 def chosen_precision(name: str, device: torch.device) -> torch.dtype:

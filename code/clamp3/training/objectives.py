@@ -1,121 +1,162 @@
+"""What is minimized, one class for each: the contrastive loss of CLaMP 3 and the reconstruction loss of M3.
+
+An objective is a module: its forward pass is what DistributedDataParallel wraps, and its model's weights are those of
+`model` alone.
+"""
+
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clamp3.distributed import gather, on_main
 from clamp3.inputs.patchilizer import PAD_ID
+from clamp3.modalities import MODALITIES, TEXT
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.layers import to_device
-from clamp3.models.losses import rows_loss
 from clamp3.models.m3 import M3Model
-from clamp3.search.metrics import metrics
-from clamp3.search.ranking import ranks_of_pairs
-from clamp3.training.data import Batch
-from clamp3.training.distributed import mean_over_processes, random_state, set_random_state
+from clamp3.training.batches import Batch
+from clamp3.training.distributed import (
+    RandomState,
+    gather_rows_on_main,
+    gradient_sync,
+    mean_over_processes,
+    random_state,
+    set_random_state,
+)
+from clamp3.training.evaluation import retrieval_figures
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+SIDES = ("text", "music")  # of a pair, by the names of its sequences
 
-# ---------- what is minimized ----------
 
-
-class Contrastive:
+class Contrastive(nn.Module):
     """CLaMP 3's objective: texts and music of a batch find each other."""
 
     project = "clamp3"
 
     def __init__(self, model: CLaMP3Model, modality: str, micro_batch: int = 0):
         """`micro_batch` bounds what goes through the towers at once; 0: the whole batch. The loss is the same."""
+        super().__init__()
         self.model, self.modality, self.micro_batch = model, modality, micro_batch
 
-    def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(batch, hidden) of texts and of music."""
-        text = self.model.get_text_features(*batch.tensors["text"], get_global=True)
-        return text, self.model.get_features(self.modality, *batch.tensors["music"], get_global=True)
+    def forward(self, batch: Batch, sides: tuple[str, ...] = SIDES) -> tuple[Tensor, ...]:
+        """Global features (batch, hidden) of each of `sides`."""
+        modalities = {"text": TEXT.name, "music": self.modality}
+        return tuple(
+            self.model.get_features(modalities[side], *batch.tensors[side], get_global=True) for side in sides
+        )
 
-    def backward(self, batch: Batch, autocast: Callable, scale: Callable[[Tensor], Tensor]) -> Tensor:
+    def trained_sides(self) -> tuple[str, ...]:
+        """Those of SIDES whose tower or projection is not frozen."""
+        rows = {"text": TEXT, "music": MODALITIES[self.modality]}
+        parts = {
+            side: [getattr(self.model, name) for name in (row.tower, row.projection)] for side, row in rows.items()
+        }
+        return tuple(s for s in SIDES if any(p.requires_grad for part in parts[s] for p in part.parameters()))
+
+    def backward(
+        self, batch: Batch, autocast: Callable, scale: Callable[[Tensor], Tensor], module: nn.Module | None = None
+    ) -> Tensor:
         """Add the gradients of this process's share of the global loss, and return that share.
 
-        Averaged over the processes, gradients and shares are those of the global batch. With `micro_batch`, the
-        features are computed piece by piece without a graph; then, for each piece again and with the same dropout,
-        the gradients that the loss has with respect to them go on into the towers (GradCache, arXiv 2101.06983).
+        Averaged over the processes, gradients and shares are those of the global batch. `module` is what runs the
+        forward passes: this objective, or what `data_parallel` has made of it. With `micro_batch`, the features are
+        computed piece by piece without a graph; then, for each piece again and with the same dropout, the gradients of
+        the loss with respect to them go on into the towers that are trained (GradCache, arXiv 2101.06983).
         """
+        module = module or self
         if not 0 < self.micro_batch < len(batch):
             with autocast():
-                text, music = self.features(batch)
+                text, music = module(batch)
             loss = self.model.loss(text.float(), music.float())
             scale(loss).backward()
             return loss.detach()
 
-        pieces, states, cached = list(batch.pieces(self.micro_batch)), [], []
-        for piece in pieces:
-            states.append(random_state())
-            with torch.no_grad(), autocast():
-                cached.append(self.features(piece))
-        text, music = (torch.cat(part).float().requires_grad_() for part in zip(*cached, strict=True))
-        loss = self.model.loss(text, music)
+        pieces, device = list(batch.pieces(self.micro_batch)), self.model.text_proj.weight.device
+        states, features = self.features_without_graph(pieces, autocast)
+        trained = self.trained_sides()
+        for side in trained:
+            features[side].requires_grad_()
+        loss = self.model.loss(features["text"], features["music"])
         scale(loss).backward()
-        after = random_state()
-        gradients = zip(text.grad.split(self.micro_batch), music.grad.split(self.micro_batch), strict=True)
-        for piece, state, piece_gradients in zip(pieces, states, gradients, strict=True):
-            set_random_state(state)
-            with autocast():
-                features = self.features(piece)
-            trained = [(f.float(), g) for f, g in zip(features, piece_gradients, strict=True) if f.requires_grad]
-            torch.autograd.backward(*map(list, zip(*trained, strict=True)))
-        set_random_state(after)
+        after = random_state(device)
+        gradients = zip(*(_gradient(features[side]).split(self.micro_batch) for side in trained), strict=True)
+        for number, (piece, state, piece_gradients) in enumerate(zip(pieces, states, gradients, strict=True), 1):
+            set_random_state(state, device)
+            with gradient_sync(module, enabled=number == len(pieces)):
+                with autocast():
+                    outputs = module(piece, trained)
+                torch.autograd.backward([output.float() for output in outputs], list(piece_gradients))
+        set_random_state(after, device)
         return loss.detach()
+
+    @torch.no_grad()
+    def features_without_graph(
+        self, pieces: list[Batch], autocast: Callable
+    ) -> tuple[list[RandomState], dict[str, Tensor]]:
+        """The features (batch, hidden) of each of SIDES, and the random state that each piece began with."""
+        states, found = [], []
+        for piece in pieces:
+            states.append(random_state(self.model.text_proj.weight.device))
+            with autocast():
+                found.append(self(piece))
+        return states, {
+            side: torch.cat(parts).float() for side, parts in zip(SIDES, zip(*found, strict=True), strict=True)
+        }
 
     @torch.no_grad()
     def evaluate(self, batches: Iterator[Batch], state: "PartialState") -> dict[str, float]:
         """The loss of global batches, a mean over all items, and how well texts and music find each other among all.
 
-        Each process returns the same figures.
+        The main process gathers all features and computes the figures; each process returns them.
         """
-        own = []
+        projection = self.model.text_proj.weight
+        own, counts = [projection.new_zeros(0, len(SIDES), len(projection), dtype=torch.float32)], []
         for batch in batches:
-            features = self.features(batch) if len(batch) else ()
-            own.append([feature.float().cpu().numpy() for feature in features])
-        shares = gather(state, [own])  # by process and batch
-        return on_main(state, lambda: self.figures(shares))
+            counts.append(len(batch))
+            if len(batch):
+                own.append(torch.stack([features.float() for features in self(batch)], dim=1))  # (batch, 2, hidden)
+        shares = gather(state, [counts])  # by process and batch
+        gathered = gather_rows_on_main(torch.cat(own), [sum(share) for share in shares])
 
-    def figures(self, shares: list[list[list[np.ndarray]]]) -> dict[str, float]:
-        """What `evaluate` returns, from the features that it has gathered."""
-        batches = [
-            [np.concatenate(parts) for parts in zip(*filter(None, b), strict=True)] for b in zip(*shares, strict=True)
-        ]
-        total = 0.0
-        for batch in batches:
-            pair = [torch.from_numpy(features) for features in batch]
-            total += float(rows_loss(*pair, *pair, logit_scale=self.model.loss.logit_scale)) * len(pair[0])
-        texts, music = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-        found = {"eval_loss": total / len(texts)}
-        found |= {f"text_to_music_{name}": value for name, value in metrics(ranks_of_pairs(texts, music)).items()}
-        found |= {f"music_to_text_{name}": value for name, value in metrics(ranks_of_pairs(music, texts)).items()}
-        return found
+        def figures() -> dict[str, float]:
+            parts = [rows.split(share) for rows, share in zip(gathered or (), shares, strict=True)]
+            global_batches = [torch.cat(of_processes) for of_processes in zip(*parts, strict=True)]
+            return retrieval_figures(global_batches, self.model.loss.logit_scale)
+
+        return on_main(state, figures)
 
 
-class Reconstruction:
+def _gradient(features: Tensor) -> Tensor:
+    assert features.grad is not None
+    return features.grad
+
+
+class Reconstruction(nn.Module):
     """M3's objective: patches are spelled from their hidden states."""
 
     modality, project = None, "m3"
 
     def __init__(self, model: M3Model):
+        super().__init__()
         self.model = model
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean over the characters of the selected patches."""
+    def forward(self, batch: Batch) -> Tensor:
+        """The mean loss over the characters of the selected patches."""
         (inputs, masks), (selected, _), (targets, _) = (batch.tensors[n] for n in ("inputs", "selected", "targets"))
         return self.model(inputs, masks, selected, targets)
 
-    def backward(self, batch: Batch, autocast: Callable, scale: Callable[[Tensor], Tensor]) -> Tensor:
+    def backward(
+        self, batch: Batch, autocast: Callable, scale: Callable[[Tensor], Tensor], module: nn.Module | None = None
+    ) -> Tensor:
         """As Contrastive's. Processes hold different numbers of characters, so their means are weighted."""
         with autocast():
-            loss = self.loss(batch)
+            loss = (module or self)(batch)
         weight = characters_to_predict(batch)
         loss = loss * weight / mean_over_processes(to_device(weight, loss.device))
         scale(loss).backward()
@@ -127,7 +168,7 @@ class Reconstruction:
         own = []
         for batch in batches:
             weight = float(characters_to_predict(batch)) if len(batch) else 0.0
-            own.append((len(batch), weight, weight and weight * float(self.loss(batch))))
+            own.append((len(batch), weight, weight and weight * float(self(batch))))
         sums = [np.sum(parts, axis=0) for parts in zip(*gather(state, [own]), strict=True)]  # of each global batch
         return {"eval_loss": float(sum(n * loss / weight for n, weight, loss in sums) / sum(n for n, _, _ in sums))}
 

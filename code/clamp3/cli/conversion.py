@@ -1,0 +1,48 @@
+"""What the conversion commands of preprocessing/abc and preprocessing/midi share."""
+
+import argparse
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from clamp3.cli.options import folders_parser, positive
+from clamp3.cli.output import print_report
+
+if TYPE_CHECKING:
+    from clamp3.io.conversion import Convert
+
+
+def conversion_parser(description: str) -> argparse.ArgumentParser:
+    """A parser of the options that all conversion commands take; `description` is the script's docstring."""
+    parser = folders_parser(description)
+    parser.add_argument("--workers", type=positive, help="processes; default: one for each core")
+    parser.add_argument(
+        "--time_limit",
+        type=positive,
+        metavar="SECONDS",
+        default=300,
+        help="for one input, after which it counts as failed; default: %(default)s",
+    )
+    return parser
+
+
+def run_conversion(
+    args: argparse.Namespace, convert: "Convert", extensions: Collection[str], target_extension: str, **options: Any
+) -> int:
+    """Convert the files of the folder that `args` name, and print the report; returns the exit code.
+
+    `options` are further ones of `convert_folder`.
+    """
+    from clamp3.io.conversion import convert_folder
+
+    report = convert_folder(
+        convert,
+        args.input_dir,
+        args.output_dir,
+        extensions,
+        target_extension,
+        workers=args.workers,
+        time_limit=args.time_limit,
+        progress=True,
+        **options,
+    )
+    return print_report(report)

@@ -1,0 +1,93 @@
+"""The text tower's tokenizer: XLM-R's comes with the library, others from a folder, the hub's cache or the hub."""
+
+import lzma
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clamp3.errors import UserError
+from clamp3.sizes import XLM_R_BASE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_FILE = "tokenizer.json"
+SHIPPED = Path(__file__).parent / "xlm_roberta" / f"{TOKENIZER_FILE}.xz"
+SPECIAL_TOKENS = {
+    **{"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>"},
+    **{"unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>"},
+}
+_lock = threading.Lock()  # a tokenizer that encodes in one thread refuses to in another ("Already borrowed")
+
+
+def load_tokenizer(name: str, weights_folder: Path | None = None) -> "PreTrainedTokenizerBase":
+    """The tokenizer of the text model `name`, one of the hub or a local folder.
+
+    A local folder comes first, then one beside the weights (`weights_folder` holds tokenizer.json), then, for XLM-R
+    base, the one that comes with the library. Raises UserError where it cannot be had, and where it lacks a token that
+    texts take.
+    """
+    try:
+        if Path(name).is_dir():
+            tokenizer = _from_pretrained(name)
+        elif weights_folder is not None and (weights_folder / TOKENIZER_FILE).is_file():
+            tokenizer = _beside_weights(weights_folder)
+        else:
+            tokenizer = shipped_tokenizer() if name == XLM_R_BASE else _from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no tokenizer for {name}: {str(error).strip().splitlines()[0]}\n"
+            "  with a network it is downloaded once; without one, copy the Hugging Face cache (the folder that "
+            "HF_HOME names) from a machine that has it"
+        ) from error
+    for token, use in (("sep_token", "joins the lines of a text"), ("pad_token", "fills up the texts of a batch")):
+        if getattr(tokenizer, token) is None:
+            raise UserError(
+                f"the tokenizer of {name} has no {token}, which {use}: take a text encoder, such as {XLM_R_BASE}, or "
+                f"name a {token} in its tokenizer_config.json"
+            )
+    return tokenizer
+
+
+def shipped_tokenizer() -> "PreTrainedTokenizerBase":
+    """XLM-R base's tokenizer, unpacked into memory."""
+    return _xlm_roberta(lzma.decompress(SHIPPED.read_bytes()).decode("utf-8"))
+
+
+def _beside_weights(folder: Path) -> "PreTrainedTokenizerBase":
+    if (folder / "tokenizer_config.json").is_file():
+        return _from_pretrained(str(folder))
+    return _xlm_roberta((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+
+
+def _xlm_roberta(serialized: str) -> "PreTrainedTokenizerBase":
+    """A tokenizer with XLM-R's special tokens, from the text of a tokenizer.json."""
+    from tokenizers import AddedToken, Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer.from_str(serialized)
+    known: dict[str, Any] = {
+        name: token for name, token in SPECIAL_TOKENS.items() if tokenizer.token_to_id(token) is not None
+    }
+    if "mask_token" in known:
+        known["mask_token"] = AddedToken(known["mask_token"], lstrip=True)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **known)
+
+
+def _from_pretrained(name: str) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    # Where the files are missing, some library versions make one that knows no words.
+    words = tokenizer("music", add_special_tokens=False)["input_ids"]
+    if not set(words) - {tokenizer.unk_token_id}:
+        raise ValueError("its vocabulary is missing")
+    return tokenizer
+
+
+def token_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> np.ndarray:
+    """`text` with the special tokens around it -> ids (tokens,). Safe in threads."""
+    with _lock:
+        return np.array(tokenizer(text, verbose=False)["input_ids"], np.int64)

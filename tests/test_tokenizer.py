@@ -1,0 +1,112 @@
+"""XLM-R's tokenizer, which comes with the library, against recorded ids; and which tokenizer is taken."""
+
+import json
+import lzma
+import shutil
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from clamp3.errors import UserError
+from clamp3.inputs.encoder import InputEncoder
+from clamp3.inputs.tokenizer import SHIPPED, load_tokenizer, shipped_tokenizer
+from clamp3.sizes import XLM_R_BASE, ModelSizes
+from conftest import BIN, ROOT, run, save_tokenizer
+from golden_model import golden_json
+
+RECORDED = golden_json("xlmr/tokens.json")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> InputEncoder:
+    return InputEncoder(ModelSizes())
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", RECORDED["texts"])
+def test_ids_are_xlm_rs_in_all_languages(encoder, name):
+    entry = RECORDED["texts"][name]
+    assert encoder.tokenizer(entry["text"])["input_ids"] == entry["ids"]
+
+
+@pytest.mark.golden
+def test_lines_are_joined_and_published_ids_are_met(encoder):
+    two_lines = RECORDED["two_lines"]
+    assert encoder.encode_text(two_lines["text"]).tolist() == two_lines["ids"]
+    for entry in RECORDED["published"]:
+        assert encoder.tokenizer(entry["text"])["input_ids"] == entry["ids"]
+
+
+@pytest.mark.golden
+def test_special_tokens_are_those_that_the_text_tower_was_trained_with(encoder):
+    tokenizer = encoder.tokenizer
+    assert [tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.sep_token_id, tokenizer.unk_token_id] == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    assert tokenizer.mask_token_id == 250_001 and len(tokenizer) == 250_002
+
+
+def test_no_network_is_needed():
+    script = (
+        "import socket; socket.socket.connect = lambda *_: exit('the network was asked')\n"
+        "from clamp3.inputs.encoder import InputEncoder\nfrom clamp3.sizes import ModelSizes\n"
+        "print(len(InputEncoder(ModelSizes()).encode_text('a reel')))"
+    )
+    assert run(BIN / "python", "-c", script, env={"PYTHONPATH": str(ROOT / "code")}).stdout == "4\n"
+
+
+def other_tokenizer(folder) -> int:
+    """Saves one with 300 tokens to `folder`; returns the length of "a reel" in it."""
+    folder.mkdir(exist_ok=True)
+    save_tokenizer(folder, vocab_size=300)
+    return len(load_tokenizer(str(folder))("a reel")["input_ids"])
+
+
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_one_beside_the_weights_takes_precedence_over_the_shipped(tmp_path, is_alone):
+    length = other_tokenizer(tmp_path)
+    if is_alone:
+        for path in tmp_path.glob("*"):
+            if path.name != "tokenizer.json":
+                path.unlink()
+    tokenizer = load_tokenizer(XLM_R_BASE, weights_folder=tmp_path)
+    assert len(tokenizer) == 300 and len(tokenizer("a reel")["input_ids"]) == length
+    assert (tokenizer.sep_token, tokenizer.pad_token) == ("</s>", "<pad>")
+
+
+def test_a_configured_folder_takes_precedence_over_one_beside_the_weights(tmp_path):
+    other_tokenizer(tmp_path / "configured")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "tokenizer.json").write_bytes(lzma.decompress(SHIPPED.read_bytes()))
+    assert len(load_tokenizer(str(tmp_path / "configured"), tmp_path / "weights")) == 300
+
+
+@pytest.mark.parametrize("missing", ["sep_token", "pad_token"])
+def test_a_tokenizer_without_a_token_that_texts_take_is_refused(tmp_path, missing):
+    other_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in settings.items() if name != missing}))
+    special = tmp_path / "special_tokens_map.json"
+    if special.exists():
+        special.write_text(json.dumps({n: v for n, v in json.loads(special.read_text()).items() if n != missing}))
+    with pytest.raises(UserError, match=f"has no {missing}, which"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_it_is_small_and_in_the_wheel_with_its_licence(tmp_path):
+    assert SHIPPED.stat().st_size < 2.5e6 and isinstance(shipped_tokenizer(), PreTrainedTokenizerFast)
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "code" / "clamp3", source / "code" / "clamp3", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    script = (
+        "import sys; from setuptools.build_meta import build_wheel; from zipfile import ZipFile\n"
+        f"name = build_wheel({str(tmp_path)!r})\nprint(*ZipFile({str(tmp_path)!r} + '/' + name).namelist())"
+    )
+    names = run(BIN / "python", "-c", script, cwd=source).stdout.split()
+    folder = "clamp3/inputs/xlm_roberta"
+    assert {f"{folder}/tokenizer.json.xz", f"{folder}/LICENSE", "clamp3/py.typed"} <= set(names)
