@@ -8,7 +8,7 @@ A whole benchmark, with the results in a folder of your choice:
 MTEB downloads the data from the Hugging Face hub and writes its result files to
 OUTPUT/results/MODEL/REVISION/TASK.json, where REVISION identifies the weights; tasks that are already done with the
 same weights are skipped. Failed tasks are listed, and so are inputs without a feature, which count as zeros (exit
-code 1). Audio files are read by soundfile; some tasks decode theirs before they pass them to a model, and need
+code 1). Audio files are read by PyAV; some tasks decode theirs before they pass them to a model, and need
 `pip install torchcodec`, if there is a version for your PyTorch.
 """
 

@@ -147,6 +147,16 @@ def test_channels_and_rates_are_ffmpegs(tmp_path, name, channels, rate):
 
 
 @needs_ffmpeg
+@pytest.mark.parametrize("name", ["x.caf", "x.mov", "x.wav", "x.flac", "x.m4a"])
+def test_unusual_orders_of_channels_do_not_end_the_process(tmp_path, name):
+    """PyAV 17 and 18 free the order of the eight channels of a CAF twice; 30 files in a process of its own show it."""
+    path = encode(tmp_path / name, "-c:a pcm_s16le" if name == "x.mov" else "", 8, 48_000, 0.5)
+    script = "import sys; from clamp3.formats.audio import read_audio\n"
+    script += "for _ in range(30): read_audio(open(sys.argv[1], 'rb').read())"
+    run(sys.executable, "-c", script, path)
+
+
+@needs_ffmpeg
 @pytest.mark.parametrize("kind", ["wav", "mp3", "flac", "ogg", "matroska", "webm", "adts", "asf", "caf", "au", "avi"])
 def test_piped_files_without_a_length_have_no_remark(tmp_path, kind):
     options = {"webm": "-c:a libvorbis", "caf": "-c:a pcm_s16be"}.get(kind, "")
@@ -178,14 +188,17 @@ def apev2() -> bytes:
     return front + item + back
 
 
-@pytest.mark.parametrize("name", ["cbr_noxing.mp3"])
+@pytest.mark.parametrize("name", ["cbr_noxing.mp3", "vbr.mp3"])
 def test_tags_and_padding_are_no_damage(name):
     data = (CASES / name).read_bytes()
     plain, _ = samples(data)
     id1, id3 = b"TAG" + bytes(125), b"ID3\4\0\0\0\0\0\x0a" + bytes(10)
     for changed in (data + id1, id3 + data, data + apev2(), data + apev2() + id1, data + bytes(5000)):
         found, remarks = samples(changed)
-        assert remarks == [] and np.array_equal(found, plain)
+        # Where the tag of a VBR file does not go with the size, FFmpeg leaves the padding at the end.
+        shorter = min(len(found), len(plain))
+        assert remarks == [] and np.array_equal(found[: shorter - 2304], plain[: shorter - 2304])
+        assert abs(len(found) - len(plain)) < 2304
 
 
 @needs_ffmpeg
@@ -216,7 +229,7 @@ def test_wrong_frame_counts_do_not_end_a_file():
 
 
 @needs_ffmpeg
-@pytest.mark.parametrize("name", ["x.mp3", "x.m4a", "x.ogg", "x.opus", "x.wav", "x.aac", "x.mka", "x.wv", "x.ac3"])
+@pytest.mark.parametrize("name", [f"x.{kind}" for kind in "mp3 m4a ogg opus flac wav aac mka wv ac3".split()])
 def test_random_damage_costs_no_more_than_ffmpeg_loses(tmp_path, name, capfd):
     good = encode(tmp_path / name, "", rate=48_000).read_bytes()
     chance = random.Random(name)

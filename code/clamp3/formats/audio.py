@@ -18,7 +18,7 @@ import numpy as np
 import soxr
 
 from clamp3.errors import Note, warn
-from clamp3.formats.containers import WAVE64, counts_its_frames, declared_end, lacks_last_page, ogg_links
+from clamp3.formats.containers import WAVE64, declared_end, flac_frames, lacks_last_page, mp3_seconds, ogg_links
 
 SAMPLING_RATE = 24_000  # Hz, where no other is asked for: MERT's
 BLOCK = 16_384  # frames that are mixed and resampled at once, or a few more
@@ -209,25 +209,40 @@ class _Decoder:
                 # process. The order does not matter here.
                 stream.codec_context.layout = f"{channels} channels"
             for packet in self._packets(container, stream):
-                yield from self._decoded(packet)
+                frames = self._decoded(packet)
+                if stream.codec_context.name == "flac" and frames is None:
+                    frames = self._behind_damage(stream, bytes(packet))
+                for frame in frames or ():
+                    if frame.samples and frame.sample_rate:
+                        self.seconds += frame.samples / frame.sample_rate
+                        yield frame
             declared = _declared_seconds(container, stream, file)
             if declared is None or self.declared is None:
                 self.declared = None
             else:
                 self.declared += declared
 
-    def _decoded(self, packet: Any) -> Iterator[Any]:
+    def _decoded(self, packet: Any) -> list[Any] | None:
+        """The frames of a packet, None if it is damaged."""
         try:
-            frames = packet.decode()
+            return packet.decode()
         except (av.FFmpegError, ValueError) as error:
             start = bytes(packet)
-            if any(start) and not start.startswith(TAGS):  # tags between joined files, and padding, are no damage
-                self.failed(error)
-            return
-        for frame in frames:
-            if frame.samples and frame.sample_rate:
-                self.seconds += frame.samples / frame.sample_rate
-                yield frame
+            if not any(start) or start.startswith(TAGS):  # tags between joined files, and padding, are no damage
+                return []
+            self.failed(error)
+            return None
+
+    def _behind_damage(self, stream: Any, data: bytes) -> list[Any]:
+        """The frames that FFmpeg has left in one packet with a damaged one before them."""
+        frames = []
+        starts = [start for start in flac_frames(data) if start]
+        for start, stop in zip(starts, [*starts, len(data)][1:], strict=True):
+            try:
+                frames += stream.codec_context.decode(av.Packet(data[start:stop]))
+            except (av.FFmpegError, ValueError):
+                continue
+        return frames
 
     def _packets(self, container: Any, stream: Any) -> Iterator[Any]:
         """Its packets, the last of which flushes the decoder; reading goes on after errors while that gives more."""
@@ -310,7 +325,9 @@ def _as_float(array: np.ndarray) -> np.ndarray:
 def _declared_seconds(container: Any, stream: Any, file: BinaryIO) -> float | None:
     """How long the file says that the track is, where it does."""
     names = set(container.format.name.split(","))
-    if not names & TIMED and not ("mp3" in names and counts_its_frames(file)):
+    if "mp3" in names:
+        return mp3_seconds(file)
+    if not names & TIMED:
         return None
     if stream.duration:
         return float(stream.duration * stream.time_base)

@@ -13,6 +13,7 @@ WAVE64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 OGG_PAGE = re.compile(rb"OggS\0([\0-\7])", re.S)
+FLAC_FRAME = re.compile(rb"\xff[\xf8\xf9][^\0-\x0f]", re.S)
 TAIL = 1 << 17  # bytes: more than an Ogg page with its header
 BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")  # that an MP4 or MOV may begin with
 MAX_CHUNKS = 10_000
@@ -82,20 +83,50 @@ def ogg_links(file: BinaryIO) -> list[int]:
     return starts
 
 
-def counts_its_frames(file: BinaryIO) -> bool:
-    """Whether an MP3 has a tag (Xing, Info or VBRI) with the number of its frames; else FFmpeg guesses its length."""
-    file.seek(0)
-    head = file.read(10)
+def mp3_seconds(file: BinaryIO) -> float | None:
+    """The length by an MP3's tag (Xing, Info or VBRI) with the number of its frames, where it has one.
+
+    FFmpeg itself takes another, guessed one where the tag does not go with the size of the file.
+    """
     start = 0
-    if head[:3] == b"ID3" and len(head) == 10:
-        start = 10 + sum((byte & 127) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
+    file.seek(0)
+    while len(head := file.read(10)) == 10 and head[:3] == b"ID3":
+        start += 10 + sum((byte & 127) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
+        file.seek(start)
     file.seek(start)
-    first = file.read(4096)
+    first = file.read(64)
+    if len(first) < 64 or first[0] != 0xFF or first[2] >> 2 & 3 == 3:
+        return None
+    version = first[1] >> 3 & 3  # 3: MPEG 1, 2: MPEG 2, 0: MPEG 2.5
+    rate = (44_100, 48_000, 32_000)[first[2] >> 2 & 3] >> {3: 0, 2: 1}.get(version, 2)
+    frames = 0
     for name in (b"Xing", b"Info"):
-        place = first.find(name)
-        if 0 <= place <= len(first) - 12:
-            return bool(first[place + 7] & 1) and any(first[place + 8 : place + 12])
-    return b"VBRI" in first
+        if (place := first.find(name)) >= 0 and first[place + 7 : place + 8] and first[place + 7] & 1:
+            frames = int.from_bytes(first[place + 8 : place + 12], "big")
+    if (place := first.find(b"VBRI")) >= 0:
+        frames = int.from_bytes(first[place + 14 : place + 18], "big")
+    return frames * (1152 if version == 3 else 576) / rate or None
+
+
+def flac_frames(data: bytes) -> Iterator[int]:
+    """Where frames of FLAC may start in `data`, by their headers and the checksums of those."""
+    for found in FLAC_FRAME.finditer(data):
+        start = found.start()
+        header = data[start : start + 16]
+        # Its length: a number of UTF-8's kind, and block sizes and rates where they are no usual ones.
+        width = 1 if len(header) > 4 and header[4] < 128 else 8 - (~header[4] & 255).bit_length() if header[4:] else 1
+        length = 4 + width + {6: 1, 7: 2}.get(header[2] >> 4, 0) + {12: 1, 13: 2, 14: 2}.get(header[2] & 15, 0)
+        if length < len(header) and _crc8(header[:length]) == header[length]:
+            yield start
+
+
+def _crc8(data: bytes) -> int:
+    value = 0
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = (value << 1 ^ (0x107 if value & 128 else 0)) & 255
+    return value
 
 
 def _chunks(file: BinaryIO, start: int, layout: str, size: int, padding: int = 2) -> Iterator[tuple[bytes, int, int]]:
