@@ -16,12 +16,20 @@ OUTPUT_DIR/failures.jsonl, and the exit code is 1; damaged ones that can be read
 OUTPUT_DIR/warnings.jsonl. Weights and sizes are set in config.py; weights that are missing are downloaded.
 """
 
-from clamp3.cli.options import add_cache_options, add_raw_options, extraction_parser, feature_cache, run
+from clamp3.cli.options import (
+    add_cache_options,
+    add_model_options,
+    add_raw_options,
+    feature_cache,
+    folders_parser,
+    run,
+)
 from clamp3.cli.output import end_of_run
 
 
 def main() -> int:
-    parser = extraction_parser(__doc__, ("saas", "c2", "tiny"))
+    parser = folders_parser(__doc__)
+    add_model_options(parser, ("saas", "c2", "tiny"))
     add_raw_options(parser)
     add_cache_options(parser)
     parser.add_argument("--get_global", action="store_true", help="one vector a file: what retrieval needs")

@@ -35,8 +35,12 @@ def main() -> int:
     from clamp3.formats.registry import extensions, model_inputs
 
     state = start(args.device, args.threads)
-    options = {"device": state.device, "precision": args.precision, "batch_tokens": args.batch_tokens}
-    options["as_is"] = args.as_is
+    options = {
+        "device": state.device,
+        "precision": args.precision,
+        "batch_tokens": args.batch_tokens,
+        "as_is": args.as_is,
+    }
     report = extract(
         lambda: utils.build_embedder(utils.CLaMP3Model, args.epoch, args.variant, **options),
         args.input_dir,

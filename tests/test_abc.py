@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import mido
@@ -44,14 +43,6 @@ def notes(abc: str) -> list[str]:
     """The notes of the lines of music in `abc`."""
     lines = (re.sub("%.*", "", line) for line in abc.split("\n") if not re.match("%|[A-Za-z]:(?![|:])", line))
     return NOTE.findall(NO_NOTES.sub("", "\n".join(lines)))
-
-
-def archive(**files: bytes) -> bytes:
-    data = io.BytesIO()
-    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as target:
-        for name, content in files.items():
-            target.writestr(name.replace("__", "/").replace("META/", "META-INF/"), content)
-    return data.getvalue()
 
 
 # ---------- against the original ----------

@@ -138,6 +138,12 @@ def test_two_processes_share_raw_files_and_give_hidden_states(raw, tmp_path):
     assert_same(outputs(tmp_path / "out"), {name: state[None] for name, state in zip(names, states, strict=True)})
 
 
+def test_an_option_without_effect_on_raw_files_is_refused(raw, tmp_path):
+    """Raw files are always converted, so there is nothing to take as it is."""
+    done = run_forked("clamp3_embd.py", raw.folder, tmp_path / "out", "--as_is", env=raw.env, check=2)
+    assert "unrecognized arguments: --as_is" in done.stderr
+
+
 def test_raw_files_that_would_have_one_output_are_refused(raw, tmp_path):
     (tmp_path / "in").mkdir()
     for name in ("a.mid", "a.wav"):

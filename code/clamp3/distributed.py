@@ -90,17 +90,6 @@ def start_alone(device: str | None = None, threads: int | None = None) -> torch.
     return state.device
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute in one thread what is too small to gain from more, which on busy cores only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _threads_are_the_launchers() -> bool:
     """Whether OMP_NUM_THREADS is the 1 that launchers set where the user has said nothing."""
     launched = "LOCAL_WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ

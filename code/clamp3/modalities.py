@@ -26,4 +26,3 @@ SYMBOLIC = Modality("symbolic", "symbolic_model", "symbolic_proj", "encode_symbo
 AUDIO = Modality("audio", "audio_model", "audio_proj", "encode_audio_features", "max_audio_length", "inputs_embeds")
 
 MODALITIES = {modality.name: modality for modality in (TEXT, SYMBOLIC, AUDIO)}
-MUSIC = tuple(name for name in MODALITIES if name != TEXT.name)  # what texts are trained to find, and are found by

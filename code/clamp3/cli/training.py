@@ -196,7 +196,7 @@ def m3_sets(knobs: Knobs, encoder: "InputEncoder", state: "PartialState") -> tup
 
 
 def start_training(knobs: Knobs, args: argparse.Namespace) -> "PartialState":
-    """Join the other processes, and show what the library logs."""
+    """Join the other processes, with the knobs of config.py and the options that say how."""
     from clamp3.distributed import start
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its results only with it

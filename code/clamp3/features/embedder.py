@@ -111,7 +111,7 @@ class Embedder(InputEncoder):
         self.weights = weights
         self._model = model.eval()
         self._ready: set[str] = set()
-        self._mert: AudioEncoder | None = None
+        self._audio_encoder: AudioEncoder | None = None
 
     @classmethod
     def from_pretrained(
@@ -233,15 +233,15 @@ class Embedder(InputEncoder):
         Raises UserError where it cannot be had, or where the audio tower reads frames of another width.
         """
         with _preparing:
-            if self._mert is None:
+            if self._audio_encoder is None:
                 encoder = load_audio_encoder(self.audio_encoder_name, self.device, self.precision)
                 if encoder.width != self.sizes.audio_hidden_size:
                     raise UserError(
                         f"the audio encoder gives frames of {encoder.width} numbers, and this model's audio tower "
                         f"reads {self.sizes.audio_hidden_size}"
                     )
-                self._mert = encoder
-            return self._mert
+                self._audio_encoder = encoder
+            return self._audio_encoder
 
     @property
     def identity(self) -> str | None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from clamp3 import __version__
-from clamp3.audio.mert import Mert
 from clamp3.distributed import gather, on_main
 from clamp3.errors import UserError
 from clamp3.features.embedder import Embedder
@@ -24,6 +23,8 @@ from clamp3.modalities import AUDIO
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+    from clamp3.audio.mert import Mert
 
 LOG = logging.getLogger("clamp3")
 Model = TypeVar("Model")
@@ -153,7 +154,7 @@ def read_input(embedder: Embedder, index: int, path: Path) -> Item:
 
 
 def extract_mert(
-    load_mert: Callable[[], Mert],
+    load_mert: "Callable[[], Mert]",
     input_dir: Path,
     output_dir: Path,
     mean_features: bool,
@@ -165,7 +166,7 @@ def extract_mert(
     With `mean_features` that is (1, windows, hidden). Otherwise as `extract_folder`.
     """
 
-    def maker(mert: Mert, _jobs: list[Job]) -> Maker:
+    def maker(mert: "Mert", _jobs: list[Job]) -> Maker:
         kind = "MERT features, the mean of the layers" if mean_features else "MERT features of all layers"
         made = {"kind": kind, "weights": mert.identity, "file": mert.identity, "precision": mert.precision}
         return {**made, "version": __version__}
@@ -176,7 +177,7 @@ def extract_mert(
     )
 
 
-def _mert_outcomes(mert: Mert, jobs: list[Job], mean_features: bool) -> Iterator[Outcome]:
+def _mert_outcomes(mert: "Mert", jobs: list[Job], mean_features: bool) -> Iterator[Outcome]:
     """Do `jobs`, in any order."""
     for item in listen(mert, [job.source for job in jobs], mert.extract if mean_features else mert.extract_layers):
         job, repairs = jobs[item.index], tuple(item.repairs)

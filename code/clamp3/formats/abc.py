@@ -178,11 +178,17 @@ def is_interleaved(abc: str) -> bool:
             return False
         _, *parts = VOICE_SWITCH.split(line)
         names, bars = parts[::3], parts[2::3]
-        if len(set(names)) < len(names) or any(len(_cut(bar).bars) > 1 for bar in bars):
+        if len(set(names)) < len(names) or not all(map(_is_one_bar, bars)):
             return False
         in_all.update(names)
         most = max(most, len(names))
     return most > 1 or len(in_all) == 1
+
+
+def _is_one_bar(music: str) -> bool:
+    """Whether `music` holds one bar at most; where nothing follows its first barline, it need not be cut to tell."""
+    first = BARLINE.search(music)
+    return first is None or not music[first.end() :].strip() or len(_cut(music).bars) <= 1
 
 
 def with_unit_length(abc: str) -> str:

@@ -98,10 +98,7 @@ class MtebEncoder(AbsEncoder):
             yield from read_sounds(self.model, self.model.audio_encoder, sounds)
         else:
             for index, text in enumerate(values):
-                yield read_item(Item(index, "text"), partial(self._encode_text, text))
-
-    def _encode_text(self, text: str, _note: Note) -> np.ndarray:
-        return self.model.encode_text(text)
+                yield read_item(Item(index, "text"), partial(self.model.encode_text, text))
 
     def _features(self, embedded: Iterable[tuple[Item, np.ndarray | None]], source: str) -> np.ndarray:
         """Normalized features in the order of the items, zeros for items without one."""
