@@ -10,33 +10,35 @@ once. Run it on an otherwise idle machine: it says how much of the processor oth
 how, is in benchmarks/README.md.
 """
 
-import argparse
-import json
 import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+
+from report import (
+    add_folder_option,
+    add_parts_option,
+    at_least,
+    at_most,
+    benchmark_parser,
+    conditions,
+    show,
+    table_row,
+)
 
 PARTS = ("abc", "text", "audio", "process")
 TARGETS = {"abc": 18.0, "text": 5.0, "audio": 3.8}  # times the plain loop, in fp32
 PEAK_TARGET, BF16_TARGET = 0.60, 2.5
 MEMORY_TARGET, START_TARGET = 1.5e9, 4.0  # bytes, for ABC alone; seconds beyond the imports
-MUCH_INTERFERENCE = 0.05  # of the processor
 PROCESS_INPUTS = {"few": "4 tunes", "abc": "ABC", "text": "text", "audio": "audio features"}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", type=parts, default=PARTS, help=f"of {','.join(PARTS)}, separated by commas")
-    parser.add_argument("--rounds", type=int, help="of all contenders in turn, of which medians are taken; default 5")
-    parser.add_argument("--quick", action="store_true", help="a small model, few files, one round")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=Path(tempfile.gettempdir(), "clamp3_benchmark"),
-        help="for weights and inputs; default: %(default)s",
+    parser = benchmark_parser(
+        __doc__,
+        "of all contenders in turn, of which medians are taken; default 5",
+        "a small model, few files, one round",
     )
+    add_parts_option(parser, PARTS)
+    add_folder_option(parser, "weights and inputs")
     args = parser.parse_args()
 
     # Only now, so that --help and mistyped options answer at once.
@@ -53,35 +55,16 @@ def main() -> int:
     if kinds:
         figures |= measure.measure_kinds(workload, kinds, rounds)
     figures["interference"] = interference.share()
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print("\n".join(markdown(figures)))
+    show(figures, markdown(figures), args.json)
     return 0
-
-
-def parts(text: str) -> list[str]:
-    """An argparse type: some of PARTS."""
-    names = text.split(",")
-    if unknown := set(names) - set(PARTS):
-        raise argparse.ArgumentTypeError(f"no such part: {', '.join(sorted(unknown))}")
-    return names
 
 
 def markdown(figures: dict) -> Iterator[str]:
     """The tables, as lines."""
-    machine = figures["machine"]
-    size = "a SMALL model, whose figures say nothing about the targets" if figures["quick"] else "the full-size model"
-    yield (
-        f"{machine['date']}, {size}, {machine['threads']} threads of an {machine['cpu']} ({machine['instructions']}), "
-        f"torch {machine['torch']}, medians of {figures['rounds']} rounds."
-    )
+    yield from conditions(figures)
     if "kinds" in figures:
         peak = figures["peak_gflops"]
         yield f"Matrix-multiply peak: {peak['fp32']:,.0f} GFLOP/s in fp32, {peak['bf16']:,.0f} in bf16."
-    yield f"Other work took {figures['interference']:.0%} of the processor meanwhile."
-    if not figures["interference"] <= MUCH_INTERFERENCE:
-        yield "**That is too much for figures to be relied on.**"
-    if "kinds" in figures:
         yield ""
         yield from kinds_table(figures["kinds"])
     if "processes" in figures:
@@ -130,20 +113,8 @@ def process_table(processes: dict[str, dict]) -> Iterator[str]:
     yield f"beyond `{imports[1]}`, the part of it that every model needs: {excess[1]:.2f} s."
 
 
-def table_row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def rate(found: dict, contender: str) -> str:
     return f"{found['files_per_s'][contender]:.1f} files/s"
-
-
-def at_least(value: float, target: float, form: str) -> str:
-    return f"{form.format(value)} (target {form.format(target)}{'' if value >= target else ', **missed**'})"
-
-
-def at_most(value: float, target: float, form: str) -> str:
-    return f"{form.format(value)} (target {form.format(target)}{'' if value <= target else ', **missed**'})"
 
 
 if __name__ == "__main__":

@@ -9,17 +9,14 @@ files are made once, in --folder, from music21's corpus. Run it on an otherwise 
 processor other work took.
 """
 
-import argparse
-import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-from extraction import MUCH_INTERFERENCE, at_least, table_row
+from report import add_folder_option, at_least, benchmark_parser, conditions, show, table_row
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -123,17 +120,9 @@ def row(what: str, unit: str, baseline: str, amount: float, seconds: list[tuple[
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, "of both contenders in turn; default 5", "few files, one round")
     parser.add_argument("--only", choices=KINDS, nargs="+", default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
-    parser.add_argument("--rounds", type=int, help="of both contenders in turn; default 5")
-    parser.add_argument("--quick", action="store_true", help="few files, one round")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=Path(tempfile.gettempdir(), "clamp3_benchmark"),
-        help="for the files; default: %(default)s",
-    )
+    add_folder_option(parser, "the files")
     args = parser.parse_args()
 
     # Only now, so that --help and mistyped options answer at once.
@@ -146,19 +135,13 @@ def main() -> int:
     rows = {kind: KINDS[kind](args.folder, args.quick, rounds) for kind in args.only}
     figures = {"machine": measure.machine(), "quick": args.quick, "rounds": rounds}
     figures |= {"rows": {kind: asdict(found) for kind, found in rows.items()}, "interference": interference.share()}
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print("\n".join(markdown(figures, rows.values())))
+    show(figures, markdown(figures, rows.values()), args.json)
     return 0
 
 
 def markdown(figures: dict, rows: Iterator[Row]) -> Iterator[str]:
     """The table, as lines."""
-    machine = figures["machine"]
-    yield f"{machine['date']}, {machine['cpu']}, medians of {figures['rounds']} rounds."
-    yield f"Other work took {figures['interference']:.0%} of the processor meanwhile."
-    if not figures["interference"] <= MUCH_INTERFERENCE:
-        yield "**That is too much for figures to be relied on.**"
+    yield from conditions(figures)
     yield ""
     yield table_row("what", "clamp3", "without it", "ratio")
     yield "|---|---|---|---|"

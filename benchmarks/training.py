@@ -10,7 +10,6 @@ in one process; ours has the data workers that config.py says. They take turns, 
 rounds. Run it on an otherwise idle machine: it says how much of the processor other work took.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from extraction import MUCH_INTERFERENCE, at_least, table_row
+from report import add_parts_option, at_least, benchmark_parser, conditions, show, table_row
 
 PARTS = {"tiny": "hidden size 128", "full": "full-size", "loss": "hidden size 128, to a loss"}
 TARGETS = {"tiny": 10.0, "full": 4.0}  # times the plain loop's items/s
@@ -44,14 +43,13 @@ QUICK = {"tiny": Measure(24, 8, 1), "full": Measure(16, 4, 1), "loss": Measure(2
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", type=parts, default=list(PARTS), help=f"of {','.join(PARTS)}, separated by commas")
-    parser.add_argument("--rounds", type=int, help="of both contenders in turn; default 3")
+    parser = benchmark_parser(
+        __doc__, "of both contenders in turn; default 3", "few items, a shallow model, one round"
+    )
+    add_parts_option(parser, PARTS)
     parser.add_argument(
         "--loss", type=float, default=2.5, help="of batches of 64, to be reached; default: %(default)s"
     )
-    parser.add_argument("--quick", action="store_true", help="few items, a shallow model, one round")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
 
     # Only now, so that --help and mistyped options answer at once.
@@ -69,18 +67,8 @@ def main() -> int:
             else:
                 figures[name] = contest.speeds(rounds)
     figures["interference"] = interference.share()
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print("\n".join(markdown(figures)))
+    show(figures, markdown(figures), args.json)
     return 0
-
-
-def parts(text: str) -> list[str]:
-    """An argparse type: some of PARTS."""
-    names = text.split(",")
-    if unknown := set(names) - set(PARTS):
-        raise argparse.ArgumentTypeError(f"no such part: {', '.join(sorted(unknown))}")
-    return names
 
 
 class Contest:
@@ -221,15 +209,7 @@ def save_tiny_text_model(folder: Path, layers: int) -> None:
 
 def markdown(figures: dict) -> Iterator[str]:
     """The table, as lines."""
-    machine = figures["machine"]
-    size = "SHALLOW models and few items, whose figures say nothing; " if figures["quick"] else ""
-    yield (
-        f"{machine['date']}, {size}{machine['threads']} threads of an {machine['cpu']} ({machine['instructions']}), "
-        f"torch {machine['torch']}, medians of {figures['rounds']} rounds."
-    )
-    yield f"Other work took {figures['interference']:.0%} of the processor meanwhile."
-    if not figures["interference"] <= MUCH_INTERFERENCE:
-        yield "**That is too much for figures to be relied on.**"
+    yield from conditions(figures)
     speeds = {name: figures[name] for name in TARGETS if name in figures}
     if speeds:
         yield ""

@@ -21,6 +21,7 @@ listed too (exit code 1). It needs `pip install "clamp3[classify]"`.
 
 import argparse
 import math
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,7 +86,8 @@ def main() -> int:
     from clamp3.tasks.probe import fit_probe, held_out_figures
 
     with needs_classify():  # before any file is embedded
-        import sklearn  # noqa: F401
+        from sklearn.exceptions import ConvergenceWarning
+    warnings.simplefilter("ignore", ConvergenceWarning)  # the log says it in one line
 
     source = label_source(args.labels)
     embedding = utils.embedder_loader(args, start_alone(args.device, args.threads)), feature_cache(args)

@@ -12,7 +12,7 @@ def test_extraction_is_measured_against_a_loop_that_computes_the_same(tmp_path):
     command = [sys.executable, "benchmarks/extraction.py", "--quick", "--json", tmp_path / "figures.json"]
     printed = run(*command, "--folder", tmp_path, cwd=ROOT).stdout
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["quick"] and "a SMALL model" in printed
+    assert figures["quick"] and "SMALL models" in printed
     assert figures["kinds"].keys() == {"abc", "text", "audio"}
     for found in figures["kinds"].values():
         assert found["files"] == 8 and all(speed > 0 for speed in found["files_per_s"].values())
@@ -37,7 +37,7 @@ def test_training_is_measured_against_a_loop_that_learns_the_same(tmp_path):
     command = [sys.executable, "benchmarks/training.py", "--quick", "--json", tmp_path / "figures.json"]
     printed = run(*command, cwd=ROOT).stdout
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["quick"] and "SHALLOW models" in printed
+    assert figures["quick"] and "SMALL models" in printed
     for name in ("tiny", "full"):
         assert min(figures[name]["clamp3"], figures[name]["loop"]) > 0 and figures[name]["padding_ratio"] > 5
     ours, theirs = figures["loss"]["clamp3"], figures["loss"]["loop"]
@@ -51,7 +51,7 @@ def test_training_on_a_gpu_is_measured(tmp_path):
     command = [sys.executable, "benchmarks/gpu.py", "--quick", "--json", tmp_path / "figures.json"]
     printed = run(*command, cwd=ROOT).stdout
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["quick"] and "a SMALL model" in printed
+    assert figures["quick"] and "SMALL models" in printed
     assert {(row["modality"], row["full_length"]) for row in figures["rows"]} == {
         (modality, full) for modality in ("symbolic", "audio") for full in (True, False)
     }

@@ -304,6 +304,13 @@ def test_probes_of_earlier_versions_are_read_and_applied_without_scikit_learn(cl
         answer(monkeypatch, train_cls, clouds, tmp_path / "p.safetensors")
 
 
+def test_a_probe_that_is_stopped_early_says_so_in_one_line(clouds, tmp_path, monkeypatch, caplog, recwarn):
+    caplog.set_level("INFO", "clamp3")
+    assert answer(monkeypatch, train_cls, clouds, tmp_path / "p.safetensors", "--epochs", "1") == 0
+    assert sum("still improving after 1 epochs" in message for message in caplog.messages) == 1
+    assert not recwarn.list
+
+
 def test_options_of_earlier_versions_are_accepted(clouds, tmp_path, monkeypatch, capsys):
     files = [tmp_path / f"{number}.safetensors" for number in range(4)]
     options = [(), ("--learning_rate", "0.1", "--batch_size", "8"), ("--weight_decay", "100"), ("--epochs", "1")]

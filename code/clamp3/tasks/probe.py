@@ -1,6 +1,7 @@
 """A linear probe: a classifier trained on features (n, hidden) and a label for each row, and how to evaluate it."""
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from clamp3.tasks.extras import needs_classify
 from clamp3.tasks.figures import Figures, figures
 from clamp3.tasks.recipe import Recipe
 from clamp3.tasks.zero_shot import softmax
+
+logger = logging.getLogger(__name__)
 
 CONSTANT = 1e-6  # a standard deviation this small, relative to the mean, is rounding error
 WEIGHT_DECAYS = (0.1, 1.0, 10.0, 100.0, 1000.0, 10_000.0)
@@ -108,6 +111,8 @@ def _fit_regression(inputs: np.ndarray, targets: np.ndarray, recipe: Recipe) -> 
         if weight_decay is None:
             weight_decay = _cross_validated(regression, inputs, targets, recipe)
         model = regression(weight_decay).fit(inputs, targets)
+    if max(model.n_iter_) >= recipe.epochs:
+        logger.info("the probe was still improving after %d epochs; more may make it better", recipe.epochs)
     weight, bias = model.coef_.astype(np.float32), model.intercept_.astype(np.float32)
     if len(bias) == 1:  # of two classes, scikit-learn has the logit of the second: the difference of two
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
