@@ -15,7 +15,7 @@ setup: .venv/done
 demo: setup
 	$(BIN)/python examples/demo.py
 
-# Trains the small model of weights/tiny anew, into train-demo/tiny: 34 minutes on two cores.
+# Trains the small model of code/clamp3/tiny anew, into train-demo/tiny: 34 minutes on two cores.
 train-demo: setup
 	$(BIN)/python examples/train_tiny.py
 

@@ -2,7 +2,7 @@
 
     python benchmarks/m3_start.py
 It trains on 8,000 items (a folk tune with texts in two languages) for three epochs each, with the knobs of
-examples/train_tiny.py and the M3 of weights/tiny or another, prints a Markdown table, and draws the curves into
+examples/train_tiny.py and the M3 of code/clamp3/tiny or another, prints a Markdown table, and draws the curves into
 benchmarks/m3_start.png. It takes four minutes on two CPU cores.
 """
 

@@ -2,10 +2,10 @@
 
     python benchmarks/search.py
     python benchmarks/search.py --sizes 10000 100000 --json figures.json
-The features are those that the small model in weights/tiny gives to real tunes, turned into 768 dimensions; there are
-fewer tunes than features, so most lie between a tune and one of its neighbours, and each has noise of a tenth of its
-length. Queries are further tunes, and descriptions of tunes (which lie apart from all music). They are asked one by
-one, in a new process, after one that is not counted.
+The features are those that the small model gives to real tunes, turned into 768 dimensions; there are fewer tunes
+than features, so most lie between a tune and one of its neighbours, and each has noise of a tenth of its length.
+Queries are further tunes, and descriptions of tunes (which lie apart from all music). They are asked one by one, in a
+new process, after one that is not counted.
 Compared is loading one .npy for each reference and each query, as the original does: measured for as many files as
 --files says. A million takes a quarter of an hour, 4 GB of memory and 8 GB of disk.
 """

@@ -2,7 +2,7 @@
 
     make demo
     python examples/demo.py --output DIR --tunes 40 --scores 5
-It runs the documented commands with the small model in weights/tiny, on tunes that its training has not seen, and
+It runs the documented commands with the small model, on tunes that its training has not seen, and
 shows what they write and what can be found with it. It takes a minute on two CPU cores and needs no network. A folder
 that an earlier run made is emptied first.
 """
@@ -24,7 +24,8 @@ from corpus import COLLECTIONS, Tune, folk_tunes, scores, write
 from descriptions import full_description
 
 ROOT = Path(__file__).resolve().parents[1]
-CODE, TINY = ROOT / "code", ROOT / "weights" / "tiny"
+CODE = ROOT / "code"
+TINY = CODE / "clamp3" / "tiny"
 MARK = ".made_by_demo"  # a folder without it is not ours to empty
 TINY_MODEL = ("--variant", "tiny")
 NEIGHBOURS = 3

@@ -1,7 +1,7 @@
-"""Train the small model in weights/tiny from nothing: data, M3, symbolic music, audio, and how good it is.
+"""Train the small model in code/clamp3/tiny from nothing: data, M3, symbolic music, audio, and how good it is.
 
     make train-demo
-    python examples/train_tiny.py --work train-demo --output weights/tiny
+    python examples/train_tiny.py --work train-demo --output code/clamp3/tiny
 It takes 34 minutes on two CPU cores, needs no network, and runs the training commands as one would by hand. A run
 that is stopped is taken up by the same command.
 """

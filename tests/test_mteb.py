@@ -209,7 +209,7 @@ def test_the_command_prints_scores_and_writes_results_of_mteb(tasks, model, tmp_
     done = run(PYTHON, "-c", driver, *words, env=ENV)
     meta = model.mteb_model_meta
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert lines[0][0] == "clamp3/tiny:" and lines[0][-1] == meta.revision and "weights/tiny" in done.stdout
+    assert lines[0][0] == "clamp3/tiny:" and lines[0][-1] == meta.revision and "code/clamp3/tiny" in done.stdout
     folder = tmp_path / "results" / "clamp3__tiny" / meta.revision
     table = {line[0]: line for line in lines}
     for name, measure in (("TunesRetrieval", "ndcg_at_10"), ("TunesInstrument", "accuracy")):

@@ -1,4 +1,4 @@
-"""The small model in weights/tiny: it loads by its name, keeps what its card promises, and serves the commands."""
+"""The small model that comes with the code loads by its name, keeps what its card promises, and serves commands."""
 
 import json
 

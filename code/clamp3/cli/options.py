@@ -46,7 +46,9 @@ def extraction_parser(description: str, variants: tuple[str, ...]) -> argparse.A
 def add_model_options(parser: argparse.ArgumentParser, variants: tuple[str, ...]) -> None:
     """Options of the commands that make features: by what weights, where and how."""
     parser.add_argument(
-        "--variant", choices=variants, help="instead of what config.py says; tiny is the small model in weights/tiny"
+        "--variant",
+        choices=variants,
+        help="instead of what config.py says; tiny is the small model that comes with the code",
     )
     parser.add_argument(
         "--batch_tokens", type=positive, help="tokens, patches or frames in a batch; lower it if memory runs out"

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 from clamp3.errors import UserError
@@ -42,7 +43,7 @@ RELEASES = {
     ),
 }
 # The small model that comes with the code: clamp3.safetensors, m3.safetensors, config.json, and folders text and mert.
-TINY = Path(__file__).resolve().parents[3] / "weights" / "tiny"
+TINY = Path(str(files("clamp3") / "tiny"))
 # What config.py calls the released M3 weights: the same facts in another order.
 M3_CONFIGURED_NAME = (
     "weights_m3_h_size_768_t_layers_3_p_layers_12_p_size_64_p_length_512_lr_0.0001_batch_16_mask_0.45.pth"
@@ -56,11 +57,8 @@ def release_named(file_name: str) -> Release | None:
 
 
 def tiny_sizes() -> ModelSizes:
-    """The sizes of the small model in `TINY`. Raises UserError where it is not there."""
-    path = TINY / "config.json"
-    if not path.is_file():
-        raise UserError(f"no small model in {TINY}: it comes with the repository, not by pip")
-    knobs = json.loads(path.read_text(encoding="utf-8"))
+    """The sizes of the small model in `TINY`."""
+    knobs = json.loads((TINY / "config.json").read_text(encoding="utf-8"))
     return ModelSizes.from_knobs({**knobs, "TEXT_MODEL_NAME": str(TINY / "text")})
 
 
