@@ -14,12 +14,13 @@ weights go to CLAMP3_WEIGHTS_PATH, and the full state to ..._last.pth: a run tha
 command.
 """
 
-import config
 from clamp3.cli.options import run
 from clamp3.cli.training import train_clamp3, training_parser
 
 
 def main() -> int:
+    import config  # here, so that a mistake in its knobs is one line
+
     return train_clamp3("audio", vars(config), training_parser(__doc__).parse_args())
 
 

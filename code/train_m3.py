@@ -13,12 +13,13 @@ M3_TRAIN_FOLDERS names the data. The best weights go to M3_WEIGHTS_PATH, and the
 is killed is taken up by the same command.
 """
 
-import config
 from clamp3.cli.options import run
 from clamp3.cli.training import train_m3, training_parser
 
 
 def main() -> int:
+    import config  # here, so that a mistake in its knobs is one line
+
     return train_m3(vars(config), training_parser(__doc__).parse_args())
 
 

@@ -103,3 +103,9 @@ def test_wrong_settings_are_named(source, complaint):
     knobs = {"PATCH_LENGTH": 512, "FLAG": True, "FOLDERS": ["a"]}
     with pytest.raises(UserError, match=re.escape(complaint)):
         override(knobs, source)
+
+
+@pytest.mark.parametrize("script", ["train_m3.py", "train_clamp3_audio.py", "extract_m3.py"])
+def test_commands_say_it_in_one_line(script):
+    done = run(BIN / "python", script, "in", "out", env={"CLAMP3_CONFIG": '{"PATCH_LENGHT": 3}'}, check=2)
+    assert done.stderr == "error: CLAMP3_CONFIG: there is no knob PATCH_LENGHT; did you mean PATCH_LENGTH?\n"

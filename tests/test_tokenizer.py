@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from clamp3.errors import UserError
 from clamp3.inputs.encoder import InputEncoder
 from clamp3.inputs.tokenizer import SHIPPED, load_tokenizer, shipped_tokenizer
+from clamp3.models.releases import TINY
 from clamp3.sizes import XLM_R_BASE, ModelSizes
 from conftest import BIN, ROOT, run, save_tokenizer
 from golden_model import golden_json
@@ -97,7 +98,17 @@ def test_a_tokenizer_without_a_token_that_texts_take_is_refused(tmp_path, missin
         load_tokenizer(str(tmp_path))
 
 
-def test_it_is_small_and_in_the_wheel_with_its_licence(tmp_path):
+@pytest.mark.golden  # the oldest transformers too
+@pytest.mark.parametrize("tokenizer_class", ["TokenizersBackend", "PreTrainedTokenizerFast"])
+def test_one_saved_by_any_transformers_is_read(tmp_path, tokenizer_class):
+    length = other_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": tokenizer_class}))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert len(tokenizer("a reel")["input_ids"]) == length and tokenizer.sep_token == "</s>"
+
+
+def test_it_and_the_small_model_are_in_the_wheel(tmp_path):
     assert SHIPPED.stat().st_size < 2.5e6 and isinstance(shipped_tokenizer(), PreTrainedTokenizerFast)
     source = tmp_path / "source"
     shutil.copytree(ROOT / "code" / "clamp3", source / "code" / "clamp3", ignore=shutil.ignore_patterns("__pycache__"))
@@ -109,4 +120,5 @@ def test_it_is_small_and_in_the_wheel_with_its_licence(tmp_path):
     )
     names = run(BIN / "python", "-c", script, cwd=source).stdout.split()
     folder = "clamp3/inputs/xlm_roberta"
-    assert {f"{folder}/tokenizer.json.xz", f"{folder}/LICENSE", "clamp3/py.typed"} <= set(names)
+    small = {f"clamp3/{path.relative_to(TINY.parent)}" for path in TINY.rglob("*") if path.is_file()}
+    assert small | {f"{folder}/tokenizer.json.xz", f"{folder}/LICENSE", "clamp3/py.typed"} <= set(names)

@@ -77,9 +77,14 @@ def _xlm_roberta(serialized: str) -> "PreTrainedTokenizerBase":
 
 
 def _from_pretrained(name: str) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except ValueError as error:
+        if "TokenizersBackend" not in str(error):  # transformers 5's name, in the files it saves, for the class below
+            raise
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
     # Where the files are missing, some library versions make one that knows no words.
     words = tokenizer("music", add_special_tokens=False)["input_ids"]
     if not set(words) - {tokenizer.unk_token_id}:
