@@ -8,16 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, overload
 
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from clamp3.audio.encoder import AudioEncoder, audio_encoder_identity, load_audio_encoder
 from clamp3.distributed import PRECISIONS, checked_precision, usable_device
-from clamp3.errors import UserError, warn
-from clamp3.features.reading import READING_VERSION, Item, is_sound, read_raw
+from clamp3.errors import Note, UserError, warn
+from clamp3.features.calls import Errors, Wanted, as_list, kind_of, numbered, of_item, overloaded
+from clamp3.features.reading import READING_VERSION, Item, is_sound, read_item, read_raw, read_sounds
 from clamp3.formats.registry import format_of
 from clamp3.inputs.encoder import InputEncoder
 from clamp3.inputs.patchilizer import PAD_ID
@@ -46,17 +48,13 @@ BATCH_TOKENS = {"cpu": 2048, "other": 32768}
 CHUNK_BATCHES = 16
 _preparing = threading.RLock()  # held while an Embedder, of several threads perhaps, gets itself ready
 
-T = TypeVar("T")
 Samples = np.ndarray | torch.Tensor
+SAMPLING_RATE = 24_000  # Hz, of samples that come without one
 Sound = str | Path | bytes | BinaryIO | Samples | tuple[Samples, int]
-Features = np.ndarray | list[np.ndarray]  # (n, clamp3_hidden_size) pooled, else n times (length, hidden)
 
 
-def _as_list(method: str, items: Iterable[T]) -> list[T]:
-    """The items of a call of `method`. Raises ValueError for one item in place of a list of them."""
-    if isinstance(items, str | bytes | Path | np.ndarray | torch.Tensor) or not isinstance(items, Iterable):
-        raise ValueError(f"give a list of items, {method}([item]), not one {type(items).__name__}")
-    return list(items)
+def _unit_length(feature: np.ndarray) -> np.ndarray:
+    return feature / np.linalg.norm(feature, axis=-1, keepdims=True)
 
 
 def _chunks(items: Iterable[Item], chunk_tokens: int) -> Iterator[list[Item]]:
@@ -79,8 +77,10 @@ class Embedder(InputEncoder):
     for speed, and padding is masked. A tower's weights are read when it is first used. Threads may share an Embedder.
 
     Each `embed_*` method takes a list of n items and returns features (n, clamp3_hidden_size), of length 1 with
-    `normalize`; with `pooled=False`, a list of the n items' hidden states (length, hidden). It raises ValueError for
-    an item without a feature, and OSError for a path that cannot be read.
+    `normalize`; with `pooled=False`, a list of the n items' hidden states (length, hidden). `progress` shows a bar.
+    An item without a feature raises ValueError, and a path that cannot be read OSError. With errors="skip", such items
+    are left out with a RepairWarning each. With errors="return" two things are returned: features of all n items, NaN
+    (with pooled=False: None) for those without one, and a dict of their errors by index.
     """
 
     def __init__(
@@ -106,6 +106,8 @@ class Embedder(InputEncoder):
         super().__init__(sizes, as_is)
         self.device = usable_device(device)
         self.precision = checked_precision(precision)
+        if batch_tokens is not None and batch_tokens < 1:
+            raise ValueError(f"batch_tokens must be 1 or more, not {batch_tokens}")
         self.batch_tokens = batch_tokens or BATCH_TOKENS["cpu" if self.device.type == "cpu" else "other"]
         self.audio_encoder_name = mert
         self.weights = weights
@@ -162,59 +164,47 @@ class Embedder(InputEncoder):
 
     # ---------- sequences -> features ----------
 
-    @overload
-    def embed_text(self, texts: Sequence[str], normalize: bool = ..., pooled: Literal[True] = ...) -> np.ndarray: ...
-
-    @overload
+    @overloaded
     def embed_text(
-        self, texts: Sequence[str], normalize: bool = ..., *, pooled: Literal[False]
-    ) -> list[np.ndarray]: ...
-
-    @overload
-    def embed_text(self, texts: Sequence[str], normalize: bool = ..., pooled: bool = ...) -> Features: ...
-
-    def embed_text(self, texts: Sequence[str], normalize: bool = False, pooled: bool = True) -> Features:
+        self,
+        texts: Sequence[str],
+        normalize: bool = False,
+        pooled: bool = True,
+        *,
+        errors: Errors = "raise",
+        progress: bool = False,
+    ) -> Any:
         """Features of texts in any of 100 languages; each line of a text counts once."""
-        return self._collect("embed_text", TEXT.name, self.encode_text, texts, normalize, pooled)
+        wanted = Wanted(normalize, pooled, errors, progress)
+        return self._embed_each("embed_text", TEXT.name, self.encode_text, texts, wanted)
 
-    @overload
+    @overloaded
     def embed_symbolic(
-        self, texts: Sequence[str], normalize: bool = ..., pooled: Literal[True] = ...
-    ) -> np.ndarray: ...
-
-    @overload
-    def embed_symbolic(
-        self, texts: Sequence[str], normalize: bool = ..., *, pooled: Literal[False]
-    ) -> list[np.ndarray]: ...
-
-    @overload
-    def embed_symbolic(self, texts: Sequence[str], normalize: bool = ..., pooled: bool = ...) -> Features: ...
-
-    def embed_symbolic(self, texts: Sequence[str], normalize: bool = False, pooled: bool = True) -> Features:
+        self,
+        texts: Sequence[str],
+        normalize: bool = False,
+        pooled: bool = True,
+        *,
+        errors: Errors = "raise",
+        progress: bool = False,
+    ) -> Any:
         """Features of pieces, each ABC or MTF; ABC is interleaved first unless it is, or the Embedder has `as_is`."""
-        encode = partial(self.encode_symbolic, note=warn)
-        return self._collect("embed_symbolic", SYMBOLIC.name, encode, texts, normalize, pooled)
+        wanted = Wanted(normalize, pooled, errors, progress)
+        return self._embed_each("embed_symbolic", SYMBOLIC.name, self.encode_symbolic, texts, wanted)
 
-    @overload
+    @overloaded
     def embed_audio_features(
-        self, arrays: Sequence[np.ndarray], normalize: bool = ..., pooled: Literal[True] = ...
-    ) -> np.ndarray: ...
-
-    @overload
-    def embed_audio_features(
-        self, arrays: Sequence[np.ndarray], normalize: bool = ..., *, pooled: Literal[False]
-    ) -> list[np.ndarray]: ...
-
-    @overload
-    def embed_audio_features(
-        self, arrays: Sequence[np.ndarray], normalize: bool = ..., pooled: bool = ...
-    ) -> Features: ...
-
-    def embed_audio_features(
-        self, arrays: Sequence[np.ndarray], normalize: bool = False, pooled: bool = True
-    ) -> Features:
+        self,
+        arrays: Sequence[np.ndarray],
+        normalize: bool = False,
+        pooled: bool = True,
+        *,
+        errors: Errors = "raise",
+        progress: bool = False,
+    ) -> Any:
         """Features of recordings, each MERT features (…, frames, audio_hidden_size)."""
-        return self._collect("embed_audio_features", AUDIO.name, self.encode_audio_features, arrays, normalize, pooled)
+        wanted = Wanted(normalize, pooled, errors, progress)
+        return self._embed_each("embed_audio_features", AUDIO.name, self.encode_audio_features, arrays, wanted)
 
     # ---------- raw files ----------
 
@@ -278,36 +268,58 @@ class Embedder(InputEncoder):
 
     @overload
     def embed_files(
-        self, paths: Sequence[str | Path], normalize: bool = ..., pooled: Literal[True] = ...
+        self,
+        paths: Sequence[str | Path],
+        normalize: bool = ...,
+        pooled: Literal[True] = ...,
+        *,
+        workers: int = ...,
+        errors: Literal["raise", "skip"] = ...,
+        progress: bool = ...,
     ) -> np.ndarray: ...
 
     @overload
     def embed_files(
-        self, paths: Sequence[str | Path], normalize: bool = ..., *, pooled: Literal[False]
+        self,
+        paths: Sequence[str | Path],
+        normalize: bool = ...,
+        *,
+        pooled: Literal[False],
+        workers: int = ...,
+        errors: Literal["raise", "skip"] = ...,
+        progress: bool = ...,
     ) -> list[np.ndarray]: ...
 
     @overload
-    def embed_files(self, paths: Sequence[str | Path], normalize: bool = ..., pooled: bool = ...) -> Features: ...
+    def embed_files(
+        self,
+        paths: Sequence[str | Path],
+        normalize: bool = ...,
+        pooled: bool = ...,
+        *,
+        workers: int = ...,
+        errors: Errors = ...,
+        progress: bool = ...,
+    ) -> Any: ...
 
-    def embed_files(self, paths: Sequence[str | Path], normalize: bool = False, pooled: bool = True) -> Features:
+    def embed_files(
+        self,
+        paths: Sequence[str | Path],
+        normalize: bool = False,
+        pooled: bool = True,
+        *,
+        workers: int = 0,
+        errors: Errors = "raise",
+        progress: bool = False,
+    ) -> Any:
         """Features of files of any kinds, told by their extensions; an error names its file.
 
         They are text (.txt), scores (.xml .musicxml .mxl .abc), MIDI (.mid .midi .mtf), sound (.wav .mp3 .flac .ogg …)
-        and MERT features (.npy).
+        and MERT features (.npy). `workers` is as in `read_raw`.
         """
-        files = [Path(path) for path in _as_list("embed_files", paths)]
-        features: dict[int, np.ndarray] = {}
-        for item, feature in self.embed_items(self.read_raw(files), pooled):
-            path = files[item.index]
-            for repair in item.repairs:
-                warn(f"{path}: {repair}")
-            if isinstance(item.error, OSError):
-                raise item.error
-            if item.error is not None:
-                raise ValueError(f"{path}: {describe_error(item.error)}") from item.error
-            assert feature is not None
-            features[item.index] = feature
-        return self._in_order(features, normalize, pooled)
+        wanted = Wanted(normalize, pooled, errors, progress)
+        files = [Path(path) for path in as_list("embed_files", paths)]
+        return self._results(self.read_raw(files, workers), [str(file) for file in files], wanted)
 
     def embed_items(self, items: Iterator[Item], pooled: bool = True) -> Iterator[tuple[Item, np.ndarray | None]]:
         """Yield each of `items`, in any order, with its feature as in `embed`, or with None if it has an error.
@@ -326,104 +338,214 @@ class Embedder(InputEncoder):
                     for index, feature in self.embed(whole[0].modality, sequences, pooled):
                         yield whole[index], feature
 
-    @overload
+    @overloaded
     def embed_midi(
         self,
         sources: Sequence["Midi"],
+        normalize: bool = False,
+        pooled: bool = True,
+        *,
+        errors: Errors = "raise",
+        progress: bool = False,
+    ) -> Any:
+        """Features of pieces of MIDI, each a path, the bytes of a file or a mido.MidiFile."""
+        wanted = Wanted(normalize, pooled, errors, progress)
+        return self._embed_each("embed_midi", SYMBOLIC.name, self._encode_midi, sources, wanted)
+
+    @overloaded
+    def embed_musicxml(
+        self,
+        sources: Sequence[str | Path | bytes],
+        normalize: bool = False,
+        pooled: bool = True,
+        *,
+        errors: Errors = "raise",
+        progress: bool = False,
+    ) -> Any:
+        """Features of scores, each the path or the bytes of a .xml, .musicxml or .mxl file."""
+        wanted = Wanted(normalize, pooled, errors, progress)
+        return self._embed_each("embed_musicxml", SYMBOLIC.name, self._encode_musicxml, sources, wanted)
+
+    @overload
+    def embed_audio(
+        self,
+        sources: Sequence[Sound],
+        sampling_rate: int = ...,
         normalize: bool = ...,
         pooled: Literal[True] = ...,
-    ) -> np.ndarray: ...
-
-    @overload
-    def embed_midi(
-        self, sources: Sequence["Midi"], normalize: bool = ..., *, pooled: Literal[False]
-    ) -> list[np.ndarray]: ...
-
-    @overload
-    def embed_midi(self, sources: Sequence["Midi"], normalize: bool = ..., pooled: bool = ...) -> Features: ...
-
-    def embed_midi(self, sources: Sequence["Midi"], normalize: bool = False, pooled: bool = True) -> Features:
-        """Features of pieces of MIDI, each a path, the bytes of a file or a mido.MidiFile."""
-        from clamp3.formats.midi import midi_to_mtf
-
-        texts = [midi_to_mtf(source, m3_compatible=True) for source in _as_list("embed_midi", sources)]
-        return self.embed_symbolic(texts, normalize, pooled)
-
-    @overload
-    def embed_musicxml(
-        self, sources: Sequence[str | Path | bytes], normalize: bool = ..., pooled: Literal[True] = ...
-    ) -> np.ndarray: ...
-
-    @overload
-    def embed_musicxml(
-        self, sources: Sequence[str | Path | bytes], normalize: bool = ..., *, pooled: Literal[False]
-    ) -> list[np.ndarray]: ...
-
-    @overload
-    def embed_musicxml(
-        self, sources: Sequence[str | Path | bytes], normalize: bool = ..., pooled: bool = ...
-    ) -> Features: ...
-
-    def embed_musicxml(
-        self, sources: Sequence[str | Path | bytes], normalize: bool = False, pooled: bool = True
-    ) -> Features:
-        """Features of scores, each the path or the bytes of a .xml, .musicxml or .mxl file."""
-        from clamp3.formats.abc import interleave
-        from clamp3.formats.musicxml import musicxml_to_abc
-
-        texts = [interleave(musicxml_to_abc(source)) for source in _as_list("embed_musicxml", sources)]
-        return self.embed_symbolic(texts, normalize, pooled)
-
-    @overload
-    def embed_audio(
-        self, sources: Sequence[Sound], sampling_rate: int = ..., normalize: bool = ..., pooled: Literal[True] = ...
+        *,
+        errors: Literal["raise", "skip"] = ...,
+        progress: bool = ...,
     ) -> np.ndarray: ...
 
     @overload
     def embed_audio(
-        self, sources: Sequence[Sound], sampling_rate: int = ..., normalize: bool = ..., *, pooled: Literal[False]
+        self,
+        sources: Sequence[Sound],
+        sampling_rate: int = ...,
+        normalize: bool = ...,
+        *,
+        pooled: Literal[False],
+        errors: Literal["raise", "skip"] = ...,
+        progress: bool = ...,
     ) -> list[np.ndarray]: ...
 
     @overload
     def embed_audio(
-        self, sources: Sequence[Sound], sampling_rate: int = ..., normalize: bool = ..., pooled: bool = ...
-    ) -> Features: ...
+        self,
+        sources: Sequence[Sound],
+        sampling_rate: int = ...,
+        normalize: bool = ...,
+        pooled: bool = ...,
+        *,
+        errors: Errors = ...,
+        progress: bool = ...,
+    ) -> Any: ...
 
     def embed_audio(
-        self, sources: Sequence[Sound], sampling_rate: int = 24_000, normalize: bool = False, pooled: bool = True
-    ) -> Features:
+        self,
+        sources: Sequence[Sound],
+        sampling_rate: int = SAMPLING_RATE,
+        normalize: bool = False,
+        pooled: bool = True,
+        *,
+        errors: Errors = "raise",
+        progress: bool = False,
+    ) -> Any:
         """Features of recordings, each a path, the bytes of a file, an open file, or samples.
 
         Samples are an array or a tensor (samples,), (samples, channels) or (channels, samples), whose longer side is
         time, at `sampling_rate` Hz, or a pair of such samples and their own rate.
         """
+        wanted = Wanted(normalize, pooled, errors, progress)
+        recordings = as_list("embed_audio", sources)
+        return self._results(self._read_sounds(recordings, sampling_rate), numbered(recordings), wanted)
+
+    # ---------- items of any kinds, and how alike they are ----------
+
+    def embed_any(
+        self, items: Sequence[Any], normalize: bool = False, *, errors: Errors = "raise", progress: bool = False
+    ) -> Any:
+        """Features of items of any kinds, told by their types.
+
+        A Path is a file of any kind, and an open file is sound. A str is ABC, MTF or else a text. Bytes are those of a
+        MIDI, MusicXML or sound file. Arrays, tensors and pairs (samples, rate) are sound, as in `embed_audio`.
+        """
+        listed = as_list("embed_any", items)
+        return self._results(self._read_any(listed), numbered(listed), Wanted(normalize, True, errors, progress))
+
+    def similarity(self, queries: Sequence[Any], references: Sequence[Any]) -> np.ndarray:
+        """The cosine of each query with each reference: (queries, references).
+
+        Both are lists as `embed_any` takes, or features (n, clamp3_hidden_size) that are there already.
+        """
+        return self._unit_features(queries) @ self._unit_features(references).T
+
+    def scores(self, queries: Sequence[Any], references: Sequence[Any]) -> np.ndarray:
+        """The cosine of each query with the reference at its place (n,), such as a reward for generated music.
+
+        As `similarity`. Raises ValueError where there are not as many of both.
+        """
+        if len(queries) != len(references):
+            raise ValueError(f"{len(queries)} queries and {len(references)} references do not make pairs")
+        return (self._unit_features(queries) * self._unit_features(references)).sum(axis=1)
+
+    def top_k(self, queries: Sequence[Any], references: Sequence[Any], k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+        """Indices and cosines, both (queries, k), of the k references nearest to each query, best first."""
+        cosines = self.similarity(queries, references)
+        order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+        return order, np.take_along_axis(cosines, order, axis=1)
+
+    def _unit_features(self, items: Sequence[Any]) -> np.ndarray:
+        if isinstance(items, np.ndarray) and items.ndim == 2:
+            if items.shape[1] != self.sizes.clamp3_hidden_size:
+                raise ValueError(f"features must be (n, {self.sizes.clamp3_hidden_size}), not {items.shape}")
+            return _unit_length(items.astype(np.float32))
+        return self.embed_any(items, normalize=True)
+
+    def _read_any(self, items: Sequence[Any]) -> Iterator[Item]:
+        """The items of `embed_any` for `embed_items`, in any order."""
+        places: dict[str, list[int]] = {}
+        for index, item in enumerate(items):
+            places.setdefault(kind_of(item), []).append(index)
+        readers = {
+            "text": (TEXT.name, self.encode_text),
+            "symbolic": (SYMBOLIC.name, self.encode_symbolic),
+            "midi": (SYMBOLIC.name, self._encode_midi),
+            "musicxml": (SYMBOLIC.name, self._encode_musicxml),
+        }
+        for kind, (modality, encode) in readers.items():
+            for index in places.get(kind, ()):
+                yield read_item(Item(index, modality), partial(encode, items[index]))
+        if files := places.get("file"):
+            for item in self.read_raw([items[index] for index in files]):
+                yield replace(item, index=files[item.index])
+        if sounds := places.get("sound"):
+            for item in self._read_sounds([items[index] for index in sounds], SAMPLING_RATE):
+                yield replace(item, index=sounds[item.index])
+
+    def _encode_midi(self, source: "Midi", note: Note) -> np.ndarray:
+        from clamp3.formats.midi import midi_to_mtf
+
+        return self.encode_symbolic(midi_to_mtf(source, m3_compatible=True, note=note), note)
+
+    def _encode_musicxml(self, source: str | Path | bytes, note: Note) -> np.ndarray:
+        from clamp3.formats.abc import interleave
+        from clamp3.formats.musicxml import musicxml_to_abc
+
+        return self.encode_symbolic(interleave(musicxml_to_abc(source, note), note), note)
+
+    def _read_sounds(self, sources: Sequence[Sound], sampling_rate: int) -> Iterator[Item]:
         from clamp3.formats.audio import load_sound
 
-        recordings, encoder = _as_list("embed_audio", sources), self.audio_encoder
-        waveforms = (load_sound(source, sampling_rate, encoder.rate, warn) for source in recordings)
-        frames = dict(encoder.extract(encoder.prepare(waveform, warn) for waveform in waveforms))
-        return self.embed_audio_features([frames[index] for index in range(len(frames))], normalize, pooled)
+        def sound(source: Sound) -> Callable[[int, Note], np.ndarray]:
+            return lambda rate, note: load_sound(source, sampling_rate, rate, note)
 
-    def _collect(
+        return read_sounds(self, self.audio_encoder, map(sound, sources))
+
+    # ---------- what the methods share ----------
+
+    def _embed_each(
         self,
         method: str,
         modality: str,
-        encode: Callable[[Any], np.ndarray],
-        items: Iterable[Any],
-        normalize: bool,
-        pooled: bool,
-    ) -> Features:
-        sequences = [encode(item) for item in _as_list(method, items)]
-        return self._in_order(dict(self.embed(modality, sequences, pooled)), normalize, pooled)
+        encode: Callable[[Any, Note], np.ndarray],
+        sources: Iterable[Any],
+        wanted: Wanted,
+    ) -> Any:
+        """What `method` returns for `sources`, each of which `encode` turns into a sequence of its tower."""
+        listed = as_list(method, sources)
+        items = (read_item(Item(index, modality), partial(encode, one)) for index, one in enumerate(listed))
+        return self._results(items, numbered(listed), wanted)
 
-    def _in_order(self, features: dict[int, np.ndarray], normalize: bool, pooled: bool) -> Features:
-        """What the library's users get of features by index."""
-        ordered = [features[index] for index in range(len(features))]
-        if normalize:
-            ordered = [feature / np.linalg.norm(feature, axis=-1, keepdims=True) for feature in ordered]
-        if not pooled:
-            return ordered
-        return np.stack(ordered) if ordered else np.zeros((0, self.sizes.clamp3_hidden_size), np.float32)
+    def _results(self, items: Iterator[Item], names: Sequence[str], wanted: Wanted) -> Any:
+        """What an `embed_*` method returns for `items`; `names` are what errors and remarks call them."""
+        features: dict[int, np.ndarray] = {}
+        errors: dict[int, Exception] = {}
+        with tqdm(total=len(names), disable=not wanted.progress, unit="item") as bar:
+            for item, feature in self.embed_items(items, wanted.pooled):
+                name = names[item.index]
+                for repair in item.repairs:
+                    warn(f"{name}: {repair}")
+                if feature is not None:
+                    features[item.index] = _unit_length(feature) if wanted.normalize else feature
+                else:
+                    assert item.error is not None
+                    errors[item.index] = item.error
+                    if wanted.errors == "raise":
+                        raise of_item(item.error, name)
+                    if wanted.errors == "skip":
+                        warn(f"left out, {name}: {describe_error(item.error)}")
+                bar.update()
+        if wanted.errors == "return":
+            nothing = np.full(self.sizes.clamp3_hidden_size, np.nan, np.float32) if wanted.pooled else None
+            everything = [features.get(index, nothing) for index in range(len(names))]
+            return self._stacked(everything) if wanted.pooled else everything, errors
+        ordered = [features[index] for index in sorted(features)]
+        return self._stacked(ordered) if wanted.pooled else ordered
+
+    def _stacked(self, features: list[Any]) -> np.ndarray:
+        return np.stack(features) if features else np.zeros((0, self.sizes.clamp3_hidden_size), np.float32)
 
     def embed(
         self, modality: str, sequences: Sequence[np.ndarray], pooled: bool = True
