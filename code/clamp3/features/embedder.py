@@ -468,7 +468,7 @@ class Embedder(InputEncoder):
         places: dict[str, list[int]] = {}
         for index, item in enumerate(items):
             places.setdefault(kind_of(item), []).append(index)
-        readers = {
+        readers: dict[str, tuple[str, Callable[[Any, Note], np.ndarray]]] = {
             "text": (TEXT.name, self.encode_text),
             "symbolic": (SYMBOLIC.name, self.encode_symbolic),
             "midi": (SYMBOLIC.name, self._encode_midi),
