@@ -33,13 +33,16 @@ def test_the_examples_run_and_find_what_they_should(tmp_path, monkeypatch, capsy
     for name in ("song.mp3", "recording.flac"):
         soundfile.write(name, to_sound(melody, 6, 24_000, "fiddle"), 24_000)
 
-    names = {"tune": tunes[0].abc, "mert_features": np.ones((1, 3, 128), np.float32)}
+    names = {"abc_1": tunes[1].abc, "abc_2": tunes[2].abc, "midi": mtf_to_midi(to_mtf(melody))}
+    names |= {"tune": tunes[0].abc, "mert_features": np.ones((1, 3, 128), np.float32)}
     assert len(blocks) >= 4
     for block in blocks:
         if "pandas" in block and find_spec("pandas") is None:  # which nothing here needs
             continue
         exec(block.replace('"saas"', '"tiny"', 1), names)
     assert names["similarity"].shape == (2, 2) and names["anything"].shape == (5, 128)
+    assert names["rewards"].shape == (2,) and names["cosines"].shape == (2, 2)
+    assert list(names["errors"]) == [1] and np.isnan(names["good"][1]).all()
     printed = capsys.readouterr().out
     assert re.search(r"^cosine -?0\.\d{3}$", printed, re.MULTILINE)
     assert len(re.findall(r"^0\.\d{3}  \S+\.abc$", printed, re.MULTILINE)) == 5
