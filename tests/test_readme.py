@@ -41,7 +41,7 @@ def test_the_examples_run_and_find_what_they_should(tmp_path, monkeypatch, capsy
             continue
         exec(block.replace('"saas"', '"tiny"', 1), names)
     assert names["similarity"].shape == (2, 2) and names["anything"].shape == (5, 128)
-    assert names["rewards"].shape == (2,) and names["cosines"].shape == (2, 2)
+    assert names["rewards"].shape == (2,) and names["alike"].shape == (2, 2)
     assert list(names["errors"]) == [1] and np.isnan(names["good"][1]).all()
     printed = capsys.readouterr().out
     assert re.search(r"^cosine -?0\.\d{3}$", printed, re.MULTILINE)
