@@ -13,18 +13,25 @@ See what is in it; forget files or folders, or all files that are no longer ther
     python clamp3_index.py info INDEX
     python clamp3_index.py remove INDEX FOLDER/old
     python clamp3_index.py remove INDEX --missing
+Look whether all of it is as it was written, and mend what is not:
+    python clamp3_index.py check INDEX
+    python clamp3_index.py repair INDEX
 An index holds features of one model, and refuses others. Several processes may use it; one at a time changes it.
 Search is exact; from 100,000 files on it is approximate, if there is faiss (`pip install faiss-cpu`), unless --exact
 says otherwise. For approximate search in a smaller index, build it with --approximate. Files that cannot be read are
-listed (exit code 1); the others are in the index, and an interrupted run is taken up by the same command.
+listed (exit code 1); the others are in the index, and an interrupted run is taken up by the same command. A file that
+has moved keeps its entry. Files of FOLDER that are gone leave the index, unless all are, as when a disk is missing.
 """
 
+import os
+import sys
 from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clamp3.cli.options import add_embedding_options, add_json_option, feature_cache, positive, run, script_parser
-from clamp3.cli.output import print_changes, print_found, print_table, save_json
+from clamp3.cli.output import print_changes, print_found, print_issues, print_line, print_table, save_json
 
 if TYPE_CHECKING:
     from clamp3.search.index import Index
@@ -32,19 +39,20 @@ if TYPE_CHECKING:
 
 def main() -> int:
     args = parse()
-
-    # Only now, so that --help and mistyped options answer at once.
-    from clamp3.search.index import Index, is_index
-
-    if args.command == "build" and not is_index(args.index):
-        Index.create(args.index).close()
-    index = Index(args.index)
-    return {"build": add, "add": add, "remove": remove, "info": info, "search": search}[args.command](index, args)
+    try:
+        code = COMMANDS[args.command](args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads the output has seen enough, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as of programs that SIGPIPE ends
+    return code
 
 
 def parse() -> Namespace:
     parser = script_parser(__doc__)
-    commands = parser.add_subparsers(dest="command", metavar="build|add|remove|info|search", required=True)
+    commands = parser.add_subparsers(
+        dest="command", metavar="build|add|remove|info|search|check|repair", required=True
+    )
 
     def command(name: str, help_text: str) -> ArgumentParser:
         added = commands.add_parser(name, help=help_text, allow_abbrev=False)
@@ -62,6 +70,8 @@ def parse() -> Namespace:
     removing.add_argument("--missing", action="store_true", help="all files that are no longer there")
     informing = command("info", "what is in an index")
     informing.add_argument("--list", action="store_true", help="each file too")
+    checking = command("check", "list what is broken in an index (exit code 1 if anything is)")
+    repairing = command("repair", "mend an index; what cannot be trusted is dropped, for `add` to embed again")
     searching = command("search", "find the files closest to a text or a file")
     searching.add_argument("query", help="a file, or a text in quotes")
     searching.add_argument("--top_k", type=positive, default=10, help="how many to show; default: %(default)s")
@@ -70,37 +80,56 @@ def parse() -> Namespace:
     how.add_argument("--exact", dest="approximate", action="store_const", const=False, help="look at all of them")
     how.add_argument("--approximate", action="store_const", const=True, help="look at a part; default: if it is large")
     add_embedding_options(searching)
-    add_json_option(informing)
-    add_json_option(searching)
+    for answering in (informing, searching, checking, repairing):
+        add_json_option(answering)
     return parser.parse_args()
 
 
-def add(index: "Index", args: Namespace) -> int:
+def build(args: Namespace) -> int:
+    """Make an index, unless it is there, and add a folder."""
+    from clamp3.search.index import Index, is_index
+
+    if not is_index(args.index):
+        Index.create(args.index).close()
+    return add(args)
+
+
+def add(args: Namespace) -> int:
     """Bring the index up to date with a folder."""
     import utils
     from clamp3.distributed import start_alone
+    from clamp3.search.index import Index
     from clamp3.search.indexing import read_metadata, update_index
 
+    index = Index(args.index)
     load_embedder = utils.embedder_loader(args, start_alone(args.device, args.threads))
     metadata = read_metadata(args.metadata, args.folder) if args.metadata else None
     changes = update_index(
-        index, args.folder, load_embedder, feature_cache(args), metadata, args.approximate, progress=True
+        *(index, args.folder, load_embedder, feature_cache(args), metadata, args.approximate),
+        progress=True,
+        forget_missing=True,
     )
     print_changes(changes)
+    if changes.moved:
+        print(f"{changes.moved} files have moved: their entries have the new names")
+    if changes.forgotten:
+        print(f"{changes.forgotten} files removed, which are no longer there")
     summary(index)
     return 1 if changes.failures else 0
 
 
-def remove(index: "Index", args: Namespace) -> int:
+def remove(args: Namespace) -> int:
     """Forget what the options name."""
     from clamp3.errors import UserError
+    from clamp3.search.index import Index
+    from clamp3.search.indexing import is_gone
 
-    wanted = [path.resolve() for path in args.paths]
+    index, wanted = Index(args.index), [path.resolve() for path in args.paths]
     with index.writing():
         found = [
             entry.path
             for entry in index.entries()
-            if (args.missing and not entry.path.exists()) or any(entry.path.is_relative_to(path) for path in wanted)
+            if (args.missing and is_gone(entry.path)) or any(entry.path.is_relative_to(path) for path in wanted)
         ]
         if not found and not args.missing:
             raise UserError(f"nothing in {args.index} is one of these, or in one of them")
@@ -127,26 +156,31 @@ def summary(index: "Index") -> dict:
     return record
 
 
-def info(index: "Index", args: Namespace) -> int:
+def info(args: Namespace) -> int:
     """Show what is in the index."""
-    records = [summary(index)]
-    if args.list:
+    from clamp3.search.index import Index
+
+    index = Index(args.index)
+    with index.snapshot():
         files = [
             {"file": str(entry.path), "modality": entry.modality, "metadata": entry.metadata}
-            for entry in index.entries()
+            for entry in (index.entries() if args.list else ())
         ]
-        print_table(("file", "modality", "metadata"), (record.values() for record in files))
-        records += files
+        records = [summary(index), *files]
     save_json(args.json, records)
+    if args.list:
+        print_table(("file", "modality", "metadata"), (record.values() for record in files))
     return 0
 
 
-def search(index: "Index", args: Namespace) -> int:
+def search(args: Namespace) -> int:
     """Show the files closest to the query."""
     import utils
     from clamp3.distributed import start_alone
+    from clamp3.search.index import Index
     from clamp3.search.indexing import search_index
 
+    index = Index(args.index)
     load_embedder = utils.embedder_loader(args, start_alone(args.device, args.threads))
     found = search_index(
         index, args.query, load_embedder, feature_cache(args), args.top_k, args.approximate, args.modality
@@ -155,6 +189,42 @@ def search(index: "Index", args: Namespace) -> int:
     save_json(args.json, ({"query": args.query, **record} for record in found))
     return 0
 
+
+def check(args: Namespace) -> int:
+    """List what is broken."""
+    from clamp3.search import repair
+
+    issues = repair.check(args.index)
+    save_json(args.json, map(asdict, issues))
+    if not issues:
+        print_line(f"nothing is broken in {args.index}")
+        return 0
+    print_issues("broken", issues, most=None)
+    print_line(f"clamp3_index.py repair {args.index} mends what can be mended")
+    return 1
+
+
+def mend(args: Namespace) -> int:
+    """Make the index whole again, and name the files that it has lost."""
+    from clamp3.search import repair
+    from clamp3.search.index import Index
+
+    dropped = repair.repair(args.index)
+    save_json(args.json, map(asdict, dropped))
+    print_issues("dropped (clamp3_index.py add, with their folders, embeds them again)", dropped, most=None)
+    summary(Index(args.index))
+    return 0
+
+
+COMMANDS = {
+    "build": build,
+    "add": add,
+    "remove": remove,
+    "info": info,
+    "search": search,
+    "check": check,
+    "repair": mend,
+}
 
 if __name__ == "__main__":
     run(main)

@@ -1,5 +1,6 @@
 """Folders of files of any kind -> an index, and what it answers: the work of clamp3_index.py and clamp3_search.py."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -22,6 +23,7 @@ from clamp3.search.index import Entry, Index
 
 # Files that are features already, of which nothing more is known: their modality, and the identity of their makers.
 READY, READY_MADE = "feature", "ready-made"
+UNREADABLE = "cannot be read or written"  # how `describe_error` begins for OSErrors
 TRANSACTION = 1000  # files that are added at once: what a killed run loses at most
 
 
@@ -31,12 +33,22 @@ class Changes:
 
     added: int = 0  # new files and changed ones
     copied: int = 0  # of them, those whose content the index had already under another name
+    moved: int = 0  # of these, those whose other name is gone
     unchanged: int = 0
     missing: int = 0  # files of the folder that the index has and that are gone
+    forgotten: int = 0  # files of the folder that the index had and that are gone
     ignored: int = 0  # files of other kinds
     failures: list[FileIssue] = field(default_factory=list)
     repairs: list[FileIssue] = field(default_factory=list)
     skipped: list[FileIssue] = field(default_factory=list)  # FIFOs, devices and sockets that are named like inputs
+    bad: list[Path] = field(default_factory=list)  # of the failures, files whose content is to blame
+
+    def fail(self, path: Path, reason: str, error: Exception | None = None) -> None:
+        """Note that a file has no feature, for `reason`: because of `error`, or of its content."""
+        self.failures.append(FileIssue(str(path), reason))
+        # Workers give no errors but reasons, those of OSErrors in the words of `describe_error`.
+        if not isinstance(error, OSError | MemoryError) and not reason.startswith(UNREADABLE):
+            self.bad.append(path)
 
 
 def update_index(
@@ -47,12 +59,16 @@ def update_index(
     metadata: dict[Path, dict] | None = None,
     approximate: bool = False,
     progress: bool = False,
+    forget_missing: bool = False,
 ) -> Changes:
     """Bring the index up to date with the files under `folder`: only those that are new or changed are embedded.
 
+    A file that has moved, by its content, keeps its entry. One that was read and is bad leaves the index; one that
+    cannot be read now stays. Those that are gone stay too, and are counted, or leave it if `forget_missing`, unless
+    nothing at all is left of what the index has of the folder: then a disk may be missing.
     `metadata`, by absolute path, replaces what the index has on a file. `approximate` prepares the index for that,
-    whatever its size; `progress` shows bars. A file that has changed and can no longer be read leaves the index.
-    Raises UserError where features of different weights would come together, or ready-made ones with others.
+    whatever its size; `progress` shows bars. Raises UserError where features of different weights would come together,
+    or ready-made ones with others.
     """
     if not folder.exists():
         raise UserError(f"there is no file or folder {folder}")
@@ -65,13 +81,13 @@ def update_index(
     with index.writing():
         known = {entry.path: entry for entry in index.entries()}
         new = _new_entries(index, taken, known, metadata or {}, changes, progress)
+        new = _moved(index, new, known, changes)
         raw: list[Entry] = []
         _add(index, _ready(index, new, raw, changes), changes)
         if raw:
             _add(index, _embedded(index, raw, load_embedder(), cache, changes, progress), changes)
-        index.remove(Path(issue.file) for issue in changes.failures)
-        existing = set(paths)
-        changes.missing = sum(path.is_relative_to(folder) and path not in existing for path in known)
+        index.remove(changes.bad)
+        _look_for_missing(index, folder, set(paths), forget_missing, changes)
         index.compact(approximate)
     return changes
 
@@ -94,20 +110,44 @@ def _new_entries(
             unchanged = entry is not None and (entry.size, entry.modified) == (status.st_size, status.st_mtime_ns)
             digest = entry.hash if entry is not None and unchanged else content_hash(path)
         except OSError as error:
-            changes.failures.append(FileIssue(str(path), describe_error(error)))
+            changes.fail(path, describe_error(error), error)
             continue
-        found_format = format_of(path)
-        modality = found_format.modality if found_format else READY
-        now = Entry(path, modality, digest, status.st_size, status.st_mtime_ns, described)
         if entry is None or entry.hash != digest:
-            new.append(now)
+            found_format = format_of(path)
+            modality = found_format.modality if found_format else READY
+            new.append(Entry(path, modality, digest, status.st_size, status.st_mtime_ns, described))
             continue
         changes.unchanged += 1
-        now = replace(now, modality=entry.modality, row=entry.row)
+        now = replace(entry, size=status.st_size, modified=status.st_mtime_ns, metadata=described)
         if now != entry:
             same.append(now)
     index.update(same)
     return new
+
+
+def _moved(index: Index, entries: list[Entry], known: dict[Path, Entry], changes: Changes) -> list[Entry]:
+    """Give those of `entries` that are moved files the entries of their former names; returns the others."""
+    others, moved, taken = [], [], set()
+    for entry in entries:
+        twins = [] if entry.path in known else _twins(index, entry)
+        twin = next((twin for twin in twins if twin.row not in taken and is_gone(twin.path)), None)
+        if twin is None:
+            others.append(entry)
+            continue
+        taken.add(twin.row)
+        described = entry.metadata or twin.metadata
+        moved.append(replace(twin, path=entry.path, size=entry.size, modified=entry.modified, metadata=described))
+    index.update(moved)
+    changes.moved = len(moved)
+    changes.copied += len(moved)
+    changes.added += len(moved)
+    return others
+
+
+def _twins(index: Index, entry: Entry) -> list[Entry]:
+    """The index's entries of the same content, read in the same way."""
+    twins = index.entries("hash = ?", (entry.hash,))
+    return [twin for twin in twins if twin.path.suffix.lower() == entry.path.suffix.lower()]
 
 
 def _ready(
@@ -121,18 +161,16 @@ def _ready(
         try:
             feature = ready_feature(entry.path)
         except (ValueError, OSError) as error:
-            changes.failures.append(FileIssue(str(entry.path), describe_error(error)))
+            changes.fail(entry.path, describe_error(error), error)
             continue
-        twins = index.entries("hash = ? AND modality = ?", (entry.hash, entry.modality))
-        twin = next((twin for twin in twins if twin.path.suffix.lower() == entry.path.suffix.lower()), None)
         if feature is not None:
             check_or_record_model(
                 index, f"{READY_MADE}, {feature.size} numbers", f"ready-made features such as {entry.path}"
             )
             yield replace(entry, modality=READY), feature
-        elif twin is not None:
+        elif twins := [twin for twin in _twins(index, entry) if twin.modality == entry.modality]:
             changes.copied += 1
-            yield entry, np.array(index.features[twin.row])
+            yield entry, np.array(index.features[twins[0].row])
         else:
             remaining.append(entry)
 
@@ -155,7 +193,7 @@ def _embedded(
         entry = entries[item.index]
         changes.repairs += [FileIssue(str(entry.path), repair) for repair in item.repairs]
         if problem := item.problem(feature, embedder.precision):
-            changes.failures.append(FileIssue(str(entry.path), problem))
+            changes.fail(entry.path, problem, item.error)
         elif feature is not None:
             yield entry, feature
 
@@ -168,6 +206,31 @@ def _add(index: Index, features: Iterable[tuple[Entry, np.ndarray]], changes: Ch
         changes.added += len(some)
 
 
+def _look_for_missing(index: Index, folder: Path, found: set[Path], forget: bool, changes: Changes) -> None:
+    """Count the index's files under `folder` that are gone, or forget them, as `update_index` says.
+
+    `found` are files that are there.
+    """
+    known = [entry.path for entry in index.entries() if entry.path.is_relative_to(folder)]
+    gone = [path for path in known if path not in found and is_gone(path)]
+    if forget and len(gone) < len(known):
+        index.remove(gone)
+        changes.forgotten = len(gone)
+    else:
+        changes.missing = len(gone)
+
+
+def is_gone(path: Path) -> bool:
+    """Whether there is certainly no file of this name: a moment's error of the disk says nothing."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def check_or_record_model(index: Index, identity: str | None, name: object, key: str = "identity") -> None:
     """Record what makes the index's features, or check it against the record. Raises UserError where it differs.
 
@@ -176,9 +239,7 @@ def check_or_record_model(index: Index, identity: str | None, name: object, key:
     name_key = "mert_name" if key == "mert" else "weights"
     recorded = index.meta.get(key)
     if recorded is None:
-        with index.database:
-            index.set_meta(**{key: identity, name_key: str(name)})
-        index.refresh()
+        index.record(**{key: identity, name_key: str(name)})
     elif recorded != identity:
         raise UserError(
             f"{index.folder} holds features made by {index.meta[name_key]}, not by {name} as they are now: these do "
@@ -202,7 +263,8 @@ def search_index(
     if not len(index):
         raise UserError(f"{index.folder} is empty: clamp3_index.py add {index.folder} FOLDER")
     wanted = load_query(query, load_embedder, cache)
-    if wanted.weights and not index.meta["identity"].startswith(READY_MADE):
+    recorded = index.meta.get("identity")
+    if wanted.weights and recorded and not recorded.startswith(READY_MADE):
         check_or_record_model(index, load_embedder().identity, wanted.weights)
     found = index.search(wanted.features[0], k, approximate, modality)
     return [
@@ -212,7 +274,7 @@ def search_index(
             "file": str(entry.path),
             "modality": entry.modality,
             "metadata": entry.metadata,
-            "weights": index.meta["weights"],
+            "weights": index.meta.get("weights", "weights that are not known"),
         }
         for rank, (cosine, entry) in enumerate(found, 1)
     ]
