@@ -53,13 +53,10 @@ class Judge:
         return Judge(np.stack([self.rows[path] for path in left]), [self.entries[path] for path in left])
 
     def best(self, query: np.ndarray, k: int, modality: str | None) -> list[tuple[float, Path]]:
+        paths = [path for path, entry in self.entries.items() if modality in (None, entry.modality)]
         unit = query.astype(np.float64) / np.linalg.norm(query.astype(np.float64))
-        scores = [
-            (-float(row @ unit), path)
-            for path, row in self.rows.items()
-            if modality in (None, self.entries[path].modality)
-        ]
-        return [(-score, path) for score, path in sorted(scores, key=lambda pair: pair[0])[:k]]
+        cosines = np.array([self.rows[path] for path in paths]).reshape(-1, len(query)) @ unit
+        return [(cosines[place], paths[place]) for place in np.argsort(-cosines, kind="stable")[:k]]
 
     def assert_right(self, index: Index, approximate: bool | None = None) -> None:
         """That the index has these entries, each as it was given, and finds what is closest."""

@@ -25,6 +25,7 @@ from clamp3.search.integrity import (
     FORMAT,
     Damaged,
     Entry,
+    check_entry,
     check_pages,
     entry_of,
     explained,
@@ -35,7 +36,6 @@ from clamp3.search.integrity import (
     note_verified,
     read_facts,
     record_of,
-    sound_entry,
     sync_folder,
     write_database,
     write_facts,
@@ -127,7 +127,8 @@ class Index(Store):
             for part in spans(len(rows), MOST_VALUES):
                 marks = ",".join("?" * len(rows[part]))
                 for record in self._records(f"row IN ({marks})", rows[part].tolist()):
-                    entries[record[0]] = sound_entry(self.contents, record)
+                    check_entry(self.contents, record)
+                    entries[record[0]] = entry_of(record)
             if missing := set(rows.tolist()) - entries.keys():
                 raise Damaged(self.folder / DATABASE, f"is damaged: no file has row {min(missing)}")
         return [(cosine, entries[row]) for cosine, row in zip(cosines.tolist(), rows.tolist(), strict=True)]

@@ -234,10 +234,8 @@ def record_sum(record: Sequence) -> int:
 
 def entry_of(record: Sequence) -> Entry:
     """The entry of a record, COLUMNS or COLUMNS_1. Raises ValueError where it is not what was written."""
-    row, *record = record
-    if len(record) > 6 and record.pop() != record_sum(record):
-        raise ValueError("is not what was written")
-    path, modality, digest, size, modified, metadata, *feature_sum = record
+    check_record_sum(record)
+    row, path, modality, digest, size, modified, metadata, *sums = record
     types = (path, bytes), (modality, str), (digest, str), (size, int), (modified, int), (metadata, str)
     if not all(isinstance(*pair) for pair in types) or not path or b"\0" in path:
         raise ValueError("is of the wrong type")
@@ -247,7 +245,13 @@ def entry_of(record: Sequence) -> Entry:
         described = None
     if not isinstance(described, dict):
         raise ValueError("has metadata that cannot be read")
-    return Entry(Path(os.fsdecode(path)), modality, digest, size, modified, described, row, *feature_sum)
+    return Entry(Path(os.fsdecode(path)), modality, digest, size, modified, described, row, *sums[:1])
+
+
+def check_record_sum(record: Sequence) -> None:
+    """Raise ValueError where a record has a checksum, and that of another content."""
+    if len(record) == len(COLUMNS.split(",")) and record[-1] != record_sum(record[1:-1]):
+        raise ValueError("is not what was written")
 
 
 def stored_path(record: Sequence) -> str:
@@ -255,24 +259,23 @@ def stored_path(record: Sequence) -> str:
     return os.fsdecode(record[1]) if record[1] and isinstance(record[1], bytes) else "a file"
 
 
-def sound_entry(contents: Contents, record: Sequence) -> Entry:
-    """The entry of a record. Raises Damaged where it, or its row of features, is not what was written."""
+def check_entry(contents: Contents, record: Sequence) -> None:
+    """Raise Damaged where a record, or its row of features, is not what was written."""
     try:
-        entry = entry_of(record)
-        if not 0 <= entry.row < len(contents.features):
+        entry_of(record) if contents.version == 1 else check_record_sum(record)
+        if not 0 <= record[0] < len(contents.features):
             raise ValueError("has a row that is not there")
     except ValueError as error:
         what = f"is damaged: what it has on {stored_path(record)} (row {record[0]}) {error}"
         raise Damaged(contents.folder / DATABASE, what) from None
-    row = contents.features[entry.row]
-    if contents.version > 1:
-        sound = entry.feature_sum == zlib.crc32(row)
-    else:
+    row = contents.features[record[0]]
+    if contents.version == 1:
         sound = not row.any() or abs(float(np.linalg.norm(row)) - 1) < UNIT
+    else:
+        sound = record[-2] == zlib.crc32(row)
     if not sound:
-        what = f"is damaged: the feature of {entry.path} (row {entry.row}) is not what was written"
+        what = f"is damaged: the feature of {stored_path(record)} (row {record[0]}) is not what was written"
         raise Damaged(contents.folder / contents.facts["features"], what)
-    return entry
 
 
 def read_contents(folder: Path, database: sqlite3.Connection) -> Contents:
@@ -307,7 +310,7 @@ def damages(contents: Contents, database: sqlite3.Connection, first: int = 0) ->
     for record in database.execute(f"SELECT {contents.columns} FROM entries WHERE row >= ? ORDER BY row", (first,)):
         rows.append(record[0])
         try:
-            sound_entry(contents, record)
+            check_entry(contents, record)
         except Damaged as damage:
             yield damage
     there = np.sort(np.concatenate([np.array(rows, np.int64), contents.gone[contents.gone >= first]]))

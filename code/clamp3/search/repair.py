@@ -22,9 +22,11 @@ from clamp3.search.integrity import (
     Contents,
     Damaged,
     Entry,
+    check_entry,
     check_pages,
     connect,
     damages,
+    entry_of,
     explained,
     facts_problem,
     map_features,
@@ -32,7 +34,6 @@ from clamp3.search.integrity import (
     note_verified,
     read_contents,
     read_facts,
-    sound_entry,
     stored_path,
     write_database,
 )
@@ -108,7 +109,8 @@ def _rewrite(folder: Path) -> list[FileIssue]:
     for record in salvaged.records:
         contents.version = FORMAT if len(record) == len(COLUMNS.split(",")) else 1
         try:
-            entry = sound_entry(contents, record)
+            check_entry(contents, record)
+            entry = entry_of(record)
             kept[entry.path] = replace(entry, feature_sum=zlib.crc32(contents.features[entry.row]))
         except Damaged as damage:
             reason = damage.what if salvaged.facts else "cannot be trusted: what made the features cannot be read"
