@@ -84,6 +84,7 @@ class Index(Store):
 
     def entries(self, where: str = "", values: Sequence = ()) -> Iterator[Entry]:
         """Those for which an SQL condition holds, in the order of their rows."""
+        self.refresh()
         for record in self._records(where, values):
             try:
                 yield entry_of(record)
@@ -99,7 +100,7 @@ class Index(Store):
 
     def counts(self) -> dict[str, int]:
         """How many files there are of each modality."""
-        with explained(self.folder):
+        with self.snapshot():
             return dict(
                 self.database.execute("SELECT modality, COUNT(*) FROM entries GROUP BY modality ORDER BY modality")
             )
