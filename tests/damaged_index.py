@@ -67,7 +67,7 @@ class Judge:
             assert (found.modality, found.hash, found.size) == (entry.modality, entry.hash, entry.size)
             assert (found.modified, found.metadata) == (entry.modified, entry.metadata)
         assert sum(index.counts().values()) == len(there)
-        for query in np.random.default_rng(1).standard_normal((3, HIDDEN)).astype(np.float32):
+        for query in np.random.default_rng(1).standard_normal((1, HIDDEN)).astype(np.float32):
             for modality in (None, "text"):
                 expected = self.best(query, 5, modality)
                 found = index.search(query, 5, approximate, modality)

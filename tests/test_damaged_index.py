@@ -21,7 +21,7 @@ from damaged_index import DAMAGES, HIDDEN, Judge, make_index
 from index_processes import crowd, kills
 
 FILES = ("index.sqlite", "features-1.f32", "nearest-1.faiss")
-TRIES = 50  # of each damage
+TRIES = 40  # of each damage
 
 
 def test_damaged_files_give_right_answers_or_a_sentence_and_can_be_repaired(tmp_path):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,12 +23,14 @@ from clamp3.errors import UserError
 from clamp3.features.cache import FeatureCache
 from clamp3.features.embedder import Embedder
 from clamp3.io.files import content_hash
+from clamp3.io.reports import describe_error
 from clamp3.search import indexing
 from clamp3.search.index import Entry, Index
 from clamp3.search.indexing import update_index
 from clamp3.search.ranking import normalized, top_k
 from conftest import BIN, CODE, run, run_forked
 from corpus import folk_tunes
+from index_processes import build, failures, forked
 
 PYTHON = BIN / "python"
 HIDDEN = 8
@@ -143,6 +146,93 @@ def test_names_of_all_kinds_and_what_is_known_of_files(tmp_path, index):
         indexing.read_metadata(table, tmp_path)
 
 
+def raising(error: Exception, names: set[str], real: Callable) -> Callable:
+    """`real`, but for paths of these names, for which it raises `error`."""
+
+    def called(path, *arguments):
+        if Path(path).name in names:
+            raise error
+        return real(path, *arguments)
+
+    return called
+
+
+@pytest.mark.parametrize("when", ["content_hash", "ready_feature", "stat", "listing"])
+def test_a_moments_error_deletes_no_entry(tmp_path, index, monkeypatch, when):
+    """Of the disk, of memory or of permissions; once it is over, the files are taken up again."""
+    folder, there = tmp_path / "in", vectors("a", "b", "deep/c")
+    save_features(folder, there)
+    update(index, folder)
+    changed = {"a.npy": -there["a.npy"], "deep/c.npy": -there["deep/c.npy"]}
+    save_features(folder, changed)
+    error = OSError(5, "Input/output error")
+    with monkeypatch.context() as patch:
+        if when == "stat":
+            patch.setattr(os, "stat", raising(error, {"c.npy"}, os.stat))
+            patch.setattr(Path, "stat", raising(error, {"c.npy"}, Path.stat))
+        elif when == "listing":
+            patch.setattr(os, "scandir", raising(error, {"deep"}, os.scandir))
+        else:
+            patch.setattr(indexing, when, raising(error, {"a.npy", "c.npy"}, getattr(indexing, when)))
+        changes = update(index, folder, forget_missing=True)
+        assert changes.failures and not changes.bad and (changes.missing, changes.forgotten) == (0, 0)
+        assert all("Input/output error" in issue.reason for issue in changes.failures)
+        assert len(index) == 3 and not indexing.is_gone(folder / "deep" / "c.npy")
+    update(index, folder)
+    assert_found(index, there | changed, np.ones(HIDDEN, np.float32))
+
+
+def test_what_a_worker_could_not_read_stays_and_what_it_read_leaves(tmp_path):
+    """Workers give reasons, not errors."""
+    changes = indexing.Changes()
+    changes.fail(Path("a.abc"), describe_error(OSError(5, "Input/output error")), ValueError())
+    changes.fail(Path("b.abc"), "the file ends too early", ValueError())
+    changes.fail(Path("c.abc"), "MemoryError", MemoryError())
+    assert len(changes.failures) == 3 and changes.bad == [Path("b.abc")]
+
+
+def test_moved_files_keep_their_entries(tmp_path, index):
+    """By content, within a folder and out of it; a copy is another entry."""
+    folder, other, there = tmp_path / "in", tmp_path / "other", vectors(*"abcdef")
+    save_features(folder, there)
+    update(index, folder, metadata={(folder / "a.npy").resolve(): {"title": "A"}})
+    rows = {entry.path.name: entry.row for entry in index.entries()}
+    other.mkdir()
+    (folder / "a.npy").rename(folder / "moved.npy")
+    (folder / "b.npy").rename(other / "moved too.npy")
+    shutil.copy(folder / "c.npy", folder / "copy.npy")
+    (folder / "d.npy").rename(folder / "e.npy")  # in place of another
+    changes = update(index, folder, forget_missing=True)
+    assert (changes.moved, changes.added, changes.forgotten) == (1, 3, 2)
+    there = {"moved.npy": there["a.npy"], "c.npy": there["c.npy"], "f.npy": there["f.npy"]} | {
+        "copy.npy": there["c.npy"],
+        "e.npy": there["d.npy"],
+    }
+    found_rows = {entry.path.name: entry.row for entry in index.entries()}
+    assert found_rows.keys() == there.keys() and found_rows["moved.npy"] == rows["a.npy"]
+    assert [entry.metadata for entry in index.entries() if entry.path.name == "moved.npy"] == [{"title": "A"}]
+    (folder / "f.npy").rename(other / "f.npy")
+    changes = update(index, other)
+    assert (changes.moved, changes.added) == (1, 2) and len(index) == 6
+    assert {entry.path.name for entry in index.entries() if entry.path.parent == other.resolve()} == {
+        "f.npy",
+        "moved too.npy",
+    }
+
+
+def test_files_that_are_gone_leave_the_index_unless_all_are(tmp_path, index):
+    folder = tmp_path / "in"
+    save_features(folder, vectors("a", "b", "c"))
+    update(index, folder)
+    (folder / "a.npy").unlink()
+    assert update(index, folder).missing == 1 and len(index) == 3
+    assert update(index, folder, forget_missing=True).forgotten == 1 and len(index) == 2
+    shutil.rmtree(folder)
+    folder.mkdir()  # as a disk that is not mounted
+    changes = update(index, folder, forget_missing=True)
+    assert (changes.missing, changes.forgotten) == (2, 0) and len(index) == 2
+
+
 def test_what_is_no_index_or_of_another_time_is_refused(tmp_path, index):
     with pytest.raises(UserError, match="no index in .*nowhere; clamp3_index.py build"):
         Index(tmp_path / "nowhere")
@@ -231,6 +321,71 @@ def test_what_killed_processes_were_writing_is_removed(tmp_path, index):
     with index.writing():
         pass
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_folders_that_are_left_of_making_an_index_are_taken_over_and_others_are_not(tmp_path):
+    for name in ("write.lock", f".{'0' * 16}.partial", ".DS_Store", "Thumbs.db"):
+        (tmp_path / "left").mkdir(exist_ok=True)
+        (tmp_path / "left" / name).touch()
+    Index.create(tmp_path / "left").close()
+    Index.create(tmp_path / "left").close()  # another process may have made it meanwhile
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "tune.abc").touch()
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "mine", tmp_path / "file"):
+        with pytest.raises(UserError, match="is there and is no index"):
+            Index.create(folder)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["tune.abc"]
+
+
+def test_an_index_that_cannot_be_written_is_a_sentence(tmp_path, index, monkeypatch):
+    (tmp_path / "file").touch()
+    save_features(tmp_path / "in", vectors("a", "b"))
+    for folder in (tmp_path / "file" / "index", Path("/proc/index"), Path("/proc/self/fd/index")):
+        with pytest.raises(UserError, match=f"{folder.parent}.* cannot be read or written|{folder.parent}.*no index"):
+            answer(monkeypatch, clamp3_index, "build", folder, tmp_path / "in")
+    full = OSError(28, "No space left on device")
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot be read or written: No space"):
+            patch.setattr(os, name, Mock(side_effect=full))
+            Index.create(tmp_path / "full") if name == "replace" else update(index, tmp_path / "in")
+    assert len(index) == 0 and update(index, tmp_path / "in").added == 2
+
+
+def test_two_builds_at_once_lose_nothing(tmp_path):
+    """Of the same index, which is not there when they start; thirty times."""
+    for part in "xy":
+        save_features(tmp_path / part, vectors(*(f"{part}{number}" for number in range(5))))
+    for turn in range(30):
+        folder = tmp_path / f"index {turn}"
+        builders = [forked(lambda part=part, folder=folder: build(folder, tmp_path / part)) for part in "xy"]
+        assert failures(builders) == 0
+        assert len(list(Index(folder).entries())) == 10
+
+
+def test_opening_an_index_while_it_is_compacted_finds_all_files(tmp_path, index):
+    """The name of the features is read, then they are replaced and removed, then they would be opened."""
+    there = vectors(*"abcdefghij")
+    save_features(tmp_path / "in", there)
+    update(index, tmp_path / "in")
+
+    index.close()
+    stop = time.monotonic() + 1.5
+
+    def compact() -> None:
+        writer = Index(index.folder)
+        while time.monotonic() < stop:
+            with writer.writing():
+                writer._clear()
+                writer.compact()
+
+    child = forked(compact)
+    looks = 0
+    while time.monotonic() < stop:
+        assert_found(Index(index.folder), there, np.ones(HIDDEN, np.float32))
+        looks += 1
+    assert failures([child]) == 0 and looks
+    assert_found(Index(index.folder), there, np.ones(HIDDEN, np.float32))
 
 
 def test_new_files_are_hashed_once(tmp_path, index, monkeypatch):
@@ -428,6 +583,15 @@ def test_the_command_builds_searches_and_forgets(tunes, small_model, tmp_path, m
     assert run_forked("clamp3_index.py", "search", tmp_path, "Irish reel", check=2).stderr.startswith(
         "error: there is no index in"
     )
+
+
+def test_info_ends_quietly_where_its_reader_has_seen_enough(tmp_path, index):
+    with index.writing():
+        entries = [Entry(Path(f"/{number:0100}"), "text", "", 0, 0) for number in range(3000)]
+        index.add(entries, np.ones((3000, HIDDEN), np.float32))
+    script = f'"{PYTHON}" clamp3_index.py info "{index.folder}" --list | head -1'
+    done = subprocess.run(script, shell=True, cwd=CODE, capture_output=True, text=True, timeout=300)
+    assert done.stdout.startswith("index") and done.stderr == ""
 
 
 def test_raw_sound_of_another_listener_is_refused(tmp_path, index):
