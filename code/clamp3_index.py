@@ -142,16 +142,18 @@ def remove(args: Namespace) -> int:
 
 def summary(index: "Index") -> dict:
     """Print what the index holds, and return it."""
-    size = sum(path.stat().st_size for path in index.folder.iterdir())
-    record = {
-        "index": str(index.folder),
-        "files": len(index),
-        **index.counts(),
-        "numbers": index.meta.get("hidden", 0),
-        "weights": index.meta.get("weights"),
-        "approximate": "nearest" in index.meta,
-        "MB": round(size / 1e6, 1),
-    }
+    from clamp3.search.integrity import stamp
+
+    with index.snapshot():
+        record = {
+            "index": str(index.folder),
+            "files": len(index),
+            **index.counts(),
+            "numbers": index.meta.get("hidden", 0),
+            "weights": index.meta.get("weights"),
+            "approximate": "nearest" in index.meta,
+            "MB": round(sum((stamp(path) or [0])[0] for path in index.folder.iterdir()) / 1e6, 1),
+        }
     print_table(tuple(record), [record.values()])
     return record
 

@@ -14,8 +14,9 @@ import pytest
 import clamp3_index
 from answers import answer, lines
 from clamp3.errors import UserError
+from clamp3.search import store
 from clamp3.search.index import Entry, Index
-from clamp3.search.integrity import facts_sum
+from clamp3.search.integrity import damages, facts_sum
 from clamp3.search.repair import check, repair
 from damaged_index import DAMAGES, HIDDEN, Judge, make_index
 from index_processes import crowd, kills
@@ -99,6 +100,30 @@ def test_a_damaged_open_index_tells_it_or_answers_right(tmp_path):
             judge.assert_right(index)
     features.write_bytes(whole)
     judge.assert_right(index)
+
+
+def test_files_that_are_known_to_be_whole_are_not_read_again_until_they_change(tmp_path, monkeypatch):
+    """As in large indexes; what notes it may be lost or damaged, too."""
+    monkeypatch.setattr("clamp3.search.index.NOTED", 10)
+    judge = make_index(tmp_path / "index")
+    read: list[Index] = []
+    monkeypatch.setattr(store, "damages", lambda *arguments: read.append(arguments) or damages(*arguments))
+    note = tmp_path / "index" / "verified.json"
+    judge.assert_right(Index(tmp_path / "index"), approximate=True)
+    assert not read
+    for content in (b"", b"[]", b"{", b'{"index.sqlite": 3}', b"[" * 100_000):
+        note.write_bytes(content)
+        judge.assert_right(Index(tmp_path / "index"), approximate=True)
+    assert len(read) == 5
+    Index(shutil.copytree(tmp_path / "index", tmp_path / "copy"))
+    assert len(read) == 6 and check(tmp_path / "index") == []
+    Index(tmp_path / "index")
+    assert len(read) == 6  # for `check` has noted it anew
+    features = tmp_path / "index" / "features-1.f32"
+    data = features.read_bytes()
+    features.write_bytes(data[:500] + b"?" + data[501:])
+    with pytest.raises(UserError, match="features-1.f32 is damaged"):
+        Index(tmp_path / "index")
 
 
 @pytest.mark.parametrize("how", ["gone", "damaged"])

@@ -25,6 +25,7 @@ from clamp3.search.integrity import (
     FORMAT,
     Damaged,
     Entry,
+    accessible,
     check_entry,
     check_pages,
     entry_of,
@@ -71,9 +72,9 @@ class Index(Store):
     def create(cls, folder: Path) -> "Index":
         """A new, empty one, or the one that is there. Raises UserError where the folder holds other files."""
         refuse_other_files(folder)
-        with writable(folder):
+        with accessible(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder), writable(folder):
+        with locked(folder), accessible(folder):
             remove_orphans(folder)
             if not is_index(folder):  # none that another process has made meanwhile
                 refuse_other_files(folder)
@@ -208,7 +209,7 @@ class Index(Store):
     def _upgrade(self) -> None:
         """Give each entry the checksum of its row, which has been looked at."""
         entries = (replace(entry, feature_sum=zlib.crc32(self.features[entry.row])) for entry in self.entries())
-        with writable(self.folder):
+        with accessible(self.folder):
             write_database(self.folder, self.meta, entries, self.deleted_rows.tolist())
         self.refresh()
 
@@ -220,7 +221,7 @@ class Index(Store):
         if rows.ndim != 2 or len(rows) != len(entries) or (self.rows and rows.shape[1] != self.features.shape[1]):
             raise UserError(f"{self.folder} takes a feature of {self.features.shape[1]} numbers for each file")
         name = self.meta.get("features") or new_name(self.folder, "features")
-        with writable(self.folder), open(self.folder / name, "r+b" if self.rows else "wb") as file:
+        with accessible(self.folder), open(self.folder / name, "r+b" if self.rows else "wb") as file:
             file.seek(self.rows * rows[0].nbytes)  # over what a killed process may have left
             file.write(rows.tobytes())
             file.flush()
@@ -299,7 +300,7 @@ class Index(Store):
         """Copy the rows that belong to files to a new file, in their order."""
         name = new_name(self.folder, "features")
         kept = np.setdiff1d(np.arange(self.rows), self.deleted_rows)
-        with writable(self.folder), atomic_write(self.folder / name) as file:
+        with accessible(self.folder), atomic_write(self.folder / name) as file:
             for part in spans(len(kept), BLOCK):
                 file.write(self.features[kept[part]].tobytes())
             file.flush()
@@ -316,7 +317,7 @@ class Index(Store):
     def _prepare_nearest(self) -> None:
         LOG.info("preparing %d features for approximate search", self.rows)
         nearest, name = Nearest.build(self.features), new_name(self.folder, "nearest")
-        with writable(self.folder):
+        with accessible(self.folder):
             checksum = nearest.save(self.folder / name)
         sync_folder(self.folder)
         self.record(nearest=name, nearest_rows=nearest.count, nearest_sum=checksum)
@@ -326,7 +327,7 @@ def refuse_other_files(folder: Path) -> None:
     """Raise UserError where `folder` is none, or holds anything but an index or what is left of making one."""
     if is_index(folder) or not os.path.lexists(folder):
         return
-    with writable(folder):
+    with accessible(folder):
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
     if isinstance(lost := missing_index(folder), Damaged):
         raise lost
@@ -335,21 +336,12 @@ def refuse_other_files(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def writable(folder: Path) -> Iterator[None]:
-    """A block in which errors of the file system become UserErrors."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{error.filename or folder} cannot be read or written: {error.strerror or error}") from None
-
-
-@contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """The block in which this process alone writes to an index's folder; others wait for its end."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / LOCK)
-    with writable(folder):
+    with accessible(folder):
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -116,6 +116,17 @@ def explained(folder: Path) -> Iterator[None]:
         raise Damaged(path, f"cannot be read: {text}") from None
 
 
+@contextlib.contextmanager
+def accessible(folder: Path) -> Iterator[None]:
+    """A block in which errors of the file system become UserErrors."""
+    try:
+        yield
+    except BrokenPipeError:  # of the output
+        raise
+    except OSError as error:
+        raise UserError(f"{error.filename or folder} cannot be read or written: {error.strerror or error}") from None
+
+
 def write_database(folder: Path, facts: dict[str, Any], entries: Iterable[Entry], gone: Iterable[int]) -> None:
     """Put a new database, whole or not at all, in the place of any that the index has."""
     with atomic_write(folder / DATABASE) as file:
@@ -329,9 +340,11 @@ def nearest_problem(folder: Path, facts: dict[str, Any], look: bool = False) -> 
         return "is missing"
     if "nearest_sum" not in facts:
         return "was made by an earlier version of this program, and cannot be checked"
-    if (look or not is_verified(folder, [path.name])) and file_sum(path) != facts["nearest_sum"]:
-        return "is damaged: it is not what was written"
-    return None
+    try:
+        sound = (not look and is_verified(folder, [path.name])) or file_sum(path) == facts["nearest_sum"]
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None if sound else "is damaged: it is not what was written"
 
 
 def file_sum(path: Path) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 
 from clamp3.io.files import remove_orphans
 from clamp3.io.reports import FileIssue
-from clamp3.search.index import NOTED, Index, locked, writable
+from clamp3.search.index import NOTED, Index, locked
 from clamp3.search.integrity import (
     COLUMNS,
     COLUMNS_1,
@@ -22,6 +22,7 @@ from clamp3.search.integrity import (
     Contents,
     Damaged,
     Entry,
+    accessible,
     check_entry,
     check_pages,
     connect,
@@ -55,7 +56,7 @@ def _damages(folder: Path) -> list[Damaged]:
     try:
         if not is_index(folder):
             raise missing_index(folder)
-        with explained(folder), contextlib.closing(connect(folder / DATABASE)) as database:
+        with accessible(folder), explained(folder), contextlib.closing(connect(folder / DATABASE)) as database:
             database.execute("BEGIN")
             found.extend(check_pages(folder, database))
             contents = read_contents(folder, database)
@@ -81,7 +82,7 @@ def repair(folder: Path) -> list[FileIssue]:
     with locked(folder), explained(folder):
         remove_orphans(folder)
         if any(not damage.file.match("nearest-*") for damage in _damages(folder)):
-            with writable(folder):
+            with accessible(folder):
                 dropped = _rewrite(folder)
     index = Index(folder)
     with contextlib.closing(index), index.writing():

@@ -6,6 +6,7 @@ that names another. So inside of one, the files that it names are there and belo
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from clamp3.search.integrity import (
     FORMAT,
     Contents,
     Damaged,
+    accessible,
     connect,
     damages,
     explained,
@@ -80,7 +82,7 @@ class Store:
         if self.database.in_transaction:
             yield
             return
-        with explained(self.folder):
+        with explained(self.folder), accessible(self.folder):
             self._begin()
             try:
                 yield
@@ -93,8 +95,8 @@ class Store:
         while True:
             if not is_index(self.folder):
                 raise missing_index(self.folder)
-            self._opened = stamp(path)
-            with explained(self.folder):
+            with explained(self.folder), accessible(self.folder):
+                self._opened = stamp(path)
                 self.database = connect(path)
                 try:
                     self.database.execute("PRAGMA schema_version").fetchone()  # not until now is the file opened
@@ -167,7 +169,7 @@ class Store:
 
 def is_index(folder: Path) -> bool:
     """Whether there is an index in `folder`."""
-    return (folder / DATABASE).is_file()
+    return os.path.isfile(folder / DATABASE)
 
 
 def missing_index(folder: Path) -> UserError:
