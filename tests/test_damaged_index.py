@@ -104,7 +104,8 @@ def test_a_damaged_open_index_tells_it_or_answers_right(tmp_path):
 
 def test_files_that_are_known_to_be_whole_are_not_read_again_until_they_change(tmp_path, monkeypatch):
     """As in large indexes; what notes it may be lost or damaged, too."""
-    monkeypatch.setattr("clamp3.search.index.NOTED", 10)
+    for module in ("index", "repair"):
+        monkeypatch.setattr(f"clamp3.search.{module}.NOTED", 10)
     judge = make_index(tmp_path / "index")
     read: list[Index] = []
     monkeypatch.setattr(store, "damages", lambda *arguments: read.append(arguments) or damages(*arguments))
