@@ -26,6 +26,7 @@ PARTIAL_EXTENSION = ".partial"
 PARTIAL_NAME = re.compile(r"\.[0-9a-f]{16}\.partial")  # random: host names and process ids repeat among containers
 FORMER_PARTIAL_NAME = re.compile(r"\..+\.\d+\.partial")  # host and process id; their writers held no lock
 ORPHAN_AGE = 24 * 3600  # seconds without a write, where no lock can tell whether a partial file has a writer
+NO_HOME = Path(os.devnull, "clamp3")  # a path at which nothing can be read or made
 # What writing to a path of these kinds leads to has no name that could be replaced.
 KINDS = {
     stat.S_IFIFO: "a FIFO",
@@ -209,9 +210,18 @@ def content_hash(path: Path) -> str:
 
 
 def user_cache() -> Path:
-    """The folder of this user's downloads and cached features: $CLAMP3_CACHE, else one among the user's caches."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("CLAMP3_CACHE") or Path(caches, "clamp3"))
+    """The folder of what is kept for this user: $CLAMP3_CACHE, else one among the user's caches.
+
+    NO_HOME for a user without a home, as in some containers; /tmp would be everybody's.
+    """
+    if chosen := os.environ.get("CLAMP3_CACHE"):
+        return Path(chosen)
+    if caches := os.environ.get("XDG_CACHE_HOME"):
+        return Path(caches, "clamp3")
+    try:
+        return Path.home() / ".cache" / "clamp3"
+    except RuntimeError:  # no HOME, and no entry in the list of users
+        return NO_HOME
 
 
 def read_text(path: Path) -> str:
