@@ -436,7 +436,7 @@ def test_open_text_blocks_take_linear_time():
     assert rows(tune("C|\n%%begintext\nA|\n%%endtext\nD|")) == ["[V:1]C|", "[V:1]D|"]
 
 
-# Each is played the same before and after; where abc2midi does not know the notation, the second tune is what it means.
+# Each is played the same before and after; the second tune is what the notation means where abc2midi does not know it.
 KINDS = {
     "accidentals of their notes alone": ("%%MIDI nobarlines\n^FFGA|^F^GFG|[K:G]=FFGF|", None),
     "… and again of bars": ("%%MIDI nobarlines\n^FFGA|\n%%MIDI barlines\n^FFGA|", None),

@@ -205,7 +205,7 @@ def with_unit_length(abc: str) -> str:
 def _lines(abc: str) -> Iterator[tuple[str, str]]:
     """The lines of a tune that hold notation, each with its kind: first "header", then "field" and "music".
 
-    Macros are replaced by what they stand for. Music keeps its line's end, unless it goes on in the next (a backslash).
+    Macros are replaced by what they stand for. Music keeps its line's end, unless a backslash joins it to the next.
     The body starts with the first notes after the key, or with a `P:` or a bare `V:` field there. A blank line ends
     a tune; but some have one in the middle, so that what comes then and has barlines still belongs to it.
     """
@@ -459,7 +459,7 @@ def _cut_long_bars(voices: dict[str, Voice], header: str, note: Note) -> None:
                 rows = cut(texts, lengths, room, compound)
                 pieces += len(rows)
         for index, row in enumerate(rows, 1):
-            for (name, made), notes, (_, barline) in zip(done.items(), row, bars, strict=True):
+            for made, notes, (_, barline) in zip(done.values(), row, bars, strict=True):
                 made.append((notes.strip() or EMPTY_BAR, "|" if index < len(rows) else barline))
         lengths = [unit_length(text, unit) for text, unit in zip(texts, lengths, strict=True)]
     if pieces:

@@ -45,7 +45,7 @@ class Unit:
     note: re.Match | None = None  # its UNIT, if it is a single one of plain length, which may be split by a tie
 
     def split(self, duration: Fraction) -> "tuple[Unit, Unit] | None":
-        """Two tied notes, or two rests, the first of which lasts for `duration`; None where ABC has no such lengths."""
+        """Two tied notes, or two rests, of which the first lasts for `duration`; None where ABC cannot write them."""
         if self.note is None or self.note["core"][0] == "[" or not 0 < duration < self.duration:
             return None
         written = length(self.note["length"])
