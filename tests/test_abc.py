@@ -465,6 +465,7 @@ KINDS = {
     "endings": ("|:CDEFGABc|1C8:|2D8||\n|:CDEF [1 GABc:|\n[2D8||", None),
     "endings for several times": ("|:CDEFGABc|[1,3C8:|[2D8:|[4 E8||\n|:CDEFGABc|[1-3C8:|[4D8|]", None),
     "an ending behind a line break": ("|:CDEFGABc|\\\n1 C8:|2 D8||", "|:CDEFGABc|1 C8:|2 D8||"),
+    "lengths that stand before their notes": ("CDEF GABc | 4=A2F2 | 62 | G8 | 4", None),
     "parts": ("P:A\n|:C8|D8:|\nP:B\nE8|F8||", None),
     "ties over barlines": ("C8-|C8|[CE]8-|\n[CE]8|c8.-|c8|", None),
     "broken rhythm": ("C>DE<F G>>A c2|C>D[CE]<E {c}F>G z2|", None),
@@ -493,7 +494,9 @@ def test_interleaved_tunes_are_played_as_before(tmp_path, body, meaning):
 
 
 @pytest.mark.parametrize("metre", ["2/4", "3/4", "3/8", "2+3/8", "(3+2)/8", "C", "C|", "none", ""])
-@pytest.mark.parametrize("key", ["C", "C octave=-1", "D exp ^f _b", "HP", "A minor ^g", "Gdor clef=bass"])
+@pytest.mark.parametrize(
+    "key", ["C", "C octave=-1", "D exp ^f _b", "HP", "A minor ^g", "A min -8va", "Gdor clef=bass"]
+)
 def test_unit_lengths_and_keys_are_the_players(tmp_path, metre, key):
     source = f"X:1\nT:t\nM:{metre}\nK:{key}\nFGAB|cdef|\n".replace("M:\n", "")
     assert played(interleave(source), tmp_path) == played(source, tmp_path)

@@ -32,7 +32,9 @@ BRACKET = re.compile(r"[\[\]|]")  # what a field's value cannot hold when it com
 COLONS = re.compile("::+")
 INNER_BARLINE = re.compile(r"[|\[\]:]*\|[|\[\]:]*|::+|\[(?=V:)")  # or a change of voice
 VOICE_SWITCH = re.compile(r"\[V:\s*([^\s\]]+)([^\]]*)\]")
-BARLINE = re.compile(r"(:*\[?\|[|\]:]*|::+)\s*(\d[\d,.:-]*)?")  # with the numbers of an ending
+BARLINE = re.compile(  # with the numbers of an ending, which may stand apart from it where a note does not follow
+    r"(:*\[?\|[|\]:]*|::+)(?:(\d[\d,.:-]*)|\s+([1-9](?:[,.-][1-9])*)(?=\s+\S))?"
+)
 ROOM = 62  # characters of a bar in a patch, with its voice and its barline
 CLOSES, OPENS = re.compile(r"[^|:]:+\|"), re.compile(r"\|:+\|")
 BARLINES = ("|:", "::", ":|", "[|", "||", "|]", "|", "|]:")  # that need no other spelling; the last is MusicXML's
@@ -334,8 +336,9 @@ def _voice(line: str) -> tuple[str, str]:
 def _clef(header: list[str]) -> str:
     """The clef and the octave that a tune's key field names; the usual one where it names none."""
     key = next((line for line in header if line.startswith("K:")), "")
-    found = CLEF.search(key)
-    return " ".join([(found[1] or found[2]) if found else "treble", *re.findall(r"\boctave=\S+", key)])
+    found, octave = CLEF.search(key), re.search(r"\s([+-]8)(?:va)?\b", key)
+    clef = ((found[1] or found[2]) if found else "treble") + (octave[1] if octave else "")
+    return " ".join([clef, *re.findall(r"\boctave=\S+", key)])
 
 
 def _numbered(header: list[str], streams: dict[str, str]) -> tuple[str, dict[str, str]]:
@@ -380,7 +383,7 @@ def _cut(music: str, keep_empty: bool = False) -> Voice:
     for found in BARLINE.finditer(music):
         notes = f"{pending}{music[start : found.start()]}".strip()
         start, pending = found.end(), ""
-        barline = _plain(found[1]) + (found[2] or "")
+        barline = _plain(found[1]) + (found[2] or found[3] or "")
         if NOTE_OR_REST.search(SILENT.sub("", notes)) or (keep_empty and voice.bars):
             voice.bars.append((notes or EMPTY_BAR, barline))
         elif voice.bars:
