@@ -494,12 +494,15 @@ def test_interleaved_tunes_are_played_as_before(tmp_path, body, meaning):
 
 
 @pytest.mark.parametrize("metre", ["2/4", "3/4", "3/8", "2+3/8", "(3+2)/8", "C", "C|", "none", ""])
-@pytest.mark.parametrize(
-    "key", ["C", "C octave=-1", "D exp ^f _b", "HP", "A minor ^g", "A min -8va", "Gdor clef=bass"]
-)
+@pytest.mark.parametrize("key", ["C", "C octave=-1", "D exp ^f _b", "HP", "A minor ^g", "Gdor clef=bass"])
 def test_unit_lengths_and_keys_are_the_players(tmp_path, metre, key):
     source = f"X:1\nT:t\nM:{metre}\nK:{key}\nFGAB|cdef|\n".replace("M:\n", "")
     assert played(interleave(source), tmp_path) == played(source, tmp_path)
+
+
+def test_an_octave_named_with_the_key_is_that_of_its_clef():
+    for key, clef in (("A min -8va", "treble-8"), ("G clef=bass +8", "bass+8"), ("G octave=1", "treble octave=1")):
+        assert f"\nV:1 {clef}\n" in interleave(tune("C|").replace("K:C", f"K:{key}"))
 
 
 def test_what_of_voices_is_not_read_is_said():
