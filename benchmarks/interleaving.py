@@ -19,7 +19,7 @@ from corpus import COLLECTIONS, corpus_folder  # noqa: E402
 
 
 def tunes(count: int) -> list[str]:
-    """So many tunes as their files have them, evenly spaced; but none without a barline, which as it is has no bars."""
+    """So many tunes as their files have them, evenly spaced; none without a barline, which as it is has no bars."""
     paths = [path for known in COLLECTIONS for path in sorted((corpus_folder() / known.folder).glob("*.abc"))]
     found = [
         tune for path in paths for tune in split_tunes(read_abc(path)) if "|" in tune and not is_interleaved(tune)
