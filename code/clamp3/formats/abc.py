@@ -444,7 +444,7 @@ def _one_barline(first: str, second: str) -> str:
 
 
 def _cut_long_bars(voices: dict[str, Voice], header: str, note: Note) -> None:
-    """Cut bars that are longer than a patch and have no metre, or are far longer than it, where their phrases end."""
+    """Cut bars that are longer than a patch where phrases end, if they have no metre or last twice as long as it."""
     metre, compound = _metre(header), COMPOUND_METRE.search(header) is not None
     lengths = [unit_length(header, Fraction(1, 8))] * len(voices)
     barless = all(len(voice.bars) == 1 for voice in voices.values())
@@ -455,7 +455,7 @@ def _cut_long_bars(voices: dict[str, Voice], header: str, note: Note) -> None:
         room = ROOM - max(len(f"[V:{name}]{barline}") for name, (_, barline) in zip(voices, bars, strict=True))
         metre = _metre("".join(texts), metre)
         rows = [tuple(texts)]
-        # An overlay (&) begins the bar anew, so that such a bar cannot be cut.
+        # An overlay (&) goes back to the start of its bar, so that such a bar cannot be cut.
         if max(map(len, texts)) > room and not any("&" in SILENT.sub("", text) for text in texts):
             lasts = max(sum(unit.duration for unit in units(*pair)) for pair in zip(texts, lengths, strict=True))
             if barless or metre is None or lasts >= 2 * metre:
@@ -472,7 +472,7 @@ def _cut_long_bars(voices: dict[str, Voice], header: str, note: Note) -> None:
 
 
 def _metre(text: str, default: Fraction | None = None) -> Fraction | None:
-    """How much of a whole note a bar lasts by the last metre that `text` names; None without metre."""
+    """The length of a bar, in whole notes, by the last metre that `text` names; None where it has none."""
     found = METRE.findall(text)
     if not found:
         return default

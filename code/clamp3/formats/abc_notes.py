@@ -1,4 +1,4 @@
-"""The notes of ABC: what cannot be taken apart, how long it lasts, which accidentals hold, what macros stand for."""
+"""The notes of ABC: units that are never split, their durations, accidentals in force, and macros."""
 
 import re
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ BARLINE_OR_NOTE = re.compile(rf"{SILENT.pattern}|\||{PITCH.pattern}")
 
 @dataclass(frozen=True)
 class Unit:
-    """A stretch of music that is not cut: a note or a chord with all that belongs to it, a tuplet, a broken rhythm."""
+    """Music that stays together: a note or chord with all that belongs to it, a tuplet, or notes of broken rhythm."""
 
     text: str
     duration: Fraction  # of a whole note
@@ -45,7 +45,7 @@ class Unit:
     note: re.Match | None = None  # its UNIT, if it is a single one of plain length, which may be split by a tie
 
     def split(self, duration: Fraction) -> "tuple[Unit, Unit] | None":
-        """Two tied notes, or two rests, of which the first lasts for `duration`; None where ABC cannot write them."""
+        """Two tied notes, or two rests, the first lasting `duration`; None where ABC cannot write their lengths."""
         if self.note is None or self.note["core"][0] == "[" or not 0 < duration < self.duration:
             return None
         written = length(self.note["length"])
@@ -61,7 +61,7 @@ class Unit:
 
 
 def length(text: str) -> Fraction:
-    """The factor that a note's length is written as: "3/2", "/", "//" or "". What is none counts as 1."""
+    """The factor that a written length stands for: "3/2", "/", "//" or "". Anything else counts as 1."""
     found = LENGTH.fullmatch(text)
     if not found:
         return Fraction(1)
@@ -81,7 +81,7 @@ def unit_length(text: str, default: Fraction) -> Fraction:
 
 
 def units(music: str, unit: Fraction, compound: bool = False) -> Iterator[Unit]:
-    """`music` in its units, nothing left out; `unit` is the unit length, `compound` whether the metre is."""
+    """The units of `music`, which joined give it back; `unit` is the unit length, `compound` tells of the metre."""
     at, text, duration, depth = 0, "", Fraction(0), 0
     waiting, factor, broken = 0, Fraction(1), Fraction(1)
     for found in UNIT.finditer(music):
@@ -131,7 +131,7 @@ def _end(text: str, behind: str, depth: int) -> int:
 
 
 def carried(text: str, altered: dict[str, str]) -> str:
-    """`text` with the accidentals that its notes have from before a cut: `altered` has them by letter."""
+    """`text` with the accidentals that were in force before a cut written out: `altered` has them by letter."""
     silent = [found.span() for found in SILENT.finditer(text)]
     said: set[str] = set()
 
@@ -147,7 +147,7 @@ def carried(text: str, altered: dict[str, str]) -> str:
 
 
 def accidentals(text: str) -> dict[str, str]:
-    """The accidentals that `text` leaves in force, by letter: they hold in all octaves."""
+    """The accidentals that `text` leaves in force, by letter; they hold in all octaves."""
     return {pitch[0].upper(): sign for sign, pitch in PITCH.findall(SILENT.sub("", text)) if sign}
 
 
@@ -165,7 +165,7 @@ def key_signs(field: str) -> dict[str, str]:
 
 
 def with_all_accidentals(abc: str) -> str:
-    """`abc` where `%%MIDI nobarlines` limits accidentals to their notes: written so that they may hold for a bar."""
+    """`abc` with accidentals as usual, which hold for a bar, where `%%MIDI nobarlines` limits them to single notes."""
     if not re.search(r"^%%MIDI\s+nobarlines", abc, flags=re.MULTILINE):
         return abc
     limited, key, altered = False, {}, {}  # type: ignore[var-annotated]
@@ -205,7 +205,7 @@ def with_all_accidentals(abc: str) -> str:
 
 
 def with_macros(abc: str) -> str:
-    """`abc` with what its macros (m:) stand for in their places. One longer than LONGEST_MACRO is left as it is."""
+    """`abc` with its macros (m:) expanded. One that is longer than LONGEST_MACRO is left as it is."""
     if not re.search(r"^m:", abc, flags=re.MULTILINE):
         return abc
     macros: dict[str, str] = {}
@@ -223,7 +223,7 @@ def with_macros(abc: str) -> str:
 
 
 def _expanded(line: str, name: str, meaning: str) -> str:
-    """`line` with `meaning` for `name`, in which an n stands for any note, and letters near n for those near it."""
+    """`line` with `name` replaced by `meaning`. In `name`, n stands for any note; in `meaning`, h to z are notes near it."""
     before, is_transposing, behind = name.partition("n")
     if not is_transposing:
         return re.sub(re.escape(name) + r"(?![\d/])", lambda _: meaning, line)

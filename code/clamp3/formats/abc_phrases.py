@@ -1,4 +1,4 @@
-"""Music without barlines: bars of ABC that are far longer than a patch, cut where its phrases end."""
+"""Music without barlines: cuts bars of ABC that are longer than a patch where phrases end."""
 
 from bisect import bisect_left, bisect_right
 from fractions import Fraction
@@ -19,11 +19,11 @@ class _Track:
         self.seen, self.said, self.size = 0, {}, 0  # type: ignore[var-annotated]
 
     def begin_bar(self) -> None:
-        """Look at what comes next anew."""
+        """Start measuring a bar at what has not been taken yet."""
         self.seen, self.said, self.size = self.at, {}, 0
 
     def look_ahead(self, time: Fraction) -> int:
-        """How many characters a bar takes that ends at `time`, which never goes back within a bar."""
+        """The characters of a bar that ends at `time`; within a bar, calls come in order of time."""
         while self.seen < len(self.units) and self.ends[self.seen] <= time:
             self.size += len(self._carried(self.units[self.seen], self.said))
             self.seen += 1
@@ -71,11 +71,11 @@ class _Track:
 
 
 def cut(voices: list[str], unit_lengths: list[Fraction], room: int, compound: bool = False) -> list[tuple[str, ...]]:
-    """One long bar of all `voices` as shorter ones, of at most `room` characters where notes allow it.
+    """One long bar of all `voices` as shorter ones, of at most `room` characters each where the notes allow it.
 
-    Each is a tuple with the voices' notes ("" where a voice has ended). All voices are cut at the same times: where a
-    line ends, at breath marks and fermatas; if that is too far away, at the end of a slur, else by length. A note
-    that lasts over the cut is split by a tie. Accidentals that the new barlines would end are written again.
+    Each is a tuple with the voices' notes ("" where a voice has ended). All voices are cut at the same times: at line
+    ends, breath marks and fermatas; where there is none in reach, at the end of a slur, else by length. A note that
+    is held over a cut becomes two tied ones. Accidentals that the new barlines would end are written again.
     """
     tracks = [_Track(music, unit, compound) for music, unit in zip(voices, unit_lengths, strict=True)]
     times = sorted({time for track in tracks for time in track.ends})

@@ -1,7 +1,7 @@
 """Sound in files and arrays -> mono waveforms at the rate that is asked for.
 
-FFmpeg's libraries decode (by PyAV), packet by packet and block by block: a file takes the memory of its own mono
-waveform and no more.
+FFmpeg's libraries (through PyAV) decode, packet by packet and block by block: a file takes no more memory than its own
+mono waveform.
 """
 
 import errno
@@ -128,9 +128,9 @@ def from_array(samples: Any) -> np.ndarray:
 
 
 class _File(io.BufferedReader):
-    """A file for decoders, which a damaged header may send to a place before its start: they then stay where they are.
+    """A file for decoders that a damaged header may send to a position before its start: they stay where they are.
 
-    An error would not reach them: it would be printed, and they would go on.
+    An exception would not reach them: it would be printed, and they would go on.
     """
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -390,7 +390,7 @@ def _remark(note: Note, decoder: _Decoder, end: int | None, size: int, unfinishe
 
 
 class _Mixer:
-    """Averages channels, and notices where nothing is to be heard."""
+    """Averages channels, and notices silence."""
 
     def __init__(self, note: Note):
         self.note = note
@@ -411,7 +411,7 @@ class _Mixer:
                 raise ValueError("holds NaN or infinite samples")
             self.frames += len(mono)
             self.mono_power += power
-            if self.mono_power <= QUIET * self.frames:  # where it is loud, nobody asks
+            if self.mono_power <= QUIET * self.frames:  # only silence needs the channels' own power
                 self.power += float(np.square(block, dtype=np.float64).mean(1).sum())
             yield mono
 
@@ -422,7 +422,7 @@ class _Mixer:
         if self.power > QUIET * self.frames * 100:
             self.note("its channels cancel each other out: as mono it is silent")
         else:
-            self.note("silent: there is nothing to be heard in it")
+            self.note("silent: there is nothing to hear in it")
 
 
 def _resampled(blocks: Iterable[np.ndarray], rate: int, target_rate: int) -> Iterator[bytes]:

@@ -1,6 +1,6 @@
-"""How long a sound file says that it is: what tells a file that was cut short from a whole one.
+"""The length that a sound file states for itself, which tells a truncated file from a whole one.
 
-FFmpeg reads a file to its real end and mostly takes that for the intended one, so that headers are read here.
+FFmpeg reads a file to its actual end and mostly takes that for the intended one, so the headers are read here.
 """
 
 import re
@@ -89,7 +89,7 @@ def lacks_last_block(file: BinaryIO, size: int) -> bool:
 
 
 def ogg_links(file: BinaryIO) -> list[int]:
-    """Where the links of a chained Ogg file start: pages that begin a stream, behind others that do not. [0] for all
+    """Where the links of a chained Ogg file start: pages that begin a stream and follow pages that do not. [0] for all
     other files."""
     file.seek(0)
     if file.read(4) != b"OggS":
@@ -109,7 +109,7 @@ def ogg_links(file: BinaryIO) -> list[int]:
 def mp3_seconds(file: BinaryIO) -> float | None:
     """The length by an MP3's tag (Xing, Info or VBRI) with the number of its frames, where it has one.
 
-    FFmpeg itself takes another, guessed one where the tag does not go with the size of the file.
+    Where the tag does not match the size of the file, FFmpeg itself guesses another length.
     """
     start = 0
     file.seek(0)
