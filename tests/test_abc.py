@@ -317,7 +317,7 @@ def test_help_says_how(name):
 
 def convert(name: str, source, target, check: int = 0) -> dict[str, str]:
     """Run a command; what it names as failed, with the reasons."""
-    run(sys.executable, SCRIPTS / name, source, target, "--workers", 2, cwd=source, check=check)
+    run(sys.executable, SCRIPTS / name, source, target, "--workers", 1, cwd=source, check=check)
     failures = target / "failures.jsonl"
     remarks = [json.loads(line) for line in failures.read_text().splitlines()] if failures.exists() else []
     return {remark["file"].rpartition("/")[2]: remark["reason"] for remark in remarks}
