@@ -223,7 +223,7 @@ def with_macros(abc: str) -> str:
 
 
 def _expanded(line: str, name: str, meaning: str) -> str:
-    """`line` with `meaning` for `name`. There n stands for any note, and in `meaning` h to z for it and those near it."""
+    """`line` with `meaning` for `name`. There n is any note; in `meaning`, h to z are it and those near it."""
     before, is_transposing, behind = name.partition("n")
     if not is_transposing:
         return re.sub(re.escape(name) + r"(?![\d/])", lambda _: meaning, line)
