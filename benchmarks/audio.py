@@ -1,8 +1,10 @@
 """MERT features of sound: how fast, how much memory a long file takes, and what silence before a clip changes.
 
-    python benchmarks/audio.py             all of it, at MERT-v1-95M's size, with random weights
-    python benchmarks/audio.py --quick     a small network, one round: does it run?
-The sound is synthetic. The contender is what people write: HubertModel in float32, one window of 5 s at a time.
+    python benchmarks/audio.py                 all of it, at MERT-v1-95M's size, with random weights
+    python benchmarks/audio.py --only decoding
+    python benchmarks/audio.py --quick         a small network, one round: does it run?
+The sound is synthetic. The contender is what people write: HubertModel in float32, one window of 5 s at a time; for
+decoding, soundfile in blocks, resampled by soxr.
 """
 
 import argparse
@@ -16,6 +18,7 @@ from statistics import median
 
 import numpy as np
 import soundfile
+import soxr
 import torch
 from transformers import HubertConfig, HubertModel
 
@@ -26,6 +29,8 @@ from clamp3.formats.audio import SAMPLING_RATE, read_audio
 # Not with 12 channels in a group, which PyTorch 2.13 convolves wrongly in bf16 on CPUs with AMX.
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 SMALL |= {"conv_dim": (32,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+FORMATS = ("wav", "flac", "mp3", "ogg")  # that soundfile writes
+RATE = 44_100  # Hz, of the files that are decoded
 TARGETS = {"fp32": 1.2, "bf16": 3.0}
 SILENCES = (0.15, 0.4, 1.2)  # seconds
 
@@ -95,9 +100,32 @@ def after_silence(small: bool) -> dict[float, float]:
     return {seconds: cosine(vectors[0], vector) for seconds, vector in zip(SILENCES, vectors[1:], strict=True)}
 
 
-def peak_memory(folder: Path, minutes: float) -> tuple[int, int]:
+def by_soundfile(path: Path) -> np.ndarray:
+    """The same as `read_audio`, for a whole file."""
+    stream = soxr.ResampleStream(RATE, SAMPLING_RATE, 1, dtype="float32", quality="VHQ")
+    with soundfile.SoundFile(path) as file:
+        mixed = [
+            stream.resample_chunk(block.mean(1)) for block in file.blocks(16_384, dtype="float32", always_2d=True)
+        ]
+    return np.concatenate([*mixed, stream.resample_chunk(np.zeros(0, np.float32), last=True)])
+
+
+def decoding(folder: Path, minutes: float, rounds: int) -> dict[str, tuple[float, float]]:
+    """For each of FORMATS: how many seconds of stereo sound are decoded in one, by `read_audio` and by soundfile."""
+    block = np.tile(np.stack([sound(60, seed=1), sound(60, seed=2)], 1), (int(max(1, minutes)), 1))
+    speeds = {}
+    for kind in FORMATS:
+        path = folder / f"x.{kind}"
+        soundfile.write(path, block, RATE)
+        times = [(elapsed(lambda: read_audio(path)), elapsed(lambda: by_soundfile(path))) for _ in range(rounds)]  # noqa: B023
+        ours, theirs = (len(block) / RATE / median(found) for found in zip(*times, strict=True))
+        speeds[kind] = ours, theirs
+    return speeds
+
+
+def peak_memory(folder: Path, minutes: float, kind: str) -> tuple[int, int]:
     """Bytes at the peak of a process that reads and cuts a stereo file of so many minutes; bytes of its waveform."""
-    path = folder / f"{minutes}.wav"
+    path = folder / f"{minutes}.{kind}"
     block = np.random.default_rng(0).standard_normal((44_100, 2)).astype(np.float32) * 0.1
     with soundfile.SoundFile(path, "w", 44_100, 2) as file:
         for _ in range(int(minutes * 60)):
@@ -110,6 +138,7 @@ def peak_memory(folder: Path, minutes: float) -> tuple[int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small network, one round")
+    parser.add_argument("--only", choices=["features", "decoding"], help="a part of it")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -121,20 +150,34 @@ def main() -> None:
         print(int(peak) * 1024, waveform.nbytes)
         return
 
-    amount, times = in_turn(args.quick, 1 if args.quick else args.rounds)
+    rounds = 1 if args.quick else args.rounds
+    if args.only != "decoding":
+        print_features(args.quick, rounds)
+    if args.only != "features":
+        print_decoding(args.quick, rounds)
+
+
+def print_features(quick: bool, rounds: int) -> None:
+    amount, times = in_turn(quick, rounds)
     for precision, target in TARGETS.items():
         ours, theirs = (median(found) for found in zip(*times[precision], strict=True))
         ratio = median(slow / fast for fast, slow in times[precision])
         speeds = f"{amount / ours:.1f} s of sound a second against {amount / theirs:.1f}"
         print(f"{precision}: {speeds}, ratio {ratio:.2f} (target {target})")
-    for seconds, found in after_silence(args.quick).items():
+    for seconds, found in after_silence(quick).items():
         print(f"{seconds} s of silence before a clip of 30 s: cosine {found:.5f}")
+
+
+def print_decoding(quick: bool, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        short, _ = peak_memory(Path(folder), 0.2)
-        for minutes in (1,) if args.quick else (10, 120):
-            peak, waveform = peak_memory(Path(folder), minutes)
-            beyond = peak - short - waveform
-            print(f"{minutes} min: {waveform / 1e6:.0f} MB of waveform, {beyond / 1e6:+.1f} MB beyond a short file")
+        for kind, (ours, theirs) in decoding(Path(folder), 1 if quick else 4, rounds).items():
+            print(f"{kind}: {ours:.0f} s of sound decoded a second, soundfile {theirs:.0f}, ratio {ours / theirs:.2f}")
+        for kind in ("wav",) if quick else ("wav", "mp3"):
+            short, _ = peak_memory(Path(folder), 0.2, kind)
+            for minutes in (1,) if quick else (10, 120):
+                peak, waveform = peak_memory(Path(folder), minutes, kind)
+                beyond = f"{(peak - short - waveform) / 1e6:+.1f} MB beyond a short file"
+                print(f"{kind}, {minutes} min: {waveform / 1e6:.0f} MB of waveform, {beyond}")
 
 
 if __name__ == "__main__":

@@ -317,7 +317,7 @@ def test_help_says_how(name):
 
 def convert(name: str, source, target, check: int = 0) -> dict[str, str]:
     """Run a command; what it names as failed, with the reasons."""
-    run(sys.executable, SCRIPTS / name, source, target, "--workers", 2, cwd=source, check=check)
+    run(sys.executable, SCRIPTS / name, source, target, "--workers", 1, cwd=source, check=check)
     failures = target / "failures.jsonl"
     remarks = [json.loads(line) for line in failures.read_text().splitlines()] if failures.exists() else []
     return {remark["file"].rpartition("/")[2]: remark["reason"] for remark in remarks}
@@ -436,6 +436,81 @@ def test_open_text_blocks_take_linear_time():
     assert rows(tune("C|\n%%begintext\nA|\n%%endtext\nD|")) == ["[V:1]C|", "[V:1]D|"]
 
 
+# Each is played the same before and after; the second tune is what the notation means where abc2midi does not know it.
+KINDS = {
+    "accidentals of their notes alone": ("%%MIDI nobarlines\n^FFGA|^F^GFG|[K:G]=FFGF|", None),
+    "… and again of bars": ("%%MIDI nobarlines\n^FFGA|\n%%MIDI barlines\n^FFGA|", None),
+    "macro": ("m: ~G3 = G{A}G{F}G\n~G3ABc2|~G3c3z2|", "G{A}G{F}GABc2|G{A}G{F}Gc3z2|"),
+    "macro for all notes": (
+        "m: ~n2 = (3o/n/m/ n\n~G2 ABc2z2|~B,2 ~c'2 d4|~g22",
+        "(3A/G/F/ G ABc2z2|(3C/B,/A,/ B, (3d'/c'/b/ c' d4|~g22",
+    ),
+    "macro within": ("CDEF|\nm: ~G2 = GA\n~G2 EF|", "CDEF|GA EF|"),
+    "user symbols": ("U: W = !fermata!\nWC4 D4|\nU: W = !accent!\nWE4 F4|", None),
+    "overlay": ("C4 D4 & E8|F8 & A4 B4 & G8|", None),
+    "spacers": ("C y D y2 E F|y C4|yy|D4|", None),
+    "fields within lines": ("CDEF[K:G]GAFF|F8|[M:3/4][L:1/16]F12|[L:1/8]F6|", None),
+    "fields between lines": ("CDEFGAFF|\nK:G\nGAFFGAFF|\nM:3/4\nL:1/16\nF12|\nQ:1/4=90\nF12|", None),
+    "fields in voices": ("V:1\nL:1/4\nK:G\nFFFF|\nV:2\nFFFFFFFF|\nV:1\nF4|\nV:2\nF8|", None),
+    "inline voices": ("[V:1]C8|D8|\n[V:2]E8|F8|\n[V:1]G8|\n[V:2]A8|", None),
+    "long rests": ("V:1\nC8|Z2|D8|X|E8|\nV:2\nC8|D8|E8|Z2|", None),
+    "old decorations": ("+trill+C4 +fermata+D4|+p+E8|", None),
+    "continued lines": ("CDEF\\\nGABc|\\ % a remark\nK:G\nF8|\\\nF8|", None),
+    "words and symbols": ("CDEF GABc|\nw:la la|la\nW:C|D|\ns: !p! * \nC8|", None),
+    "remarks": ("CDEF % some | thing\n% CDE|\nGABc|C8|%end", None),
+    "thick barlines": ("[|CDEFGABc|]C8|]", None),
+    "repeats": ("|:CDEFGABc::C8:|:D8:||:E8:|\n|:F8:|", None),
+    "repeats with many colons": ("|::CDEFGABc::|C8|", None),
+    "a repeat that begins at the end": ("CDEFGABc|C8|:|", None),
+    "endings": ("|:CDEFGABc|1C8:|2D8||\n|:CDEF [1 GABc:|\n[2D8||", None),
+    "endings for several times": ("|:CDEFGABc|[1,3C8:|[2D8:|[4 E8||\n|:CDEFGABc|[1-3C8:|[4D8|]", None),
+    "an ending behind a line break": ("|:CDEFGABc|\\\n1 C8:|2 D8||", "|:CDEFGABc|1 C8:|2 D8||"),
+    "lengths that stand before their notes": ("CDEF GABc | 4=A2F2 | 62 | G8 | 4", None),
+    "parts": ("P:A\n|:C8|D8:|\nP:B\nE8|F8||", None),
+    "ties over barlines": ("C8-|C8|[CE]8-|\n[CE]8|c8.-|c8|", None),
+    "broken rhythm": ("C>DE<F G>>A c2|C>D[CE]<E {c}F>G z2|", None),
+    "tuplets": ("(3CDE (3:2:2C2D (5CDEFG z|(3C2D2E2 (6CDEFGA|", None),
+    "accidentals in all octaves": ("^CcC,C|CcC,C|^C4-|C4C4|", None),
+    "quarter tones": ("^/C4 _/D4|^3/2C4 C4|", None),
+    "a sum as metre": ("[M:2+3/8]CDEFG|[M:(3+2)/8]CDEFG|", None),
+    "clefs of voices": ("V:1 clef=treble-8\nC8|\nV:2 clef=treble+8\nC8|", None),
+    "empty bars": ("C8| |D8||[|]E8|", None),
+    "old line ends": ("CDEF!\nGABc|C8!|", None),
+    "signs of other programs": ("CDEF$GA`Bc|C8|\nD8*\nE8|", None),
+    "fractions": ("C/D//E/F// G3/2A/4B/4 c3/|", None),
+    "text blocks and free text": (
+        "C8|\n%%begintext\nD8|\n%%endtext\nE8|\n\nA tune that she had from her uncle.\n",
+        None,
+    ),
+}
+
+
+@ignore_repairs
+@pytest.mark.parametrize(("body", "meaning"), KINDS.values(), ids=KINDS)
+def test_interleaved_tunes_are_played_as_before(tmp_path, body, meaning):
+    head = "X:1\nT:t\nM:4/4\nL:1/8\nK:C\n"
+    found = interleave(head + body + "\n")
+    assert is_interleaved(found) and played(found, tmp_path) == played(head + (meaning or body) + "\n", tmp_path)
+
+
+@pytest.mark.parametrize("metre", ["2/4", "3/4", "3/8", "2+3/8", "(3+2)/8", "C", "C|", "none", ""])
+@pytest.mark.parametrize("key", ["C", "C octave=-1", "D exp ^f _b", "HP", "A minor ^g", "Gdor clef=bass"])
+def test_unit_lengths_and_keys_are_the_players(tmp_path, metre, key):
+    source = f"X:1\nT:t\nM:{metre}\nK:{key}\nFGAB|cdef|\n".replace("M:\n", "")
+    assert played(interleave(source), tmp_path) == played(source, tmp_path)
+
+
+def test_an_octave_named_with_the_key_is_that_of_its_clef():
+    for key, clef in (("A min -8va", "treble-8"), ("G clef=bass +8", "bass+8"), ("G octave=1", "treble octave=1")):
+        assert f"\nV:1 {clef}\n" in interleave(tune("C|").replace("K:C", f"K:{key}"))
+
+
+def test_what_of_voices_is_not_read_is_said():
+    remarks: list[str] = []
+    interleave(tune("V:1 clef=treble-8\nC|\ns:!p!\nV:1 clef=treble-8\nD|\nV:2\nE|\nV:2 octave=1\nF|"), remarks.append)
+    assert len(remarks) == 2 and "symbols below the notes" in remarks[0] and "voice 2 changes its octave" in remarks[1]
+
+
 @pytest.mark.parametrize(
     "unit",
     ["^FGAF", "(3ABc", "A>B", "{fg}a2", '"^Am"A2', "[CEG]4", "!trill!A", "(AB)", "=c_B", "[K:D]FC"],
@@ -447,6 +522,42 @@ def test_music_without_barlines_is_cut_between_notes(tmp_path, unit):
     bars = [line for line in found.splitlines() if line.startswith("[V:")]
     assert len(bars) > 2 and max(map(len, bars)) <= 62 and "cut into" in remarks[0]
     assert is_interleaved(found) and played(found, tmp_path) == played(source, tmp_path)
+
+
+def long_music(*voices: str) -> str:
+    return "X:1\nM:none\nL:1/8\nK:C\n" + "".join(f"V:{number}\n{music}\n" for number, music in enumerate(voices, 1))
+
+
+@pytest.mark.parametrize(
+    ("source", "ends"),
+    [
+        (long_music("CDEF GABc\nd e f g a b c d\nCDEF GABc dcBA GFED CDEF GABc C8 E8 G8"), ["c|", "d|", "G8|"]),
+        (long_music("CDEF GABc \\\nd e f g !breath!a2 b2 CDEF GABc dcBA GFED HC4 E8 G8 c8"), ["a2|", "C4|", "c8|"]),
+        (long_music("CDEF GABc (dcBA) cBAG FEDC CDEF GABc dcBA (GABc dcBA) (CDEF) C2 D2"), ["A)|", "D2|"]),
+        (long_music("CDEF !fermata!G4 " * 6, "C,4 (E,2D,2) " * 6), ["G4|"] * 6),
+        (long_music("CDEF G^FED !fermata!C4 " * 6, f"[C,G,]12{' [C,G,]12' * 5}", "C,72"), ["C4|"] * 6),
+        (long_music("CDEF GABc " * 9, "C,144"), ["|"] * 2),
+        (long_music("CDEF (3GAB c>d " * 9, "E2F3 (3CDE " * 5), ["|"] * 3),
+        (long_music("CDEF GABc " * 9).replace("M:none", "M:4/4"), ["|"] * 2),
+        (long_music("CDEF G^FBc " * 9 + "|F2" + " GABc" * 20 + ":|"), ["|", "|", "|", ":|"]),
+        (long_music("^CDEF GABC (CDEF) [K:D]cdef [K:Eb]BAGE " * 4), ["F)|"] * 4 + ["E|"]),
+    ],
+)
+def test_music_without_barlines_is_cut_where_phrases_end(tmp_path, source, ends):
+    remarks: list[str] = []
+    found = interleave(source, remarks.append)
+    bars = [bar for line in found.splitlines() if line.startswith("[V:") for bar in re.findall(r"\[V:.*?\|", line)]
+    assert [
+        bar[-len(end) :] for bar, end in zip([b for b in bars if b.startswith("[V:1]")], ends, strict=True)
+    ] == ends
+    assert max(map(len, bars)) <= 62 and remarks[0] == f"music without barlines, cut into {len(ends)} bars"
+    assert is_interleaved(found) and played(found, tmp_path) == played(source, tmp_path)
+
+
+@pytest.mark.parametrize("body", ["C/D/^E/^F/" * 4 + "C/4" * 16 + "|C8|", "C4 & " + "CDEF " * 20])
+def test_long_bars_of_a_metre_and_overlays_are_not_cut(body):
+    remarks: list[str] = []
+    assert len(rows(tune(body, "M:4/4\n" if "&" not in body else ""))) == 2 - ("&" in body) and not remarks
 
 
 def test_short_music_without_barlines_is_one_bar():

@@ -24,7 +24,7 @@ from clamp3.modalities import AUDIO, MODALITIES, SYMBOLIC
 Sound = Path | Callable[[int, Note], np.ndarray]
 
 # To be raised with each change that makes other sequences of the same file: features before and after do not compare.
-READING_VERSION = 2
+READING_VERSION = 3
 MIN_FOR_WORKERS = 32  # slow conversions, which are worth starting processes for
 DECODERS = {"cpu": 1, "other": 4}  # threads that decode ahead of the network; each holds a file's waveform
 

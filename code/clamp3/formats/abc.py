@@ -3,9 +3,12 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
-from clamp3.errors import Note, warn
+from clamp3.errors import Note, ignore, warn
+from clamp3.formats.abc_notes import SILENT, USUAL_TUPLETS, unit_length, units, with_all_accidentals, with_macros
+from clamp3.formats.abc_phrases import cut
 
 DROPPED_FIELDS = "XTCWwZ"  # what says something about the music but is no notation; the original drops the same
 BODY_FIELDS = "KLMPQU"  # those that have a meaning between the notes
@@ -16,10 +19,11 @@ DECORATION = re.compile(
     r'("[^"]*")|!(?:[fp]+|[0-5]|[<>^+/-][()/]*|(?![A-Ga-gxz\d,\'/^_=<>()\[\]-]*!)[^!\s|]+)!|(!)'
 )  # or a lone "!"
 TUPLET = re.compile(r"\(([2-9])::(\d*)")  # without its middle number, whose colons are no barline
-USUAL_TUPLETS = {"2": 3, "3": 2, "4": 3, "6": 2, "8": 3}  # how many units they last; others 2, or 3 in compound metres
+METRE = re.compile(r"(?:^|\[)M:\s*(?:\(?([\d+ ]{1,40}?)\)?\s*/\s*(\d{1,6})|([^\s\]]*))", re.MULTILINE)
 COMPOUND_METRE = re.compile(r"^M:\s*(?:6|9|12)/", re.MULTILINE)
 PROSE = re.compile(r"\b(?=[A-Za-z]*[h-wyH-RVWY])[A-Za-z]{3,}")  # words that are no notes
 CONTINUED_FIELD = re.compile(r"\n\+:")
+CONTINUES = re.compile(r"\\\s*(?:%.*)?$")
 COMMENT = re.compile(r'("[^"]*")|(?<!\\)%.*')
 # Of a line of music: quoted text and inline fields, whose barlines are none; what is to go: comments, signs that a
 # line ends or goes on, backticks, and quotes and fields that nothing closes, for they would take in what follows.
@@ -28,18 +32,12 @@ BRACKET = re.compile(r"[\[\]|]")  # what a field's value cannot hold when it com
 COLONS = re.compile("::+")
 INNER_BARLINE = re.compile(r"[|\[\]:]*\|[|\[\]:]*|::+|\[(?=V:)")  # or a change of voice
 VOICE_SWITCH = re.compile(r"\[V:\s*([^\s\]]+)([^\]]*)\]")
-BARLINE = re.compile(r"(:*\[?\|[|\]:]*|::+)\s*(\d[\d,.:-]*)?")  # with the numbers of an ending
-# What cannot be cut in two, and what belongs before it: a note or chord with its grace notes, accidentals, texts, …
-UNIT = re.compile(
-    r"""(?:\s*(?:"[^"]*"|\[[A-Za-z]:[^\]]*\]|![^!\s]*!|\+[^+\s]*\+|\{[^}]*\}|[(.~uvTHLMPSO]))*\s*
-    (?:\[[^\]]*\]|[_^=]*[A-Ga-gxyzXZ][,']*)[\d/]*[-)<>\s]*""",
-    re.VERBOSE,
+BARLINE = re.compile(  # with the numbers of an ending, which may stand apart from it where a note does not follow
+    r"(:*\[?\|[|\]:]*|::+)(?:(\d[\d,.:-]*)|\s+([1-9](?:[,.-][1-9])*)(?=\s+\S))?"
 )
-TUPLET_START = re.compile(r"\(([2-9])(?::(\d*):?(\d*))?")
-ALTERED = re.compile(r"([_^=]*)([A-Ga-g][,']*)")
-ROOM = 62 - len("[V:1]|")  # characters of a bar in a patch, besides its voice and its barline
+ROOM = 62  # characters of a bar in a patch, with its voice and its barline
+CLOSES, OPENS = re.compile(r"[^|:]:+\|"), re.compile(r"\|:+\|")
 BARLINES = ("|:", "::", ":|", "[|", "||", "|]", "|", "|]:")  # that need no other spelling; the last is MusicXML's
-SILENT = re.compile(r'"[^"]*"|\[[A-Za-z]:[^\]]*\]|![^!\s]*!|\+[^+\s]*\+')  # text, inline fields, decorations
 NOTE = re.compile(r"[A-Ga-g]")
 NOTE_OR_REST = re.compile(r"[A-Ga-gxzXZ]")
 ANNOTATION_OR_DECORATION = re.compile(r'![^!]+!|"[\^_<>@][^"]*"')
@@ -49,6 +47,7 @@ LONGEST_REST = 1000  # bars
 MOST_BARS = 200_000  # of a tune, those of all voices counted: more is no music, and would fill the memory
 RESTS = re.compile(r"(?<![A-Za-z])[ZX](\d+)")
 EMPTY_BAR = "X"  # a bar's rest that is not shown
+OCTAVE = re.compile(r"\b(?:octave|transpose)=\S+|[+-]8\b")
 CLEF = re.compile(r"clef=(\S+)|\b((?:treble|alto|tenor|bass|perc|none)[\d+-]*)")
 CHARSET = re.compile(rb"^(?:%%|I:)abc-charset\s+([\w-]+)", re.MULTILINE)
 
@@ -151,11 +150,9 @@ def interleave(abc: str, note: Note = warn) -> str:
         return abc
     abc = re.sub(r"\r\n?", "\n", abc)
     check_one_tune(abc)
-    header, streams = _read(with_unit_length(abc))
+    header, streams = _read(with_unit_length(abc), note)
     voices = _align(streams, note)
-    if len(voices) == 1 and all(len(voice.bars) == 1 for voice in voices.values()):
-        for voice in voices.values():
-            voice.bars = _phrases(*voice.bars[0], note)
+    _cut_long_bars(voices, header, note)
     first, last = _extent(voices)
     rows = [header]
     for index in range(first, last):
@@ -163,9 +160,14 @@ def interleave(abc: str, note: Note = warn) -> str:
         for name, voice in voices.items():
             notes, barline = voice.bars[index]
             opening = voice.opening if index == first else ""
-            row += f"[V:{name}]{opening}{notes}{barline if index < last - 1 else voice.bars[-1][1]}"
+            row += _on_one_line(f"[V:{name}]{opening}{notes}{barline if index < last - 1 else voice.bars[-1][1]}")
         rows.append(f"{row}\n")
     return "".join(rows)
+
+
+def _on_one_line(music: str) -> str:
+    """`music` with spaces for line ends, where there are none beside them."""
+    return re.sub(r"\n(?=\s)|(?<=\s)\n", "", music).replace("\n", " ")
 
 
 def is_interleaved(abc: str) -> bool:
@@ -196,8 +198,8 @@ def with_unit_length(abc: str) -> str:
     head = abc[: found.start()] if (found := re.search(r"^K:", abc, flags=re.MULTILINE)) else ""
     if not head or re.search(r"^L:", head, flags=re.MULTILINE):
         return abc
-    metre = re.search(r"^M:\s*(\d+)/(\d+)", head, flags=re.MULTILINE)
-    short = metre is not None and int(metre[1]) < 0.75 * int(metre[2])
+    metre = _metre(head)
+    short = metre is not None and metre < Fraction(3, 4)
     at = found_metre.start() if (found_metre := re.search(r"^M:", head, flags=re.MULTILINE)) else len(head)
     return f"{abc[:at]}L:1/{16 if short else 8}\n{abc[at:]}"
 
@@ -205,10 +207,11 @@ def with_unit_length(abc: str) -> str:
 def _lines(abc: str) -> Iterator[tuple[str, str]]:
     """The lines of a tune that hold notation, each with its kind: first "header", then "field" and "music".
 
+    Macros are replaced by what they stand for. Music keeps its line's end, unless a backslash joins it to the next.
     The body starts with the first notes after the key, or with a `P:` or a bare `V:` field there. A blank line ends
     a tune; but some have one in the middle, so that what comes then and has barlines still belongs to it.
     """
-    abc = CONTINUED_FIELD.sub("", _without_text_blocks(abc))
+    abc = with_macros(with_all_accidentals(CONTINUED_FIELD.sub("", _without_text_blocks(abc))))
     compound = COMPOUND_METRE.search(abc) is not None
 
     def tuplet(found: re.Match) -> str:
@@ -232,7 +235,7 @@ def _lines(abc: str) -> Iterator[tuple[str, str]]:
                 music = music.rstrip("* \t")
             if music.strip() and after_key and (not ended or ("|" in music and not _is_prose(music))):
                 in_body = True
-                yield "music", music
+                yield "music", music if CONTINUES.search(line) else f"{music}\n"
             ended |= in_body and not line.strip()
             continue
         if "%" in line:
@@ -274,13 +277,19 @@ def _unclutter(found: re.Match) -> str:
     return text if len(kept) == len(text) - 2 else kept and f"{text[0]}{kept}{text[-1]}"
 
 
-def _read(abc: str) -> tuple[str, dict[str, str]]:
+def _read(abc: str, note: Note = ignore) -> tuple[str, dict[str, str]]:
     """A tune's header, and the music of each of its voices by name, in order of their first notes."""
     header, defined = [], []
     streams: dict[str, str] = {}
+    octaves: dict[str, list[str]] = {}
     after_key, current = False, None
 
     def switch(name: str, properties: str) -> str:
+        if (found := OCTAVE.findall(properties)) and found != octaves.setdefault(
+            name, [] if name in streams else found
+        ):
+            note(f"voice {name} changes its octave or transposition within the tune, which is not read")
+            properties = OCTAVE.sub("", properties)
         if name not in defined and properties.strip():
             header.append(f"V:{name} {properties.strip()}")
             defined.append(name)
@@ -298,6 +307,7 @@ def _read(abc: str) -> tuple[str, dict[str, str]]:
             header.append(line)
             if line.startswith("V:"):
                 defined.append(name)
+                octaves[name] = OCTAVE.findall(properties)
                 current = name if after_key else None
             after_key |= line.startswith("K:")
         elif kind == "music":
@@ -308,6 +318,8 @@ def _read(abc: str) -> tuple[str, dict[str, str]]:
                 add(music)
         elif line.startswith("V:"):
             current = switch(name, properties)
+        elif line.startswith("s:"):
+            note("symbols below the notes (s:) are not read")
         elif line[0] in BODY_FIELDS:
             add(f"[{COLONS.sub(':', BRACKET.sub('', line.strip()))}]")
 
@@ -322,9 +334,11 @@ def _voice(line: str) -> tuple[str, str]:
 
 
 def _clef(header: list[str]) -> str:
-    """The clef that a tune's key field names; the usual one where it names none."""
-    found = next((CLEF.search(line) for line in header if line.startswith("K:")), None)
-    return (found[1] or found[2]) if found else "treble"
+    """The clef and the octave that a tune's key field names; the usual one where it names none."""
+    key = next((line for line in header if line.startswith("K:")), "")
+    found, octave = CLEF.search(key), re.search(r"\s([+-]8)(?:va)?\b", key)
+    clef = ((found[1] or found[2]) if found else "treble") + (octave[1] if octave else "")
+    return " ".join([clef, *re.findall(r"\boctave=\S+", key)])
 
 
 def _numbered(header: list[str], streams: dict[str, str]) -> tuple[str, dict[str, str]]:
@@ -369,7 +383,7 @@ def _cut(music: str, keep_empty: bool = False) -> Voice:
     for found in BARLINE.finditer(music):
         notes = f"{pending}{music[start : found.start()]}".strip()
         start, pending = found.end(), ""
-        barline = _plain(found[1]) + (found[2] or "")
+        barline = _plain(found[1]) + (found[2] or found[3] or "")
         if NOTE_OR_REST.search(SILENT.sub("", notes)) or (keep_empty and voice.bars):
             voice.bars.append((notes or EMPTY_BAR, barline))
         elif voice.bars:
@@ -406,7 +420,8 @@ def _plain(barline: str) -> str:
     if barline in BARLINES:
         return barline
     barline = barline.replace("[|]", "")  # an invisible one
-    closes, opens = barline.startswith(":") or ":|" in barline, barline.endswith(":")
+    closes = barline.startswith(":") or CLOSES.search(barline) is not None
+    opens = barline.endswith(":") or OPENS.search(barline) is not None
     if closes or opens:
         return "::" if closes and opens else ":|" if closes else "|:"
     return "|]" if "]" in barline else "||" if "||" in barline else "|"
@@ -425,53 +440,46 @@ def _one_barline(first: str, second: str) -> str:
     return kind + (numbers[1] or numbers[0])
 
 
-def _phrases(music: str, barline: str, note: Note) -> list[tuple[str, str]]:
-    """Music without barlines as bars that fit in a patch, each as long as can be; the last ends with `barline`."""
-    if len(music) <= ROOM:
-        return [(music, barline)]
-    bars = [""]
-    altered: dict[
-        str, str
-    ] = {}  # accidentals from before a cut, which hold in all octaves and which a barline would end
-    before: dict[str, str] = {}
-    for unit in _units(music):
-        if bars[-1] and len(bars[-1] + _carried(unit, altered | before).rstrip()) > ROOM:
-            bars.append("")
-            altered |= before
-            before = {}
-        said = dict(before)
-        before |= {pitch[0].upper(): sign for sign, pitch in ALTERED.findall(SILENT.sub("", unit)) if sign}
-        bars[-1] += _carried(unit, {pitch: sign for pitch, sign in altered.items() if pitch not in said})
-    note(f"music without barlines, cut into {len(bars)} bars")
-    return [(bar.strip(), "|" if index < len(bars) else barline) for index, bar in enumerate(bars, 1)]
+# ---------- music without barlines ----------
 
 
-def _carried(unit: str, altered: dict[str, str]) -> str:
-    """`unit` with the accidentals that its notes have from before."""
-    silent = [found.span() for found in SILENT.finditer(unit)]
+def _cut_long_bars(voices: dict[str, Voice], header: str, note: Note) -> None:
+    """Cut bars that are longer than a patch where phrases end, if they have no metre or last twice as long as it."""
+    metre, compound = _metre(header), COMPOUND_METRE.search(header) is not None
+    lengths = [unit_length(header, Fraction(1, 8))] * len(voices)
+    barless = all(len(voice.bars) == 1 for voice in voices.values())
+    done: dict[str, list[tuple[str, str]]] = {name: [] for name in voices}
+    pieces = 0
+    for bars in zip(*(voice.bars for voice in voices.values()), strict=True):
+        texts = [notes for notes, _ in bars]
+        room = ROOM - max(len(f"[V:{name}]{barline}") for name, (_, barline) in zip(voices, bars, strict=True))
+        metre = _metre("".join(texts), metre)
+        rows = [tuple(texts)]
+        # An overlay (&) goes back to the start of its bar, so that such a bar cannot be cut.
+        if max(map(len, texts)) > room and not any("&" in SILENT.sub("", text) for text in texts):
+            lasts = max(sum(unit.duration for unit in units(*pair)) for pair in zip(texts, lengths, strict=True))
+            if barless or metre is None or lasts >= 2 * metre:
+                rows = cut(texts, lengths, room, compound)
+                pieces += len(rows)
+        for index, row in enumerate(rows, 1):
+            for made, notes, (_, barline) in zip(done.values(), row, bars, strict=True):
+                made.append((notes.strip() or EMPTY_BAR, "|" if index < len(rows) else barline))
+        lengths = [unit_length(text, unit) for text, unit in zip(texts, lengths, strict=True)]
+    if pieces:
+        note(f"music without barlines, cut into {pieces} bars")
+        for name, voice in voices.items():
+            voice.bars = done[name]
 
-    def sign(found: re.Match) -> str:
-        if found[1] or any(start <= found.start() < end for start, end in silent):
-            return found[0]
-        return altered.get(found[2][0].upper(), "") + found[0]
 
-    return ALTERED.sub(sign, unit) if altered else unit
-
-
-def _units(music: str) -> Iterator[str]:
-    """What cannot be cut: notes and chords with all that belongs to them, tuplets, notes of broken rhythm."""
-    at, unit, waiting = 0, "", 0
-    for found in UNIT.finditer(music):
-        text, at = music[at : found.end()], found.end()
-        unit += text
-        if tuplet := TUPLET_START.search(SILENT.sub("", text)):
-            waiting = int(tuplet[3] or tuplet[1])
-        waiting -= 1
-        if waiting <= 0 and text.rstrip()[-1:] not in ("<", ">"):
-            yield unit
-            unit = ""
-    if unit or at < len(music):
-        yield unit + music[at:]
+def _metre(text: str, default: Fraction | None = None) -> Fraction | None:
+    """The length of a bar, in whole notes, by the last metre that `text` names; None where it has none."""
+    found = METRE.findall(text)
+    if not found:
+        return default
+    beats, unit, word = found[-1]
+    if unit:
+        return Fraction(sum(int(number) for number in re.findall(r"\d{1,6}", beats)), int(unit) or 1) or None
+    return Fraction(1) if word.startswith("C") else None
 
 
 def _extent(voices: dict[str, Voice]) -> tuple[int, int]:

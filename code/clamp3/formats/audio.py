@@ -1,7 +1,7 @@
 """Sound in files and arrays -> mono waveforms at the rate that is asked for.
 
-FFmpeg's libraries decode (by PyAV), packet by packet and block by block: a file takes the memory of its own mono
-waveform and no more.
+FFmpeg's libraries (through PyAV) decode, packet by packet and block by block: a file takes no more memory than its own
+mono waveform.
 """
 
 import errno
@@ -18,7 +18,17 @@ import numpy as np
 import soxr
 
 from clamp3.errors import Note, warn
-from clamp3.formats.containers import WAVE64, declared_end, flac_frames, lacks_last_page, mp3_seconds, ogg_links
+from clamp3.formats.containers import (
+    WAVE64,
+    declared_end,
+    flac_frames,
+    frame_length,
+    lacks_last_block,
+    lacks_last_page,
+    mp3_seconds,
+    ogg_links,
+    opus_samples,
+)
 
 SAMPLING_RATE = 24_000  # Hz, where no other is asked for: MERT's
 BLOCK = 16_384  # frames that are mixed and resampled at once, or a few more
@@ -118,9 +128,9 @@ def from_array(samples: Any) -> np.ndarray:
 
 
 class _File(io.BufferedReader):
-    """A file for decoders, which a damaged header may send to a place before its start: they then stay where they are.
+    """A file for decoders that a damaged header may send to a position before its start: they stay where they are.
 
-    An error would not reach them: it would be printed, and they would go on.
+    An exception would not reach them: it would be printed, and they would go on.
     """
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -154,7 +164,9 @@ def sound_blocks(file: BinaryIO, note: Note = warn) -> Iterator[tuple[int, np.nd
     end, links = declared_end(file, size), ogg_links(file)
     decoder = _Decoder()
     if len(links) == 1:
-        yield from _joined(decoder.frames(file))
+        for rate, block in _joined(decoder.frames(file)):
+            decoder.surplus, surplus = 0, decoder.surplus
+            yield rate, block[surplus:]
     else:  # FFmpeg takes no links of other rates; here each is a file of its own
         for start, stop in zip(links, [*links[1:], size], strict=True):
             file.seek(start)
@@ -166,8 +178,8 @@ def sound_blocks(file: BinaryIO, note: Note = warn) -> Iterator[tuple[int, np.nd
         raise ValueError("empty: no samples")
     if not decoder.seconds:
         raise ValueError(f"none of its sound can be decoded{decoder.complaint}")
-    unfinished = decoder.format == "ogg" and lacks_last_page(file, size)
-    _remark(note, decoder, end, size, unfinished)
+    lacks_end = {"ogg": lacks_last_page, "voc": lacks_last_block}.get(decoder.format)
+    _remark(note, decoder, end, size, lacks_end(file, size) if lacks_end else decoder.is_cut)
 
 
 def _container(file: BinaryIO) -> Any:
@@ -193,6 +205,8 @@ class _Decoder:
         self.declared: float | None = 0.0  # seconds; None as soon as one file does not say
         self.packets = self.errors = 0
         self.format = self.complaint = ""
+        self.surplus = 0  # samples at the start that are no sound
+        self.is_cut = False  # of a file that does not say its length: its last frame is shorter than its header says
 
     def frames(self, file: BinaryIO) -> Iterator[Any]:
         """The frames of a file's best sound track. Raises ValueError where it cannot be opened, or has none."""
@@ -208,8 +222,14 @@ class _Decoder:
                 # PyAV 17 and 18 free the map of an unusual order of channels (of some CAF) twice, which ends the
                 # process. The order does not matter here.
                 stream.codec_context.layout = f"{channels} channels"
+            first = last = b""
             for packet in self._packets(container, stream):
+                last = bytes(packet) or last
                 frames = self._decoded(packet)
+                if frames and not first:
+                    first = last
+                    self.surplus = _surplus(stream.codec_context, self.format, first, frames)
+                    self.seconds -= self.surplus / frames[0].sample_rate
                 if stream.codec_context.name == "flac" and frames is None:
                     frames = self._behind_damage(stream, bytes(packet))
                 for frame in frames or ():
@@ -219,6 +239,7 @@ class _Decoder:
             declared = _declared_seconds(container, stream, file)
             if declared is None or self.declared is None:
                 self.declared = None
+                self.is_cut = (frame_length(last) or 0) > len(last)
             else:
                 self.declared += declared
 
@@ -263,6 +284,20 @@ class _Decoder:
         """Count a stretch that cannot be decoded."""
         self.errors += 1
         self.complaint = f": {getattr(error, 'strerror', None) or error}"
+
+
+def _surplus(codec: Any, container: str, first: bytes, frames: list[Any]) -> int:
+    """How many samples of the first packet should have been left out and were not.
+
+    Opus begins with some that only prepare the decoder. Their number counts samples at 48 kHz; where Matroska and WebM
+    name the rate of the recording instead, FFmpeg 6 to 8 take it for a number at that rate.
+    """
+    head = codec.extradata or b""
+    if codec.name not in ("opus", "libopus") or "matroska" not in container or head[:8] != b"OpusHead":
+        return 0
+    left_out = opus_samples(first) - sum(frame.samples for frame in frames)
+    wanted = min(int.from_bytes(head[10:12], "little"), opus_samples(first))
+    return max(0, wanted - left_out) if left_out else 0
 
 
 def _joined(frames: Iterator[Any]) -> Iterator[tuple[int, np.ndarray]]:
@@ -347,14 +382,15 @@ def _remark(note: Note, decoder: _Decoder, end: int | None, size: int, unfinishe
     elif unfinished:
         note(f"cut short or damaged: {read}, and the end is missing")
     elif decoder.errors:
-        note(f"cut short or damaged: {read}, without {decoder.errors} stretches that cannot be decoded")
+        stretches = "a stretch" if decoder.errors == 1 else f"{decoder.errors} stretches"
+        note(f"cut short or damaged: {read}, without {stretches} that cannot be decoded")
 
 
 # ---------- blocks -> waveform ----------
 
 
 class _Mixer:
-    """Averages channels, and notices where nothing is to be heard."""
+    """Averages channels, and notices silence."""
 
     def __init__(self, note: Note):
         self.note = note
@@ -375,7 +411,7 @@ class _Mixer:
                 raise ValueError("holds NaN or infinite samples")
             self.frames += len(mono)
             self.mono_power += power
-            if self.mono_power <= QUIET * self.frames:  # where it is loud, nobody asks
+            if self.mono_power <= QUIET * self.frames:  # only silence needs the channels' own power
                 self.power += float(np.square(block, dtype=np.float64).mean(1).sum())
             yield mono
 
@@ -386,7 +422,7 @@ class _Mixer:
         if self.power > QUIET * self.frames * 100:
             self.note("its channels cancel each other out: as mono it is silent")
         else:
-            self.note("silent: there is nothing to be heard in it")
+            self.note("silent: there is nothing to hear in it")
 
 
 def _resampled(blocks: Iterable[np.ndarray], rate: int, target_rate: int) -> Iterator[bytes]:

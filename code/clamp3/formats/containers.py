@@ -1,6 +1,6 @@
-"""How long a sound file says that it is: what tells a file that was cut short from a whole one.
+"""The length that a sound file states for itself, which tells a truncated file from a whole one.
 
-FFmpeg reads a file to its real end and mostly takes that for the intended one, so that headers are read here.
+FFmpeg reads a file to its actual end and mostly takes that for the intended one, so the headers are read here.
 """
 
 import re
@@ -17,6 +17,16 @@ FLAC_FRAME = re.compile(rb"\xff[\xf8\xf9][^\0-\x0f]", re.S)
 TAIL = 1 << 17  # bytes: more than an Ogg page with its header
 BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")  # that an MP4 or MOV may begin with
 MAX_CHUNKS = 10_000
+MAX_BLOCKS = 1_000_000  # of a .voc file, which may have one for every 2 kB
+# Bit rates in kbit/s by their codes: of MPEG 1, layers 1, 2 and 3, and of MPEG 2 and 2.5, layer 1 and layers 2 and 3.
+MPEG_RATES = (
+    (0, *range(32, 449, 32)),
+    (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+)
+AC3_RATES = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)
 
 
 def declared_end(file: BinaryIO, size: int) -> int | None:
@@ -65,8 +75,21 @@ def lacks_last_page(file: BinaryIO, size: int) -> bool:
     return not (whole and header[5] & 4)
 
 
+def lacks_last_block(file: BinaryIO, size: int) -> bool:
+    """Whether a .voc file ends within a block, or without the one that ends it."""
+    file.seek(0)
+    start = int.from_bytes(file.read(22)[20:], "little")
+    for _ in range(MAX_BLOCKS):
+        file.seek(start)
+        found = file.read(4)
+        if len(found) < 4 or not found[0]:
+            return found[:1] != b"\0"
+        start += 4 + int.from_bytes(found[1:], "little")
+    return False
+
+
 def ogg_links(file: BinaryIO) -> list[int]:
-    """Where the links of a chained Ogg file start: pages that begin a stream, behind others that do not. [0] for all
+    """Where the links of a chained Ogg file start: pages that begin a stream and follow pages that do not. [0] for all
     other files."""
     file.seek(0)
     if file.read(4) != b"OggS":
@@ -86,7 +109,7 @@ def ogg_links(file: BinaryIO) -> list[int]:
 def mp3_seconds(file: BinaryIO) -> float | None:
     """The length by an MP3's tag (Xing, Info or VBRI) with the number of its frames, where it has one.
 
-    FFmpeg itself takes another, guessed one where the tag does not go with the size of the file.
+    Where the tag does not match the size of the file, FFmpeg itself guesses another length.
     """
     start = 0
     file.seek(0)
@@ -97,8 +120,7 @@ def mp3_seconds(file: BinaryIO) -> float | None:
     first = file.read(64)
     if len(first) < 64 or first[0] != 0xFF or first[2] >> 2 & 3 == 3:
         return None
-    version = first[1] >> 3 & 3  # 3: MPEG 1, 2: MPEG 2, 0: MPEG 2.5
-    rate = (44_100, 48_000, 32_000)[first[2] >> 2 & 3] >> {3: 0, 2: 1}.get(version, 2)
+    version, rate = _mpeg_version(first), _mpeg_rate(first)
     frames = 0
     for name in (b"Xing", b"Info"):
         if (place := first.find(name)) >= 0 and first[place + 7 : place + 8] and first[place + 7] & 1:
@@ -106,6 +128,54 @@ def mp3_seconds(file: BinaryIO) -> float | None:
     if (place := first.find(b"VBRI")) >= 0:
         frames = int.from_bytes(first[place + 14 : place + 18], "big")
     return frames * (1152 if version == 3 else 576) / rate or None
+
+
+def _mpeg_version(header: bytes) -> int:
+    """3: MPEG 1, 2: MPEG 2, 0: MPEG 2.5."""
+    return header[1] >> 3 & 3
+
+
+def _mpeg_rate(header: bytes) -> int:
+    """Hz."""
+    return (44_100, 48_000, 32_000)[header[2] >> 2 & 3] >> {3: 0, 2: 1}.get(_mpeg_version(header), 2)
+
+
+def frame_length(start: bytes) -> int | None:
+    """The bytes of a frame of MPEG audio, AAC (ADTS), AC-3, E-AC-3 or DTS by its own header, with which it starts."""
+    if len(start) < 8:
+        return None
+    if start[0] == 0xFF and start[1] & 0xF6 == 0xF0:  # ADTS
+        return (start[3] & 3) << 11 | start[4] << 3 | start[5] >> 5
+    if start[0] == 0xFF and start[1] & 0xE0 == 0xE0 and start[2] >> 2 & 3 < 3 and start[2] >> 4 < 15:
+        return _mpeg_frame_length(start) or None
+    if start[:2] == b"\x0bw" and start[5] >> 3 > 10:
+        return 2 * ((start[2] & 7) << 8 | start[3]) + 2
+    if start[:2] == b"\x0bw" and start[4] >> 6 < 3 and start[4] >> 1 & 31 < len(AC3_RATES):
+        rate, bits = start[4] >> 6, AC3_RATES[start[4] >> 1 & 31]
+        return (bits * 4, 2 * (bits * 320 // 147 + (start[4] & 1)), bits * 6)[rate]
+    if start[:4] == b"\x7f\xfe\x80\x01":
+        return ((start[5] & 3) << 12 | start[6] << 4 | start[7] >> 4) + 1
+    return None
+
+
+def _mpeg_frame_length(start: bytes) -> int:
+    layer = 4 - (start[1] >> 1 & 3)
+    is_first = _mpeg_version(start) == 3
+    rates = MPEG_RATES[layer - 1 if is_first else 3 + (layer > 1)]
+    bits, padding = 1000 * rates[start[2] >> 4], start[2] >> 1 & 1
+    if layer == 1:
+        return 4 * (12 * bits // _mpeg_rate(start) + padding)
+    return (72 if layer == 3 and not is_first else 144) * bits // _mpeg_rate(start) + (padding if bits else 0)
+
+
+def opus_samples(packet: bytes) -> int:
+    """How many samples at 48 kHz a packet of Opus holds by its first bytes."""
+    if len(packet) < 2:
+        return 0
+    mode, count = packet[0] >> 3, (1, 2, 2, packet[1] & 63)[packet[0] & 3]
+    if mode < 12:
+        return count * (480, 960, 1920, 2880)[mode & 3]
+    return count * ((480, 960)[mode & 1] if mode < 16 else (120, 240, 480, 960)[mode & 3])
 
 
 def flac_frames(data: bytes) -> Iterator[int]:

@@ -1,7 +1,7 @@
 """MIDI <-> MTF, MIDI's text format: a line for each message, its type and its values.
 
-MTF is what mido's messages look like in print, and M3 was trained on that. Here bytes become lines with no message
-objects in between, several times as fast as by mido, and damaged files are read as far as players read them.
+MTF is how mido prints its messages, and M3 was trained on it. Here bytes become lines with no message objects in
+between, several times faster than with mido, and damaged files are read as far as players read them.
 """
 
 import io

@@ -51,6 +51,26 @@ def _read_musicxml(path: Path, note: Note) -> str:
     return interleave(musicxml_to_abc(path, note), note)
 
 
+def _read_humdrum(path: Path, note: Note) -> str:
+    from clamp3.formats.abc import interleave
+    from clamp3.formats.other_scores import humdrum_to_abc
+
+    return interleave(humdrum_to_abc(path, note), note)
+
+
+def _read_mei(path: Path, note: Note) -> str:
+    from clamp3.formats.abc import interleave
+    from clamp3.formats.other_scores import mei_to_abc
+
+    return interleave(mei_to_abc(path, note), note)
+
+
+def _read_musescore(path: Path, note: Note) -> str:
+    from clamp3.formats.other_scores import refuse_musescore
+
+    return refuse_musescore(path, note)
+
+
 def _read_midi(path: Path, note: Note) -> str:
     from clamp3.formats.midi import midi_to_mtf
 
@@ -67,6 +87,9 @@ TEXT = Format("text", (".txt",), "text", _read_text, is_model_input=True)
 ABC = Format("ABC", (".abc",), "symbolic", _read_abc, is_model_input=True, is_slow=True)
 MTF = Format("MTF", (".mtf",), "symbolic", _read_text, is_model_input=True)
 MUSICXML = Format("MusicXML", (".xml", ".musicxml", ".mxl"), "symbolic", _read_musicxml, is_slow=True)
+HUMDRUM = Format("Humdrum", (".krn", ".kern"), "symbolic", _read_humdrum, is_slow=True)
+MEI = Format("MEI", (".mei",), "symbolic", _read_mei, is_slow=True)
+MUSESCORE = Format("MuseScore", (".mscz", ".mscx"), "symbolic", _read_musescore)
 MIDI = Format("MIDI", (".mid", ".midi", ".kar", ".rmi"), "symbolic", _read_midi, is_slow=True)
 FRAMES = Format("audio features", (".npy",), "audio", _read_frames, is_model_input=True)
 SOUND = Format(
@@ -81,7 +104,7 @@ SOUND = Format(
     "audio",
     decode=_decode_sound,
 )
-FORMATS = (TEXT, MUSICXML, ABC, MTF, MIDI, FRAMES, SOUND)
+FORMATS = (TEXT, MUSICXML, HUMDRUM, MEI, MUSESCORE, ABC, MTF, MIDI, FRAMES, SOUND)
 
 
 def format_of(path: Path) -> Format | None:
