@@ -6,9 +6,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from clamp3.errors import Note, warn
-from clamp3.features.reading import convert_raw
-from clamp3.io.folders import Job, Outcome
+from clamp3.features.reading import read_file
+from clamp3.inputs.encoder import InputEncoder
 
 
 def obey(path: Path, note: Note = warn) -> str | bytes | list[str]:
@@ -41,9 +43,8 @@ def count(path: Path) -> int:
     return len(rest) if word == "pieces" else 1
 
 
-def read_or_obey(job: Job) -> Outcome:
+def read_or_obey(encoder: InputEncoder, path: Path, note: Note) -> np.ndarray:
     """What a score is as the models' input, unless its first word is one of the above."""
-    word = job.source.read_text().split()[0]
-    if word in ("kill", "sleep"):
-        obey(job.source)
-    return convert_raw(job)
+    if path.read_text().split()[0] in ("kill", "sleep"):
+        obey(path)
+    return read_file(encoder, path, note)

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from clamp3.distributed import own_cores
 from clamp3.features.embedder import Embedder
 from clamp3.features.reading import Item, is_sound
 from clamp3.formats.registry import format_of
@@ -130,7 +129,7 @@ def embed_files_once(
     embedder.prepare_for(files)
     fresh: dict[bytes, CachedFeature] = {}
     try:
-        for item, feature in embedder.embed_items(embedder.read_raw(files, own_cores())):
+        for item, feature in embedder.embed_items(embedder.read_raw(files)):
             item.index = missing[item.index]
             if item.index in keys and feature is not None and np.isfinite(feature).all():
                 fresh[keys[item.index]] = CachedFeature(feature, item.repairs)
