@@ -1,6 +1,7 @@
 """Converters for tests of the driver: what a file says, they do. (Worker processes import them from here.)"""
 
 import os
+import re
 import signal
 import sys
 import time
@@ -22,6 +23,14 @@ def obey(path: Path, note: Note = warn) -> str | bytes | list[str]:
         sys.exit("quits")
     if word == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if word == "stumble" and not (before := path.with_suffix(".stumbled")).exists():
+        before.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if word == "take":  # so many MB
+        bytearray(int(float(rest[0]) * 1e6))
+    if word == "search":  # which lets no other thread run
+        print("searching", flush=True)
+        re.match("(a*)*b", "a" * 40)
     if word == "sleep":
         print("asleep", flush=True)
         time.sleep(float(rest[0]))
@@ -38,8 +47,10 @@ def obey(path: Path, note: Note = warn) -> str | bytes | list[str]:
 
 
 def count(path: Path) -> int:
-    """How many pieces `obey` makes of a file."""
+    """How many pieces `obey` makes of a file, unless its second word is one of the above."""
     word, *rest = path.read_text().split() or [""]
+    if rest == ["count"]:
+        obey(path.with_suffix(".how"))
     return len(rest) if word == "pieces" else 1
 
 

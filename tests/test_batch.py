@@ -2,12 +2,15 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +19,11 @@ import pytest
 import converters
 from clamp3.cli.output import print_report, print_table, print_weights, save_json
 from clamp3.errors import UserError
-from clamp3.io.conversion import convert_folder
+from clamp3.io.conversion import _convert, convert_folder
 from clamp3.io.files import atomic_write
 from clamp3.io.folders import Job, Plan, Tally, plan, save_report, share
 from clamp3.io.reports import FileIssue, printable
+from clamp3.io.workers import Processes, _Worker, in_processes
 from conftest import CODE
 
 EXTENSIONS = (".abc", ".mtf")
@@ -304,27 +308,33 @@ def test_names_are_shown_in_one_harmless_line(tmp_path, capsys):
 
 
 SHOWING = """
-import logging, sys
+import logging, os, sys
 sys.path.insert(0, {code!r})
 from clamp3.cli.options import run
 from clamp3.errors import UserError
 def main():
-    logging.getLogger("clamp3").info("waiting for %s", {name!r})
-    raise UserError("there is no " + {name!r} + "\\n  second line")
-run(main)
+    logging.getLogger("clamp3").info("waiting for %s", name)
+    raise UserError("there is no " + name + "\\n  second line")
+for number, name in enumerate({names!r}):
+    if not os.fork():
+        os.chdir({folder!r})
+        for stream, file in enumerate(("out", "err"), 1):
+            os.dup2(os.open(f"{{number}}.{{file}}", os.O_WRONLY | os.O_CREAT), stream)
+        run(main)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 2
 """
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_errors_and_logs_show_names_harmlessly(name):
-    command = [sys.executable, "-c", SHOWING.format(code=str(CODE), name=name)]
-    done = subprocess.run(command, capture_output=True, timeout=60)
-    assert done.returncode == 2
-    for printed, start in ((done.stdout.decode(), "waiting for"), (done.stderr.decode(), "error: there is no")):
-        first, *further = printed.split("\n")[:-1]
-        assert first.startswith(start) and all(line.startswith("  ") for line in further)
-        assert all(character.isprintable() for line in (first, *further) for character in line)
-    assert done.stderr.decode().endswith("\n  second line\n")
+def test_errors_and_logs_show_names_harmlessly(tmp_path):
+    script = SHOWING.format(code=str(CODE), names=list(HOSTILE), folder=str(tmp_path))
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    for number in range(len(HOSTILE)):
+        for name, start in (("out", "waiting for"), ("err", "error: there is no")):
+            printed = (tmp_path / f"{number}.{name}").read_text()
+            first, *further = printed.split("\n")[:-1]
+            assert first.startswith(start) and all(line.startswith("  ") for line in further)
+            assert all(character.isprintable() for line in (first, *further) for character in line)
+        assert printed.endswith("\n  second line\n")
 
 
 def test_files_of_any_name_are_converted_and_named(folders, capsys):
@@ -432,6 +442,76 @@ def test_bytes_are_written_as_they_are(folders):
     assert convert(folders) == 0 and outputs(target) == {"a.txt": "bytes"}
 
 
+def read(folder, processes, **texts) -> dict[str, str | None]:
+    """The failures, by name, of files of these texts."""
+    write(folder, **texts)
+    jobs = [Job(folder / f"{name}.abc", (folder / f"{name}.txt",), 0) for name in texts]
+    task = partial(_convert, converters.obey, False)
+    return {outcome.job.source.stem: outcome.failure for outcome in slowly(in_processes(task, jobs, processes))}
+
+
+def slowly(outcomes):
+    """The outcomes; the first ones are followed by a time in which nobody asks for the next."""
+    for number, outcome in enumerate(outcomes):
+        yield outcome
+        time.sleep(0.8 if number < 2 else 0)
+
+
+def test_time_in_which_nobody_asks_for_outcomes_does_not_count(tmp_path):
+    """Neither for a file that is done meanwhile, nor for one that is still at work."""
+    texts = {"slow": "sleep 1", **{f"quick_{number}": "sleep 0.01" for number in range(6)}}
+    expected = {name: None for name in texts} | {"hangs": "takes longer than 0.5 s (--time_limit)"}
+    assert read(tmp_path, Processes(2, time_limit=0.5), **texts, hangs="sleep 60") == expected
+
+
+def test_killed_workers_are_replaced_and_their_files_are_tried_once_more(tmp_path, monkeypatch):
+    """Those that are killed while they start, too: the first two are."""
+    started = []
+    start = _Worker.__init__
+
+    def start_and_kill(worker, *arguments):
+        start(worker, *arguments)
+        started.append(worker)
+        if len(started) <= 2:
+            worker.process.kill()
+
+    monkeypatch.setattr(_Worker, "__init__", start_and_kill)
+    texts = {f"good_{number}": "a" for number in range(5)} | {"stumbles": "stumble", "is_killed": "kill"}
+    killed = "ended the converter's process, with exit code -9"
+    assert read(tmp_path, Processes(2), **texts) == {name: None for name in texts} | {"is_killed": killed}
+    assert len(started) > 4 and not multiprocessing.active_children()
+
+
+def test_workers_that_cannot_start_are_an_error_and_no_endless_loop(tmp_path, monkeypatch):
+    start = _Worker.__init__
+    monkeypatch.setattr(_Worker, "__init__", lambda self, *arguments: start(self, *arguments) or self.process.kill())
+    with pytest.raises(UserError, match="worker processes cannot start: exit code -9, 3 times in a row"):
+        read(tmp_path, Processes(2), a="a", b="b")
+
+
+def test_a_file_gets_so_much_memory_and_the_next_one_too(tmp_path):
+    too_much = "takes more than 300 MB of memory (--memory_limit)"
+    texts = {"little": "take 1", "much": "take 200", "too_much": "take 1000", "again": "take 200", "more": "take 1e6"}
+    found = read(tmp_path, Processes(1, memory_limit=300), **texts)
+    assert found == {name: too_much if name in ("too_much", "more") else None for name in texts}
+
+
+def test_pieces_are_counted_under_the_limits_too(folders):
+    source, target = folders
+    ways = {"hangs": "sleep 60", "dies": "kill", "grows": "take 1e6", "fails": "fail key", "fine": "a"}
+    for name, how in ways.items():
+        (source / f"{name}.how").write_text(how)
+    write(source, **dict.fromkeys(ways, "mend count"))
+    assert convert(folders, count_pieces=converters.count, time_limit=2) == 1
+    assert remarks(target / "failures.jsonl") == {
+        "hangs": "takes longer than 2 s (--time_limit)",
+        "dies": "ended the converter's process, with exit code -9",
+        "grows": "takes more than 1000 MB of memory (--memory_limit)",
+        "fails": "KeyError: 'key'",
+    }
+    assert list(outputs(target)) == ["fine.txt"]
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -445,22 +525,25 @@ run(lambda: print_report(convert_folder(converters.obey, *folders, (".abc",), ".
 """
 
 
+@pytest.mark.parametrize("how", ["sleep 99", "search"])
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_a_run_that_is_ended_leaves_whole_files_and_no_process_and_is_taken_up(folders, number, code):
+def test_a_run_that_is_ended_leaves_whole_files_and_no_process_and_is_taken_up(folders, number, code, how):
     source, target = folders
-    write(source, **{f"good_{i}": "long enough to be taken first" for i in range(9)}, sleeper="sleep 99", other="z 1")
+    write(source, **{f"good_{i}": "long enough to be taken first" for i in range(9)}, sleeper=how, other="z 1")
     path = [str(Path(converters.__file__).parent)]
     script = SCRIPT.format(path=path, source=str(source), target=str(target))
     command = [sys.executable, "-W", "error", "-c", script]
     pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen(command, **pipes, text=True, start_new_session=True) as process:
-        assert process.stdout.readline() == "asleep\n"
+        assert process.stdout.readline() in ("asleep\n", "searching\n")
         if number == signal.SIGINT:  # which Ctrl-C sends to all processes
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
         _, errors = process.communicate(timeout=30)  # ends when no worker holds its end of the pipe any more
-    assert process.returncode == code and "Traceback" not in errors
+    assert process.returncode == code
+    said = {130: "interrupted", 143: "terminated"}
+    assert errors == (f"{said[code]}; the same command goes on where it stopped\n" if code in said else "")
     assert set(outputs(target).values()) <= {"LONG ENOUGH TO BE TAKEN FIRST", "Z 1"}
     assert "sleeper.txt" not in outputs(target)
     write(source, sleeper="awake")

@@ -247,9 +247,9 @@ def _work(pipe: connection.Connection, memory_limit: float) -> None:
             too_much = f"takes more than {memory_limit:g} MB of memory (--memory_limit)"
             try:
                 outcome = task(message)
+                goes_on = outcome.failure != OUT_OF_MEMORY and _address_space() < before + memory_limit * 1e6 / 2
                 if outcome.failure == OUT_OF_MEMORY:
                     outcome = replace(outcome, failure=too_much)
-                goes_on = _address_space() < before + memory_limit * 1e6 / 2
                 pipe.send((outcome, goes_on))
             except MemoryError:
                 goes_on = False
