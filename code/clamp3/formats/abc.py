@@ -39,6 +39,13 @@ TUPLET_START = re.compile(r"\(([2-9])(?::(\d*):?(\d*))?")
 ALTERED = re.compile(r"([_^=]*)([A-Ga-g][,']*)")
 ROOM = 62 - len("[V:1]|")  # characters of a bar in a patch, besides its voice and its barline
 BARLINES = ("|:", "::", ":|", "[|", "||", "|]", "|", "|]:")  # that need no other spelling; the last is MusicXML's
+# The usual form of interleaved ABC: fields, then lines of bars in which no text, chord or sign hides a barline.
+USUAL_HEADER = re.compile(r"(?:(?:[A-Za-z]:(?![|:])|%%(?!begin))[^\n]*\n)*")
+USUAL_TEXT = r'[^"%\\$`|:\[\]\r\n]*'
+USUAL_BARS = re.compile(
+    rf'(?:\[V:[^\s\]]+\]{USUAL_TEXT}(?:(?:"{USUAL_TEXT}"|\[(?:(?!V)[A-Za-z]:)?{USUAL_TEXT}\]){USUAL_TEXT})*:*\[?\|[|:\]]*\d*)+'
+)
+VOICE_NAMES = re.compile(r"\[V:([^\s\]]+)\]")
 SILENT = re.compile(r'"[^"]*"|\[[A-Za-z]:[^\]]*\]|![^!\s]*!|\+[^+\s]*\+')  # text, inline fields, decorations
 NOTE = re.compile(r"[A-Ga-g]")
 NOTE_OR_REST = re.compile(r"[A-Ga-gxzXZ]")
@@ -170,6 +177,8 @@ def interleave(abc: str, note: Note = warn) -> str:
 
 def is_interleaved(abc: str) -> bool:
     """Whether each line of music holds one bar of each of its voices."""
+    if _is_of_usual_form(abc):
+        return True
     in_all, most = set(), 0
     for kind, line in _lines(abc):
         if kind != "music":
@@ -183,6 +192,22 @@ def is_interleaved(abc: str) -> bool:
         in_all.update(names)
         most = max(most, len(names))
     return most > 1 or len(in_all) == 1
+
+
+def _is_of_usual_form(abc: str) -> bool:
+    """Whether `abc` is interleaved as it mostly is, which can be told in a tenth of the time."""
+    header = USUAL_HEADER.match(abc)
+    lines = abc[header.end() :].rstrip("\n").split("\n") if header else []
+    if (
+        not header
+        or not all(map(USUAL_BARS.fullmatch, lines))
+        or not header[0].startswith("K:")
+        and "\nK:" not in header[0]
+    ):
+        return False
+    voices = {tuple(VOICE_NAMES.findall(line)) for line in lines}
+    most = max(map(len, voices))
+    return all(len(set(names)) == len(names) for names in voices) and (most > 1 or len(voices) == 1)
 
 
 def _is_one_bar(music: str) -> bool:
