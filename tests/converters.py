@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -28,6 +29,8 @@ def obey(path: Path, note: Note = warn) -> str | bytes | list[str]:
         os.kill(os.getpid(), signal.SIGKILL)
     if word == "take":  # so many MB
         bytearray(int(float(rest[0]) * 1e6))
+    if word == "remove":
+        shutil.rmtree(rest[0])
     if word == "search":  # which lets no other thread run
         print("searching", flush=True)
         re.match("(a*)*b", "a" * 40)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -549,3 +550,98 @@ def test_a_run_that_is_ended_leaves_whole_files_and_no_process_and_is_taken_up(f
     write(source, sleeper="awake")
     assert convert(folders) == 0 and len(outputs(target)) == 11
     assert [path for path in target.rglob("*") if path.suffix != ".txt"] == []
+
+
+# ---------- what a run meets ----------
+
+MTF2MIDI = f"{sys.executable} {CODE.parent / 'preprocessing' / 'midi' / 'batch_mtf2midi.py'}"
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess:
+    command = f"set -o pipefail; {command}"
+    return subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def messages(tmp_path):
+    """A folder with a folder `in` of MTF."""
+    (tmp_path / "in").mkdir()
+    for number in range(12):
+        (tmp_path / "in" / f"{number}.mtf").write_text("ticks_per_beat 480\nnote_on 0 0 60 64\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "code", "said"),
+    [
+        ("", "| head -c 0", 141, ""),
+        ("", "2>&1 | head -c 0", 141, ""),
+        ("", ">&-", 0, ""),
+        ("", "<&- >&- 2>&-", 0, ""),
+        ("", "> /dev/full", 2, "error: standard output cannot be written: No space left on device\n"),
+        ("ulimit -n 64;", "--workers 30", 0, ""),
+        ("ulimit -n 12;", "--workers 30", 2, "error: no worker process can be started: Too many open files\n"),
+    ],
+)
+def test_what_becomes_of_its_output_and_few_files_end_no_run_badly(messages, before, behind, code, said):
+    if "/dev/full" in behind and not os.path.exists("/dev/full"):
+        pytest.skip("there is no /dev/full here")
+    done = shell(f"{before} {MTF2MIDI} in out {behind}", messages)
+    assert done.returncode == code
+    lines = [line for line in done.stderr.splitlines() if line and "/12 [" not in line]  # but those of the bar
+    assert lines == said.splitlines()
+    assert len(list((messages / "out").glob("*"))) == (0 if "no worker" in said else 12)
+
+
+FULL_DISK = f"""
+mkdir disk && mount -t tmpfs -o size=4k tmpfs disk && mkdir disk/out || exit 77
+{MTF2MIDI} in disk/out --workers 1; echo code $?; ls -A disk/out
+mount -o remount,ro disk
+{MTF2MIDI} in disk/out; echo code $?
+"""
+
+
+def test_a_full_or_read_only_disk_ends_a_run_early_and_the_failures_are_shown(messages):
+    """Once there is room, the same command does the rest."""
+    (messages / "script").write_text(FULL_DISK)
+    if not shutil.which("unshare") or (done := shell("unshare -rm bash script", messages)).returncode == 77:
+        pytest.skip("mounts are not allowed here")
+    full, read_only = done.stdout.split("code 1\n")
+    assert "1 written" in full and full.count("cannot be written: No space left on device") == 5
+    assert "stopped: disk/out takes no more files (No space left on device); 6 inputs were not tried" in full
+    assert read_only.splitlines()[-1] == "code 2" and len(read_only.splitlines()) == 2
+    assert "error: disk/out cannot be written: Read-only file system\n" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_else(messages):
+    (messages / "file").touch()
+    done = shell(f"{MTF2MIDI} in file/out", messages)
+    assert done.returncode == 2 and done.stderr == "error: file/out cannot be written: Not a directory\n"
+
+
+def test_folders_that_vanish_in_mid_run_are_failures(folders, capsys):
+    source, target = folders
+    names = [f"good_{number}" for number in range(4)]
+    texts = {"good_0": "a" * 1000, "remover": f"remove {target}", **dict.fromkeys(names[1:], "a")}  # by size
+    write(source, **texts)
+    assert print_report(convert_folder(converters.obey, source, target, (".abc",), ".txt", workers=1)) == 1
+    printed = capsys.readouterr().out
+    assert "4 written" in printed and "its output was written, and was removed in mid-run" in printed
+    assert remarks(target / "failures.jsonl").keys() == {"good_0"}
+    shutil.rmtree(target)
+    write(source, good_0="a", remover=f"remove {source}")
+    assert print_report(convert_folder(converters.obey, source, target, (".abc",), ".txt", workers=1)) == 1
+    gone = "cannot be read or written: No such file or directory"
+    assert remarks(target / "failures.jsonl") == dict.fromkeys([*names, "remover"], gone)
+
+
+def test_damaged_lists_of_an_earlier_run_are_no_trouble(folders):
+    source, target = folders
+    write(source, a="mend this")
+    target.mkdir()
+    for content in ("[" * 100_000, "null", "{}", '{"file": 1, "reason": {"a": 2}}', "\x00", '{"file": "a"'):
+        (target / "warnings.jsonl").write_text(content)
+        (target / "a.txt").unlink(missing_ok=True)
+        assert convert(folders) == 0
+        assert json.loads((target / "warnings.jsonl").read_text().splitlines()[-1])["reason"] == "this"

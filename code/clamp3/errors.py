@@ -24,7 +24,9 @@ Note = Callable[[str], None]
 WAS_STANDARD = "standard ABC, which was interleaved first"
 
 
-NO_MEMORY = re.compile("out of memory|not enough memory|allocate memory|failed to map segment", re.IGNORECASE)
+NO_MEMORY = re.compile(
+    "out of memory|not enough memory|allocate memory|failed to map segment|can't start new thread", re.IGNORECASE
+)
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

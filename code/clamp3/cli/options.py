@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import logging
 import multiprocessing
 import os
@@ -245,15 +246,12 @@ def _code_without_output(error: OSError) -> int:
     """The exit code where standard output takes no more. Raises `error` where it is about something else."""
     try:
         sys.stdout.flush()
-        if not isinstance(error, BrokenPipeError):
-            raise error
-    except OSError as now:
-        if now is error:
-            raise
-        error = now
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that what is still waiting goes somewhere
     if isinstance(error, BrokenPipeError):  # its reader has seen enough, as head does
         return BROKEN_PIPE
+    if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO):
+        raise error
     _complain(f"error: standard output cannot be written: {error.strerror}")
     return 2
 

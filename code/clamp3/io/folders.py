@@ -50,7 +50,6 @@ class Plan:
     ignored: Counter[str] = field(default_factory=Counter)  # files of other kinds, by extension
     failures: list[FileIssue] = field(default_factory=list)  # folders that cannot be listed
     special: list[FileIssue] = field(default_factory=list)  # FIFOs, devices and sockets
-    output: tuple[int, int] | None = None  # what the output folder is, so that another in its place is noticed
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,6 @@ def plan(
     result.already_done = len(jobs) - len(result.jobs)
     if result.jobs:
         _try_to_write(output_dir)
-        result.output = _identity(output_dir)
     return result
 
 
@@ -305,19 +303,26 @@ def tally(outcomes: Iterable[Outcome], total: int, progress: bool = False) -> Ta
     return result
 
 
+def _lost(output_dir: Path, todo: Plan, done: Tally) -> list[FileIssue]:
+    """The inputs whose outputs were written and are gone again, as with a folder that is removed in mid-run."""
+    if not done.written or done.stopped:
+        return []
+    there, failed = _outputs(output_dir), {issue.file for issue in done.failures}
+    gone = [job.source for job in todo.jobs if not there.issuperset(job.targets) and str(job.source) not in failed]
+    return [FileIssue(str(source), "its output was written, and was removed in mid-run") for source in gone]
+
+
 def save_report(output_dir: Path, todo: Plan, done: Tally, seconds: float) -> Report:
     """What a run did; its failures and warnings are written into OUTPUT_DIR.
 
     failures.jsonl holds those of this run alone, since each run tries a failed input again; warnings.jsonl also holds
     those of earlier runs on inputs that this one left as they were.
     """
-    failures = sorted(todo.failures + done.failures, key=lambda failure: failure.file)
+    lost = _lost(output_dir, todo, done)
+    failures = sorted(todo.failures + done.failures + lost, key=lambda failure: failure.file)
     tried = {str(job.source) for job in todo.jobs} | {issue.file for issue in todo.special}
     earlier = [issue for issue in load_issues(output_dir / WARNINGS_FILE) if issue.file not in tried]
     lists = {WARNINGS_FILE: earlier + todo.special + done.warnings, FAILURES_FILE: failures}
-    if todo.output not in (None, _identity(output_dir)):
-        gone = "was removed or replaced in mid-run, so that outputs are missing; start the same command again"
-        failures.append(FileIssue(str(output_dir), gone))
     for name, issues in lists.items():
         try:
             save_issues(output_dir / name, issues)
@@ -330,7 +335,7 @@ def save_report(output_dir: Path, todo: Plan, done: Tally, seconds: float) -> Re
     return Report(
         output_dir,
         seconds,
-        done.written,
+        done.written - len(lost),
         todo.already_done,
         todo.ignored,
         failures,
