@@ -645,3 +645,81 @@ def test_damaged_lists_of_an_earlier_run_are_no_trouble(folders):
         (target / "a.txt").unlink(missing_ok=True)
         assert convert(folders) == 0
         assert json.loads((target / "warnings.jsonl").read_text().splitlines()[-1])["reason"] == "this"
+
+
+# ---------- small inputs that would take gigabytes or never end ----------
+
+
+def score(more: str = "", octave: str = "<octave>4</octave>", measures: int = 1) -> str:
+    note = f"<note><pitch><step>C</step>{octave}</pitch><duration>4</duration>{more}</note>"
+    bars = f"<measure><attributes><divisions>1</divisions></attributes>{note}</measure>" * measures
+    return f'<?xml version="1.0"?><score-partwise><part-list/><part id="P">{bars}</part></score-partwise>'
+
+
+BIG = "300000000"
+UTF16 = score(octave=f"<octave>{BIG}</octave>").replace("?>", ' encoding="UTF-16"?>', 1).encode("utf-16")
+VOICES = "".join(f"<voice>{number}</voice></note><note><rest/><duration>1</duration>" for number in range(5000))
+TIMEWISE = (
+    "<score-timewise><part-list>"
+    + "".join(f'<score-part id="P{number}"/>' for number in range(1000))
+    + "</part-list>"
+    + '<measure><part id="P0"/></measure>' * 1500
+    + "</score-timewise>"
+)
+TUNE = "X:1\nM:4/4\nL:1/8\nK:C\n"
+MIDI_HEAD = b"MThd\0\0\0\6\0\1\xff\xff\1\xe0"
+HOSTILE_FILES = {
+    "abc/batch_xml2abc.py": {
+        "attribute.xml": score(octave=f'<octave x="1">{BIG}</octave>'),
+        "comment.xml": score(octave="<octave>3000<!-- - -->00000</octave>"),
+        "character.xml": score(octave="<octave>&#51;00000000</octave>"),
+        "cdata.xml": score(octave=f"<octave><![CDATA[{BIG}]]></octave>"),
+        "entity.xml": score(octave="<octave>&o;</octave>").replace("?>", f'?><!DOCTYPE s [<!ENTITY o "{BIG}">]>', 1),
+        "utf16.xml": UTF16,
+        "verse.xml": score('<lyric number="20201128"><text>la</text></lyric>'),
+        "verse_word.xml": score('<lyric number="verse20201128"><text>la</text></lyric>'),
+        "voices.xml": score(VOICES),
+        "timewise.xml": TIMEWISE,
+        "tags.xml": "<score-partwise>" + "<a/>" * 20_000_000 + "</score-partwise>",
+        "rest.xml": score("</note><note><rest/><duration>999999999</duration>"),
+        "fine.xml": score(),
+    },
+    "abc/batch_abc2xml.py": {
+        "rests.abc": TUNE + "CDEF|Z99999999|GABc|\n",
+        "rests_unseen.abc": TUNE + "CDEF|X141436|GABc|\n",
+        "rests_of_digits.abc": TUNE + f"CDEF|Z{'9' * 5000}|GABc|\n",
+        "many_rests.abc": TUNE + "CDEF|" + "Z1000|" * 10_000 + "GABc|\n",
+        "voices.abc": TUNE + "".join(f"V:{number}\nCDEF|\n" for number in range(5000)),
+        "text.abc": TUNE + "%%begintext\n" * 5000 + "CDEF|\n",
+        "fine.abc": TUNE + "CDEF|\n",
+    },
+    "midi/batch_midi2mtf.py": {
+        "times.mid": MIDI_HEAD + b"MTrk\0\0\x0d\xac" + b"\xff\xff\xff\x7f\x90\x3c\x40" * 500 + b"\0\xff\x2f\0",
+        "tracks.mid": MIDI_HEAD + b"MTrk\0\0\0\x08\0\x90\x3c\x40\0\xff\x2f\0" * 65535,
+        "length.mid": MIDI_HEAD + b"MTrk\xff\xff\xff\xff\0\xf0\xff\xff\xff\x7f\1\0\xff\x2f\0",
+        "fine.mid": MIDI_HEAD + b"MTrk\0\0\0\x08\0\x90\x3c\x40\0\xff\x2f\0",
+    },
+}
+HOSTILE_FILES["abc/batch_interleaved_abc.py"] = HOSTILE_FILES["abc/batch_abc2xml.py"]
+MOST_MEMORY = 1_000_000  # kB, of any process
+
+
+@pytest.mark.parametrize("command", HOSTILE_FILES)
+def test_small_inputs_take_neither_gigabytes_nor_for_ever(tmp_path, command):
+    """Each comes out or is a named failure, long before the limits of time and memory."""
+    (tmp_path / "in").mkdir()
+    for name, content in HOSTILE_FILES[command].items():
+        (tmp_path / "in" / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    words = [sys.executable, CODE.parent / "preprocessing" / command, tmp_path / "in", tmp_path / "out"]
+    with open(tmp_path / "said", "wb") as file:
+        process = subprocess.Popen([*map(str, words), "--workers", "1"], stdout=file, stderr=file)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    said = (tmp_path / "said").read_text()
+    assert process.returncode == 1 and "Traceback" not in said
+    assert "takes more than" not in said and "takes longer than" not in said and "exit code" not in said
+    assert used.ru_maxrss < MOST_MEMORY  # the largest of this process and its workers
+    failed = {Path(json.loads(line)["file"]).stem for line in (tmp_path / "out" / "failures.jsonl").open()}
+    made = {path.stem for path in (tmp_path / "out").iterdir()} - {"failures", "warnings"}
+    assert failed | made == {Path(name).stem for name in HOSTILE_FILES[command]} and not failed & made
+    assert "fine" in made

@@ -54,6 +54,9 @@ INLINE_FIELD = re.compile(r"\[[A-Za-z]:[^\]]*\]")
 LONG_REST = re.compile(r"(.*?)([ZX])(\d+)\s*", re.DOTALL)
 LONGEST_REST = 1000  # bars
 MOST_BARS = 200_000  # of a tune, those of all voices counted: more is no music, and would fill the memory
+MOST_WRITTEN_RESTS = 20_000  # bars of rest, of all voices, that are written out as MusicXML
+MOST_WRITTEN_VOICES = 500
+VOICE = re.compile(r"(?:^|\[)V:\s*([^\s\]]+)", re.MULTILINE)
 RESTS = re.compile(r"(?<![A-Za-z])[ZX](\d+)")
 EMPTY_BAR = "X"  # a bar's rest that is not shown
 CLEF = re.compile(r"clef=(\S+)|\b((?:treble|alto|tenor|bass|perc|none)[\d+-]*)")
@@ -116,6 +119,17 @@ def check_one_tune(abc: str) -> None:
         raise ValueError("no notes")
     if sum(_bars_of_rest(digits) for digits in RESTS.findall(abc)) > MOST_BARS:
         raise ValueError(f"its rests last for more than {MOST_BARS} bars")
+
+
+def check_size(abc: str) -> None:
+    """Raise ValueError for a tune that a converter which writes each bar out would work on for minutes."""
+    rests = sum(_bars_of_rest(digits) for digits in RESTS.findall(abc))
+    voices = len(set(VOICE.findall(abc)))
+    if rests > MOST_WRITTEN_RESTS or voices > MOST_WRITTEN_VOICES:
+        raise ValueError(
+            f"it has {voices} voices, and rests of {rests} bars: more than the {MOST_WRITTEN_VOICES} and "
+            f"{MOST_WRITTEN_RESTS} that are written out"
+        )
 
 
 def _bars_of_rest(digits: str) -> int:
