@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -382,42 +381,34 @@ def test_wrong_options_end_with_a_line_not_a_traceback(small_model, inputs, tmp_
 # ---------- ends, processes and memory ----------
 
 
-def end_while_blocked(process, out, blocked, how) -> str:
-    """Replace the last input by a FIFO, wait until all others are done, and send a signal; what was said since."""
-    while len([*out.glob("*.npy")]) < 1:
-        assert process.poll() is None
-        time.sleep(0.005)
-    blocked.unlink()
-    os.mkfifo(blocked)
-    count = len([*blocked.parent.iterdir()])
-    while len([*out.glob("*.npy")]) < count - 1:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(how)
-    return process.communicate(timeout=60)[1].rpartition("\r")[2].rpartition("\n\n")[2].strip("\n")
-
-
-def test_no_end_waits_for_a_thread_that_a_file_blocks(small_model, tmp_path):
+@pytest.mark.parametrize(
+    ("script", "how", "code", "said"),
+    [("extract_clamp3.py", signal.SIGTERM, 143, "terminated"), ("clamp3_embd.py", signal.SIGINT, 130, "interrupted")],
+)
+def test_no_end_waits_for_a_thread_that_a_file_blocks(small_model, tmp_path, script, how, code, said):
     """What looked like a file is a FIFO by the time at which it is read."""
-    (tmp_path / "in").mkdir()
+    source, out, blocked = tmp_path / "in", tmp_path / "out", tmp_path / "in" / "last.txt"
+    source.mkdir()
     for number in range(300):
-        (tmp_path / "in" / f"{number}.txt").write_text(f"a reel and {number} more words for it")
-    (tmp_path / "in" / "last.txt").write_text("a")
-    started = []
-    for script, how in (("extract_clamp3.py", signal.SIGTERM), ("clamp3_embd.py", signal.SIGINT)):
-        source, out = tmp_path / f"in_{script}", tmp_path / script
-        shutil.copytree(tmp_path / "in", source)
-        words = [sys.executable, script, source, out, "--get_global", "--batch_tokens", "64", "--device", "cpu"]
-        words += ["--no_cache"] * (script == "clamp3_embd.py")
-        env = small_model.environment()
-        process = subprocess.Popen([*map(str, words)], env=env, cwd=CODE, stderr=subprocess.PIPE, text=True)
-        started.append((process, out, source / "last.txt", how))
-    for process, out, blocked, how in started:
-        said = end_while_blocked(process, out, blocked, how)
-        name, code = {signal.SIGTERM: ("terminated", 143), signal.SIGINT: ("interrupted", 130)}[how]
-        assert process.returncode == code
-        assert said.splitlines()[-1] == f"{name}; the same command goes on where it stopped"
-        assert len(outputs(out)) == 300 and not [*out.rglob("*.partial")]
+        (source / f"{number}.txt").write_text(f"a reel and {number} more words for it")
+    blocked.write_text("a")
+    words = [sys.executable, script, source, out, "--get_global", "--batch_tokens", "64", "--device", "cpu"]
+    words += ["--no_cache"] * (script == "clamp3_embd.py")
+    env = small_model.environment()
+    process = subprocess.Popen([*map(str, words)], env=env, cwd=CODE, stderr=subprocess.PIPE, text=True)
+    done, before = 0, -1
+    while done == 0 or done > before:  # until no more come
+        assert process.poll() is None
+        if done and before <= 0:
+            blocked.unlink()
+            os.mkfifo(blocked)
+        time.sleep(1 if done else 0.005)
+        before, done = done, len([*out.glob("*.npy")])
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert errors.splitlines()[-1] == f"{said}; the same command goes on where it stopped"
+    assert "Traceback" not in errors and not [*out.rglob("*.partial")]
 
 
 PLAIN_SCRIPT = """

@@ -1,6 +1,7 @@
 """What the commands share: their options, and how they start and end."""
 
 import argparse
+import atexit
 import contextlib
 import errno
 import logging
@@ -193,6 +194,10 @@ def run(main: Callable[[], int], keeps_work: bool = True) -> None:
         sys.stdout.flush()
     except OSError as error:
         code = _code_without_output(error)
+    if code in [128 + number for number in ENDING]:
+        # As at any end, but without waiting for threads: the interpreter's own end takes no account of the time.
+        atexit._run_exitfuncs()
+        os._exit(code)
     sys.exit(code)
 
 
