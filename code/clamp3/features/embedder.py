@@ -265,9 +265,13 @@ class Embedder(InputEncoder):
         if any(is_sound(path) for path in paths):
             _ = self.audio_encoder
 
-    def read_raw(self, paths: Sequence[Path]) -> Iterator[Item]:
-        """The items of raw files of any kinds for `embed_items`, as `reading.read_raw`."""
-        return read_raw(self, paths, lambda: self.audio_encoder, self.processes)
+    def read_raw(self, paths: Sequence[Path], workers: int = 0) -> Iterator[Item]:
+        """The items of raw files of any kinds for `embed_items`, as `reading.read_raw`.
+
+        Scores and MIDI files are converted in `workers` processes, which takes a main module with a `__main__` guard;
+        with 0, by the Embedder's `processes`, or in this process if it has none.
+        """
+        return read_raw(self, paths, lambda: self.audio_encoder, Processes(workers) if workers else self.processes)
 
     @overload
     def embed_files(
