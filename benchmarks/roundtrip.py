@@ -38,7 +38,7 @@ from clamp3.formats.abc import interleave  # noqa: E402
 from clamp3.formats.musicxml import abc_to_musicxml, musicxml_to_abc  # noqa: E402
 from clamp3.formats.mxl import extracted, in_its_own_encoding  # noqa: E402
 from clamp3.io.folders import Job, Outcome  # noqa: E402
-from clamp3.io.workers import cores, in_processes  # noqa: E402
+from clamp3.io.workers import Processes, cores, in_processes  # noqa: E402
 from corpus import corpus_folder  # noqa: E402
 from score_readers import abc_notes, musicxml_notes  # noqa: E402
 
@@ -72,7 +72,8 @@ def main() -> None:
         paths = [paths[index * len(paths) // args.limit] for index in range(args.limit)]
     jobs = sorted((Job(path, (), length(path)) for path in paths), key=lambda job: -job.size)
     results: dict[str, tuple[str, str]] = {}  # kind and difference, by the scores' names
-    for outcome in tqdm(in_processes(compare_job, jobs, args.workers, args.time_limit), total=len(jobs), unit="score"):
+    processes = Processes(args.workers, args.time_limit, memory_limit=4000)
+    for outcome in tqdm(in_processes(compare_job, jobs, processes), total=len(jobs), unit="score"):
         name = outcome.job.source.relative_to(folder).as_posix()
         found = (NOT_COMPARED, outcome.failure) if outcome.failure else (outcome.kind, outcome.difference)
         results[name] = found

@@ -37,7 +37,7 @@ def main() -> int:
 
     # Only now, so that --help and mistyped options answer at once.
     import utils
-    from clamp3.distributed import own_cores, start
+    from clamp3.distributed import start
     from clamp3.features.cache import embed_files_once
     from clamp3.features.extraction import extract
     from clamp3.formats.registry import extensions
@@ -53,7 +53,7 @@ def main() -> int:
         embed=lambda embedder, paths: (
             embed_files_once(embedder, paths, cache)
             if args.get_global
-            else embedder.embed_items(embedder.read_raw(paths, own_cores()), pooled=False)
+            else embedder.embed_items(embedder.read_raw(paths), pooled=False)
         ),
         progress=True,
     )

@@ -12,7 +12,7 @@ OUTPUT_DIR/failures.jsonl, and the exit code is 1. Weights and sizes are set in 
 are downloaded.
 """
 
-from clamp3.cli.options import extraction_parser, run
+from clamp3.cli.options import extraction_parser, run, worker_processes
 from clamp3.cli.output import end_of_run
 
 
@@ -31,6 +31,7 @@ def main() -> int:
         "precision": args.precision,
         "batch_tokens": args.batch_tokens,
         "as_is": args.as_is,
+        "processes": worker_processes(args),
     }
     report = extract(
         lambda: utils.build_embedder(utils.M3Model, variant=args.variant, **options),

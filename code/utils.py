@@ -11,6 +11,7 @@ import torch
 
 import config
 from clamp3.cli import settings
+from clamp3.cli.options import worker_processes
 from clamp3.errors import UserError
 from clamp3.features.embedder import Embedder
 from clamp3.inputs.patchilizer import M3Patchilizer, remove_instrument_info
@@ -77,6 +78,7 @@ def embedder_loader(args: Namespace, device: torch.device | str | None) -> Calla
     Where they ask for none, and the released weights that config.py names are not at hand, it is the small model's.
     """
     options = {"precision": args.precision, "batch_tokens": args.batch_tokens, "mert": args.mert, "device": device}
+    options["processes"] = worker_processes(args)
 
     @cache
     def load() -> Embedder:

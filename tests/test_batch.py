@@ -2,12 +2,16 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +20,11 @@ import pytest
 import converters
 from clamp3.cli.output import print_report, print_table, print_weights, save_json
 from clamp3.errors import UserError
-from clamp3.io.conversion import convert_folder
+from clamp3.io.conversion import _convert, convert_folder
 from clamp3.io.files import atomic_write
 from clamp3.io.folders import Job, Plan, Tally, plan, save_report, share
 from clamp3.io.reports import FileIssue, printable
+from clamp3.io.workers import Processes, _Worker, in_processes
 from conftest import CODE
 
 EXTENSIONS = (".abc", ".mtf")
@@ -304,27 +309,33 @@ def test_names_are_shown_in_one_harmless_line(tmp_path, capsys):
 
 
 SHOWING = """
-import logging, sys
+import logging, os, sys
 sys.path.insert(0, {code!r})
 from clamp3.cli.options import run
 from clamp3.errors import UserError
 def main():
-    logging.getLogger("clamp3").info("waiting for %s", {name!r})
-    raise UserError("there is no " + {name!r} + "\\n  second line")
-run(main)
+    logging.getLogger("clamp3").info("waiting for %s", name)
+    raise UserError("there is no " + name + "\\n  second line")
+for number, name in enumerate({names!r}):
+    if not os.fork():
+        os.chdir({folder!r})
+        for stream, file in enumerate(("out", "err"), 1):
+            os.dup2(os.open(f"{{number}}.{{file}}", os.O_WRONLY | os.O_CREAT), stream)
+        run(main)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 2
 """
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_errors_and_logs_show_names_harmlessly(name):
-    command = [sys.executable, "-c", SHOWING.format(code=str(CODE), name=name)]
-    done = subprocess.run(command, capture_output=True, timeout=60)
-    assert done.returncode == 2
-    for printed, start in ((done.stdout.decode(), "waiting for"), (done.stderr.decode(), "error: there is no")):
-        first, *further = printed.split("\n")[:-1]
-        assert first.startswith(start) and all(line.startswith("  ") for line in further)
-        assert all(character.isprintable() for line in (first, *further) for character in line)
-    assert done.stderr.decode().endswith("\n  second line\n")
+def test_errors_and_logs_show_names_harmlessly(tmp_path):
+    script = SHOWING.format(code=str(CODE), names=list(HOSTILE), folder=str(tmp_path))
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    for number in range(len(HOSTILE)):
+        for name, start in (("out", "waiting for"), ("err", "error: there is no")):
+            printed = (tmp_path / f"{number}.{name}").read_text()
+            first, *further = printed.split("\n")[:-1]
+            assert first.startswith(start) and all(line.startswith("  ") for line in further)
+            assert all(character.isprintable() for line in (first, *further) for character in line)
+        assert printed.endswith("\n  second line\n")
 
 
 def test_files_of_any_name_are_converted_and_named(folders, capsys):
@@ -432,6 +443,76 @@ def test_bytes_are_written_as_they_are(folders):
     assert convert(folders) == 0 and outputs(target) == {"a.txt": "bytes"}
 
 
+def read(folder, processes, **texts) -> dict[str, str | None]:
+    """The failures, by name, of files of these texts."""
+    write(folder, **texts)
+    jobs = [Job(folder / f"{name}.abc", (folder / f"{name}.txt",), 0) for name in texts]
+    task = partial(_convert, converters.obey, False)
+    return {outcome.job.source.stem: outcome.failure for outcome in slowly(in_processes(task, jobs, processes))}
+
+
+def slowly(outcomes):
+    """The outcomes; the first ones are followed by a time in which nobody asks for the next."""
+    for number, outcome in enumerate(outcomes):
+        yield outcome
+        time.sleep(0.8 if number < 2 else 0)
+
+
+def test_time_in_which_nobody_asks_for_outcomes_does_not_count(tmp_path):
+    """Neither for a file that is done meanwhile, nor for one that is still at work."""
+    texts = {"slow": "sleep 1", **{f"quick_{number}": "sleep 0.01" for number in range(6)}}
+    expected = {name: None for name in texts} | {"hangs": "takes longer than 0.5 s (--time_limit)"}
+    assert read(tmp_path, Processes(2, time_limit=0.5), **texts, hangs="sleep 60") == expected
+
+
+def test_killed_workers_are_replaced_and_their_files_are_tried_once_more(tmp_path, monkeypatch):
+    """Those that are killed while they start, too: the first two are."""
+    started = []
+    start = _Worker.__init__
+
+    def start_and_kill(worker, *arguments):
+        start(worker, *arguments)
+        started.append(worker)
+        if len(started) <= 2:
+            worker.process.kill()
+
+    monkeypatch.setattr(_Worker, "__init__", start_and_kill)
+    texts = {f"good_{number}": "a" for number in range(5)} | {"stumbles": "stumble", "is_killed": "kill"}
+    killed = "ended the converter's process, with exit code -9"
+    assert read(tmp_path, Processes(2), **texts) == {name: None for name in texts} | {"is_killed": killed}
+    assert len(started) > 4 and not multiprocessing.active_children()
+
+
+def test_workers_that_cannot_start_are_an_error_and_no_endless_loop(tmp_path, monkeypatch):
+    start = _Worker.__init__
+    monkeypatch.setattr(_Worker, "__init__", lambda self, *arguments: start(self, *arguments) or self.process.kill())
+    with pytest.raises(UserError, match="worker processes cannot start: exit code -9, 3 times in a row"):
+        read(tmp_path, Processes(2), a="a", b="b")
+
+
+def test_a_file_gets_so_much_memory_and_the_next_one_too(tmp_path):
+    too_much = "takes more than 300 MB of memory (--memory_limit)"
+    texts = {"little": "take 1", "much": "take 200", "too_much": "take 1000", "again": "take 200", "more": "take 1e6"}
+    found = read(tmp_path, Processes(1, memory_limit=300), **texts)
+    assert found == {name: too_much if name in ("too_much", "more") else None for name in texts}
+
+
+def test_pieces_are_counted_under_the_limits_too(folders):
+    source, target = folders
+    ways = {"hangs": "sleep 60", "dies": "kill", "grows": "take 1e6", "fails": "fail key", "fine": "a"}
+    for name, how in ways.items():
+        (source / f"{name}.how").write_text(how)
+    write(source, **dict.fromkeys(ways, "mend count"))
+    assert convert(folders, count_pieces=converters.count, time_limit=2) == 1
+    assert remarks(target / "failures.jsonl") == {
+        "hangs": "takes longer than 2 s (--time_limit)",
+        "dies": "ended the converter's process, with exit code -9",
+        "grows": "takes more than 1000 MB of memory (--memory_limit)",
+        "fails": "KeyError: 'key'",
+    }
+    assert list(outputs(target)) == ["fine.txt"]
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -445,24 +526,200 @@ run(lambda: print_report(convert_folder(converters.obey, *folders, (".abc",), ".
 """
 
 
+@pytest.mark.parametrize("how", ["sleep 99", "search"])
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_a_run_that_is_ended_leaves_whole_files_and_no_process_and_is_taken_up(folders, number, code):
+def test_a_run_that_is_ended_leaves_whole_files_and_no_process_and_is_taken_up(folders, number, code, how):
     source, target = folders
-    write(source, **{f"good_{i}": "long enough to be taken first" for i in range(9)}, sleeper="sleep 99", other="z 1")
+    write(source, **{f"good_{i}": "long enough to be taken first" for i in range(9)}, sleeper=how, other="z 1")
     path = [str(Path(converters.__file__).parent)]
     script = SCRIPT.format(path=path, source=str(source), target=str(target))
     command = [sys.executable, "-W", "error", "-c", script]
     pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen(command, **pipes, text=True, start_new_session=True) as process:
-        assert process.stdout.readline() == "asleep\n"
+        assert process.stdout.readline() in ("asleep\n", "searching\n")
         if number == signal.SIGINT:  # which Ctrl-C sends to all processes
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
         _, errors = process.communicate(timeout=30)  # ends when no worker holds its end of the pipe any more
-    assert process.returncode == code and "Traceback" not in errors
+    assert process.returncode == code
+    said = {130: "interrupted", 143: "terminated"}
+    assert errors == (f"{said[code]}; the same command goes on where it stopped\n" if code in said else "")
     assert set(outputs(target).values()) <= {"LONG ENOUGH TO BE TAKEN FIRST", "Z 1"}
     assert "sleeper.txt" not in outputs(target)
     write(source, sleeper="awake")
     assert convert(folders) == 0 and len(outputs(target)) == 11
     assert [path for path in target.rglob("*") if path.suffix != ".txt"] == []
+
+
+# ---------- what a run meets ----------
+
+MTF2MIDI = f"{sys.executable} {CODE.parent / 'preprocessing' / 'midi' / 'batch_mtf2midi.py'}"
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess:
+    command = f"set -o pipefail; {command}"
+    return subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def messages(tmp_path):
+    """A folder with a folder `in` of MTF."""
+    (tmp_path / "in").mkdir()
+    for number in range(12):
+        (tmp_path / "in" / f"{number}.mtf").write_text("ticks_per_beat 480\nnote_on 0 0 60 64\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "code", "said"),
+    [
+        ("", "| head -c 0", 141, ""),
+        ("", "2>&1 | head -c 0", 141, ""),
+        ("", ">&-", 0, ""),
+        ("", "<&- >&- 2>&-", 0, ""),
+        ("", "> /dev/full", 2, "error: standard output cannot be written: No space left on device\n"),
+        ("ulimit -n 64;", "--workers 30", 0, ""),
+        ("ulimit -n 12;", "--workers 30", 2, "error: no worker process can be started: Too many open files\n"),
+    ],
+)
+def test_what_becomes_of_its_output_and_few_files_end_no_run_badly(messages, before, behind, code, said):
+    if "/dev/full" in behind and not os.path.exists("/dev/full"):
+        pytest.skip("there is no /dev/full here")
+    done = shell(f"{before} {MTF2MIDI} in out {behind}", messages)
+    assert done.returncode == code
+    lines = [line for line in done.stderr.splitlines() if line and "/12 [" not in line]  # but those of the bar
+    assert lines == said.splitlines()
+    assert len(list((messages / "out").glob("*"))) == (0 if "no worker" in said else 12)
+
+
+FULL_DISK = f"""
+mkdir disk && mount -t tmpfs -o size=4k tmpfs disk && mkdir disk/out || exit 77
+{MTF2MIDI} in disk/out --workers 1; echo code $?; ls -A disk/out
+mount -o remount,ro disk
+{MTF2MIDI} in disk/out; echo code $?
+"""
+
+
+def test_a_full_or_read_only_disk_ends_a_run_early_and_the_failures_are_shown(messages):
+    """Once there is room, the same command does the rest."""
+    (messages / "script").write_text(FULL_DISK)
+    if not shutil.which("unshare") or (done := shell("unshare -rm bash script", messages)).returncode == 77:
+        pytest.skip("mounts are not allowed here")
+    full, read_only = done.stdout.split("code 1\n")
+    assert "1 written" in full and full.count("cannot be written: No space left on device") == 5
+    assert "stopped: disk/out takes no more files (No space left on device); 6 inputs were not tried" in full
+    assert read_only.splitlines()[-1] == "code 2" and len(read_only.splitlines()) == 2
+    assert "error: disk/out cannot be written: Read-only file system\n" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_else(messages):
+    (messages / "file").touch()
+    done = shell(f"{MTF2MIDI} in file/out", messages)
+    assert done.returncode == 2 and done.stderr == "error: file/out cannot be written: Not a directory\n"
+
+
+def test_folders_that_vanish_in_mid_run_are_failures(folders, capsys):
+    source, target = folders
+    names = [f"good_{number}" for number in range(4)]
+    texts = {"good_0": "a" * 1000, "remover": f"remove {target}", **dict.fromkeys(names[1:], "a")}  # by size
+    write(source, **texts)
+    assert print_report(convert_folder(converters.obey, source, target, (".abc",), ".txt", workers=1)) == 1
+    printed = capsys.readouterr().out
+    assert "4 written" in printed and "its output was written, and was removed in mid-run" in printed
+    assert remarks(target / "failures.jsonl").keys() == {"good_0"}
+    shutil.rmtree(target)
+    write(source, good_0="a", remover=f"remove {source}")
+    assert print_report(convert_folder(converters.obey, source, target, (".abc",), ".txt", workers=1)) == 1
+    gone = "cannot be read or written: No such file or directory"
+    assert remarks(target / "failures.jsonl") == dict.fromkeys([*names, "remover"], gone)
+
+
+def test_damaged_lists_of_an_earlier_run_are_no_trouble(folders):
+    source, target = folders
+    write(source, a="mend this")
+    target.mkdir()
+    for content in ("[" * 100_000, "null", "{}", '{"file": 1, "reason": {"a": 2}}', "\x00", '{"file": "a"'):
+        (target / "warnings.jsonl").write_text(content)
+        (target / "a.txt").unlink(missing_ok=True)
+        assert convert(folders) == 0
+        assert json.loads((target / "warnings.jsonl").read_text().splitlines()[-1])["reason"] == "this"
+
+
+# ---------- small inputs that would take gigabytes or never end ----------
+
+
+def score(more: str = "", octave: str = "<octave>4</octave>", measures: int = 1) -> str:
+    note = f"<note><pitch><step>C</step>{octave}</pitch><duration>4</duration>{more}</note>"
+    bars = f"<measure><attributes><divisions>1</divisions></attributes>{note}</measure>" * measures
+    return f'<?xml version="1.0"?><score-partwise><part-list/><part id="P">{bars}</part></score-partwise>'
+
+
+BIG = "300000000"
+UTF16 = score(octave=f"<octave>{BIG}</octave>").replace("?>", ' encoding="UTF-16"?>', 1).encode("utf-16")
+VOICES = "".join(f"<voice>{number}</voice></note><note><rest/><duration>1</duration>" for number in range(5000))
+TIMEWISE = (
+    "<score-timewise><part-list>"
+    + "".join(f'<score-part id="P{number}"/>' for number in range(1000))
+    + "</part-list>"
+    + '<measure><part id="P0"/></measure>' * 1500
+    + "</score-timewise>"
+)
+TUNE = "X:1\nM:4/4\nL:1/8\nK:C\n"
+MIDI_HEAD = b"MThd\0\0\0\6\0\1\xff\xff\1\xe0"
+HOSTILE_FILES = {
+    "abc/batch_xml2abc.py": {
+        "attribute.xml": score(octave=f'<octave x="1">{BIG}</octave>'),
+        "comment.xml": score(octave="<octave>3000<!-- - -->00000</octave>"),
+        "character.xml": score(octave="<octave>&#51;00000000</octave>"),
+        "cdata.xml": score(octave=f"<octave><![CDATA[{BIG}]]></octave>"),
+        "entity.xml": score(octave="<octave>&o;</octave>").replace("?>", f'?><!DOCTYPE s [<!ENTITY o "{BIG}">]>', 1),
+        "utf16.xml": UTF16,
+        "verse.xml": score('<lyric number="20201128"><text>la</text></lyric>'),
+        "verse_word.xml": score('<lyric number="verse20201128"><text>la</text></lyric>'),
+        "voices.xml": score(VOICES),
+        "timewise.xml": TIMEWISE,
+        "tags.xml": "<score-partwise>" + "<a/>" * 20_000_000 + "</score-partwise>",
+        "rest.xml": score("</note><note><rest/><duration>999999999</duration>"),
+        "fine.xml": score(),
+    },
+    "abc/batch_abc2xml.py": {
+        "rests.abc": TUNE + "CDEF|Z99999999|GABc|\n",
+        "rests_unseen.abc": TUNE + "CDEF|X141436|GABc|\n",
+        "rests_of_digits.abc": TUNE + f"CDEF|Z{'9' * 5000}|GABc|\n",
+        "many_rests.abc": TUNE + "CDEF|" + "Z1000|" * 10_000 + "GABc|\n",
+        "voices.abc": TUNE + "".join(f"V:{number}\nCDEF|\n" for number in range(5000)),
+        "text.abc": TUNE + "%%begintext\n" * 5000 + "CDEF|\n",
+        "fine.abc": TUNE + "CDEF|\n",
+    },
+    "midi/batch_midi2mtf.py": {
+        "times.mid": MIDI_HEAD + b"MTrk\0\0\x0d\xac" + b"\xff\xff\xff\x7f\x90\x3c\x40" * 500 + b"\0\xff\x2f\0",
+        "tracks.mid": MIDI_HEAD + b"MTrk\0\0\0\x08\0\x90\x3c\x40\0\xff\x2f\0" * 65535,
+        "length.mid": MIDI_HEAD + b"MTrk\xff\xff\xff\xff\0\xf0\xff\xff\xff\x7f\1\0\xff\x2f\0",
+        "fine.mid": MIDI_HEAD + b"MTrk\0\0\0\x08\0\x90\x3c\x40\0\xff\x2f\0",
+    },
+}
+HOSTILE_FILES["abc/batch_interleaved_abc.py"] = HOSTILE_FILES["abc/batch_abc2xml.py"]
+MOST_MEMORY = 1_000_000  # kB, of any process
+
+
+@pytest.mark.parametrize("command", HOSTILE_FILES)
+def test_small_inputs_take_neither_gigabytes_nor_for_ever(tmp_path, command):
+    """Each comes out or is a named failure, long before the limits of time and memory."""
+    (tmp_path / "in").mkdir()
+    for name, content in HOSTILE_FILES[command].items():
+        (tmp_path / "in" / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    words = [sys.executable, CODE.parent / "preprocessing" / command, tmp_path / "in", tmp_path / "out"]
+    with open(tmp_path / "said", "wb") as file:
+        process = subprocess.Popen([*map(str, words), "--workers", "1"], stdout=file, stderr=file)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    said = (tmp_path / "said").read_text()
+    assert process.returncode == 1 and "Traceback" not in said
+    assert "takes more than" not in said and "takes longer than" not in said and "exit code" not in said
+    assert used.ru_maxrss < MOST_MEMORY  # the largest of this process and its workers
+    failed = {Path(json.loads(line)["file"]).stem for line in (tmp_path / "out" / "failures.jsonl").open()}
+    made = {path.stem for path in (tmp_path / "out").iterdir()} - {"failures", "warnings"}
+    assert failed | made == {Path(name).stem for name in HOSTILE_FILES[command]} and not failed & made
+    assert "fine" in made

@@ -16,11 +16,12 @@ from clamp3.audio.mert import Mert
 from clamp3.audio.windows import windows
 from clamp3.errors import RepairWarning
 from clamp3.features.embedder import Embedder
-from clamp3.features.reading import MIN_FOR_WORKERS, Item, read_raw
+from clamp3.features.reading import Item, read_raw
 from clamp3.formats.abc import interleave, read_abc
 from clamp3.formats.audio import read_audio
 from clamp3.formats.midi import midi_to_mtf
 from clamp3.formats.musicxml import musicxml_to_abc
+from clamp3.io.workers import Processes
 from clamp3.models.clamp3 import CLaMP3Model
 from conftest import MERT_TINY
 from golden_model import golden_json
@@ -188,20 +189,19 @@ def test_the_network_that_listens_is_loaded_with_the_first_sound_alone(small_mod
 
 def test_many_scores_are_converted_in_processes_and_one_that_hangs_holds_up_nothing(embedder, tmp_path, monkeypatch):
     """The commands' way. Two of the files end or hold up their converter, and one is damaged."""
-    texts = [tune.abc for tune in islice(folk_tunes(), MIN_FOR_WORKERS)]
+    texts = [tune.abc for tune in islice(folk_tunes(), 32)]
     contents = {f"{number}.abc": text for number, text in enumerate(texts)}
     contents |= {"kill.abc": "kill", "sleep.abc": "sleep 60", "bad.abc": "no tune", "words.txt": "A slow air"}
     for name, content in contents.items():
         (tmp_path / name).write_text(content, encoding="utf-8")
-    monkeypatch.setattr("clamp3.features.reading.convert_raw", converters.read_or_obey)
-    monkeypatch.setattr("clamp3.io.workers.TIME_LIMIT", 6)
+    monkeypatch.setattr("clamp3.features.reading.read_file", converters.read_or_obey)
     paths = [tmp_path / name for name in contents]
-    items = {paths[item.index].name: item for item in read_raw(embedder, paths, workers=2)}
+    items = {paths[item.index].name: item for item in read_raw(embedder, paths, processes=Processes(2, time_limit=6))}
     assert items.keys() == contents.keys()
     errors = {name: str(item.error) for name, item in items.items() if item.error is not None}
     assert errors.keys() == {"kill.abc", "sleep.abc", "bad.abc"}
     assert "exit code -9" in errors["kill.abc"] and "takes longer than 6 s" in errors["sleep.abc"]
     expected = [embedder.encode_symbolic(text) for text in texts] + [embedder.encode_text("A slow air")]
-    for name, sequence in zip([*map(str, range(MIN_FOR_WORKERS)), "words"], expected, strict=True):
+    for name, sequence in zip([*map(str, range(32)), "words"], expected, strict=True):
         found = items[f"{name}.abc" if name != "words" else "words.txt"].content
         np.testing.assert_array_equal(found, sequence)

@@ -16,7 +16,9 @@ import torch
 from clamp3.features.embedder import Embedder
 from clamp3.features.extraction import read_input
 from clamp3.features.manifest import MANIFEST_FILE
+from clamp3.features.reading import Item
 from clamp3.formats.registry import extensions, model_inputs
+from clamp3.io.reports import OUT_OF_MEMORY
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.m3 import M3Model
 from clamp3.models.weights import build_model
@@ -374,3 +376,85 @@ def test_wrong_options_end_with_a_line_not_a_traceback(small_model, inputs, tmp_
         assert complaint in done.stderr and "Traceback" not in done.stderr
     env["CLAMP3_CONFIG"] = '{"PATCH_SIZ": 3}'
     assert "did you mean PATCH_SIZE?" in run_forked("extract_m3.py", inputs, "o", env=env, check=2).stderr
+
+
+# ---------- ends, processes and memory ----------
+
+
+@pytest.mark.parametrize(
+    ("script", "how", "code", "said"),
+    [("extract_clamp3.py", signal.SIGTERM, 143, "terminated"), ("clamp3_embd.py", signal.SIGINT, 130, "interrupted")],
+)
+def test_no_end_waits_for_a_thread_that_a_file_blocks(small_model, tmp_path, script, how, code, said):
+    """What looked like a file is a FIFO by the time at which it is read."""
+    source, out, blocked = tmp_path / "in", tmp_path / "out", tmp_path / "in" / "last.txt"
+    source.mkdir()
+    for number in range(300):
+        (source / f"{number}.txt").write_text(f"a reel and {number} more words for it")
+    blocked.write_text("a")
+    words = [sys.executable, script, source, out, "--get_global", "--batch_tokens", "64", "--device", "cpu"]
+    words += ["--no_cache"] * (script == "clamp3_embd.py")
+    env = small_model.environment()
+    process = subprocess.Popen([*map(str, words)], env=env, cwd=CODE, stderr=subprocess.PIPE, text=True)
+    done, before = 0, -1
+    while done == 0 or done > before:  # until no more come
+        assert process.poll() is None
+        if done and before <= 0:
+            blocked.unlink()
+            os.mkfifo(blocked)
+        time.sleep(1 if done else 0.005)
+        before, done = done, len([*out.glob("*.npy")])
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert errors.splitlines()[-1] == f"{said}; the same command goes on where it stopped"
+    assert "Traceback" not in errors and not [*out.rglob("*.partial")]
+
+
+PLAIN_SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {code!r})
+from clamp3 import Embedder
+from clamp3.search.collection import load_collection
+folder = Path({folder!r})
+embedder = Embedder.from_pretrained("tiny", device="cpu")
+print(len(load_collection(folder, lambda: embedder).files), embedder.embed_files(sorted(folder.iterdir())).shape)
+"""
+
+
+def test_the_library_works_in_a_script_without_a_guard(texts, tmp_path):
+    """With more scores than commands would convert in one process."""
+    write_tunes(tmp_path / "in", texts, 40)
+    (tmp_path / "script.py").write_text(PLAIN_SCRIPT.format(code=str(CODE), folder=str(tmp_path / "in")))
+    done = run(sys.executable, "-W", "ignore", tmp_path / "script.py", cwd=tmp_path)
+    assert done.stdout == "40 (40, 256)\n" and not done.stderr
+
+
+def test_memory_that_does_not_suffice_for_a_batch_does_for_a_half_or_is_a_failure(small_model, texts, monkeypatch):
+    """A device that has the memory for 40 patches, whatever they are; the texts' lengths are 22 and more."""
+    embedder = Embedder(build_model(CLaMP3Model, small_model.sizes, small_model.clamp3), small_model.sizes)
+    pieces = [texts["tune_0"], texts["score_2"], texts["tune_1"], texts["tune_0"]]
+    sequences = [embedder.encode_symbolic(piece) for piece in pieces]
+    expected = dict(embedder.embed("symbolic", sequences))
+    forward, sizes = embedder._forward, []
+
+    def limited(modality, inputs, pooled):
+        sizes.append(len(inputs))
+        if max(map(len, inputs)) * len(inputs) > 100:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you …")
+        return forward(modality, inputs, pooled)
+
+    monkeypatch.setattr(embedder, "_forward", limited)
+    items = [Item(index, "symbolic", sequence) for index, sequence in enumerate(sequences)]
+    found = {
+        item.index: (item.problem(feature, "fp32"), feature) for item, feature in embedder.embed_items(iter(items))
+    }
+    assert max(sizes) > 1 and [found[index][0] for index in range(4)] == [None, OUT_OF_MEMORY, None, None]
+    for index in (0, 2, 3):
+        np.testing.assert_allclose(found[index][1], expected[index], atol=2e-5, rtol=1e-4)
+    with pytest.raises(MemoryError):
+        list(embedder.embed("symbolic", sequences))
+    monkeypatch.setattr(embedder, "_forward", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(embedder.embed("symbolic", sequences))

@@ -3,19 +3,21 @@
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from clamp3.errors import UserError
+from clamp3.errors import UserError, is_out_of_memory
 from clamp3.io.workers import cores
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+T = TypeVar("T")
+R = TypeVar("R")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # How long a process waits for the others where each works through its own share of the files and they meet only at the
 # end: as long as that takes. Launchers stop all processes when one dies. Training sets a timeout of minutes instead.
@@ -46,6 +48,25 @@ def checked_precision(name: str) -> str:
     if name not in PRECISIONS:
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {name!r}")
     return name
+
+
+def as_memory_allows(compute: Callable[[list[T]], Iterable[R]], batch: list[T]) -> list[R | None]:
+    """What `compute` makes of a batch, one result for each item; halved and tried again where memory runs out.
+
+    None stands for an item for which it does not suffice alone.
+    """
+    try:
+        return list(compute(batch))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Here the error is gone, and what it held with it.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if len(batch) == 1:
+        return [None]
+    middle = len(batch) // 2
+    return [*as_memory_allows(compute, batch[:middle]), *as_memory_allows(compute, batch[middle:])]
 
 
 def start(

@@ -1,5 +1,6 @@
 """What the library tells its users: the errors that are theirs to mend, and remarks on inputs that it has mended."""
 
+import re
 import warnings
 from collections.abc import Callable
 
@@ -21,6 +22,17 @@ Note = Callable[[str], None]
 
 # The remark that the input encoder makes of ABC whose voices stand one after another; summaries count it.
 WAS_STANDARD = "standard ABC, which was interleaved first"
+
+
+NO_MEMORY = re.compile(
+    "out of memory|not enough memory|allocate memory|failed to map segment|can't start new thread", re.IGNORECASE
+)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether `error` is about too little memory: Python's, a device's, or that for loading a library."""
+    said = isinstance(error, RuntimeError | ImportError | OSError) and NO_MEMORY.search(str(error))
+    return isinstance(error, MemoryError) or bool(said)
 
 
 def ignore(message: str) -> None:

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from clamp3.audio.mert_layers import Front, SpectralPosition
 from clamp3.audio.windows import WINDOW, windows
-from clamp3.distributed import PRECISIONS, checked_precision, usable_device
+from clamp3.distributed import PRECISIONS, as_memory_allows, checked_precision, usable_device
 from clamp3.errors import Note, UserError, warn
 from clamp3.formats.audio import SAMPLING_RATE
 from clamp3.models.weights import build_with_weights, fingerprint, read_weights
@@ -154,11 +154,15 @@ class Mert:
                 yield track, np.stack([done[position] for position in range(lengths.pop(track))], axis=1)
 
         for batch in batches(items(), self.batch_seconds * SAMPLING_RATE):
-            features = self.forward(np.stack([window.samples for window in batch]))
-            for window, feature in zip(batch, features, strict=True):
+            for window, feature in zip(batch, as_memory_allows(self._forward, batch), strict=True):
+                if feature is None:
+                    raise MemoryError("there is not enough memory for 5 s of sound")
                 parts[window.track][window.position] = feature
             yield from whole()
         yield from whole()
+
+    def _forward(self, batch: list[Window]) -> np.ndarray:
+        return self.forward(np.stack([window.samples for window in batch]))
 
     @torch.inference_mode()
     def forward(self, waves: np.ndarray) -> np.ndarray:

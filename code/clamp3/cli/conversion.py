@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from clamp3.cli.options import folders_parser, positive
+from clamp3.cli.options import add_worker_options, folders_parser
 from clamp3.cli.output import print_report
 
 if TYPE_CHECKING:
@@ -14,14 +14,7 @@ if TYPE_CHECKING:
 def conversion_parser(description: str) -> argparse.ArgumentParser:
     """A parser of the options that all conversion commands take; `description` is the script's docstring."""
     parser = folders_parser(description)
-    parser.add_argument("--workers", type=positive, help="processes; default: one for each core")
-    parser.add_argument(
-        "--time_limit",
-        type=positive,
-        metavar="SECONDS",
-        default=300,
-        help="for one input, after which it counts as failed; default: %(default)s",
-    )
+    add_worker_options(parser)
     return parser
 
 
@@ -42,6 +35,7 @@ def run_conversion(
         target_extension,
         workers=args.workers,
         time_limit=args.time_limit,
+        memory_limit=args.memory_limit,
         progress=True,
         **options,
     )

@@ -1,21 +1,33 @@
 """What the commands share: their options, and how they start and end."""
 
 import argparse
+import atexit
+import contextlib
+import errno
 import logging
+import multiprocessing
 import os
 import signal
+import socket
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clamp3.cli.output import print_collection
-from clamp3.errors import ItemError, UserError
+from clamp3.errors import ItemError, UserError, is_out_of_memory
 
 if TYPE_CHECKING:
     from clamp3.features.cache import FeatureCache
+    from clamp3.io.workers import Processes
 
 FOLDER = "folder of raw files or of features, searched recursively"
+ENDING = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+GOES_ON = "; the same command goes on where it stopped"
+BROKEN_PIPE = 141  # what shells say of a process that SIGPIPE has ended
+GRACE = 3.0  # seconds from such a signal to the end, whatever a thread waits for
 
 
 def script_parser(description: str) -> argparse.ArgumentParser:
@@ -40,7 +52,35 @@ def extraction_parser(description: str, variants: tuple[str, ...]) -> argparse.A
         "--as_is", action="store_true", help="take ABC that is not interleaved as it stands, as the original does"
     )
     add_model_options(parser, variants)
+    add_worker_options(parser)
     return parser
+
+
+def add_worker_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the commands that convert files in processes of their own."""
+    parser.add_argument("--workers", type=positive, help="processes that convert; default: one for each core")
+    parser.add_argument(
+        "--time_limit",
+        type=positive,
+        metavar="SECONDS",
+        default=300,
+        help="for the conversion of one input, after which it counts as failed; default: %(default)s",
+    )
+    parser.add_argument(
+        "--memory_limit",
+        type=positive,
+        metavar="MB",
+        default=1000,
+        help="for the conversion of one input, likewise (on Linux); default: %(default)s",
+    )
+
+
+def worker_processes(args: argparse.Namespace) -> "Processes":
+    """What the options of `add_worker_options` ask for."""
+    from clamp3.distributed import own_cores
+    from clamp3.io.workers import Processes
+
+    return Processes(args.workers or own_cores(), args.time_limit, args.memory_limit)
 
 
 def add_model_options(parser: argparse.ArgumentParser, variants: tuple[str, ...]) -> None:
@@ -62,6 +102,7 @@ def add_raw_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mert", help="what listens to sound: a folder, a name on the hub, or FILE.py:CLASS; default: MERT-v1-95M"
     )
+    add_worker_options(parser)
 
 
 def add_cache_options(parser: argparse.ArgumentParser) -> None:
@@ -131,25 +172,126 @@ def positive(text: str) -> int:
     return number
 
 
+# ---------- start and end ----------
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal that asks this process to end; unlike SystemExit, nothing takes it for the error of a file."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
 def run(main: Callable[[], int], keeps_work: bool = True) -> None:
-    """Run a script's `main` and exit with its code; 2 for the user's errors, 130 for Ctrl-C, 143 for SIGTERM."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name must never stop a run
+    """Run a script's `main` and exit with its code.
+
+    That is 2 for the user's errors, 130 for Ctrl-C, 143 for SIGTERM, and 141 where what reads the output has gone.
+    """
+    _open_standard_streams()
+    _heed_signals()
     show_log()
     try:
-        code = main()
+        code = _code_of(main, keeps_work)
+        sys.stdout.flush()
+    except OSError as error:
+        code = _code_without_output(error)
+    if code in [128 + number for number in ENDING]:
+        # As at any end, but without waiting for threads: the interpreter's own end takes no account of the time.
+        atexit._run_exitfuncs()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _code_of(main: Callable[[], int], keeps_work: bool) -> int:
+    """The exit code of `main`, whose errors are told in a line, but those that nobody has expected."""
+    try:
+        return main()
     except UserError as error:
         if (collection := getattr(error, "collection", None)) is not None:  # of NoFeatures
             print_collection(collection)
         # What all processes raise is shown by one of each machine.
-        if isinstance(error, ItemError) or os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {_safe_lines(str(error))}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("interrupted" + "; the same command goes on where it stopped" * keeps_work, file=sys.stderr)
-        code = 130
-    sys.exit(code)
+        if isinstance(error, ItemError) or _is_first():
+            _complain(f"error: {_safe_lines(str(error))}")
+        return 2
+    except KeyboardInterrupt as interruption:
+        number = interruption.number if isinstance(interruption, Interrupted) else signal.SIGINT
+        if _is_first():
+            _complain(ENDING[signal.Signals(number)] + GOES_ON * keeps_work)
+        return 128 + number
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        _complain(f"error: there is not enough memory: {_safe_lines((str(error) or 'MemoryError').splitlines()[0])}")
+        return 2
+
+
+def _is_first() -> bool:
+    """Whether this is the first process of its machine."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _complain(line: str) -> None:
+    with contextlib.suppress(OSError):  # there is nobody left to be told
+        print(line, file=sys.stderr, flush=True)
+
+
+def _open_standard_streams() -> None:
+    """Have all three: else the next file that is opened would be the standard output of libraries and processes."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name must never stop a run
+
+
+def _code_without_output(error: OSError) -> int:
+    """The exit code where standard output takes no more. Raises `error` where it is about something else."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that what is still waiting goes somewhere
+    if isinstance(error, BrokenPipeError):  # its reader has seen enough, as head does
+        return BROKEN_PIPE
+    if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO):
+        raise error
+    _complain(f"error: standard output cannot be written: {error.strerror}")
+    return 2
+
+
+def _heed_signals() -> None:
+    """Turn SIGINT and SIGTERM into exceptions, and end the process where these do not come through in time.
+
+    A handler runs in the main thread, once that is back from what it waits for; the thread here does not depend on it.
+    """
+
+    def interrupt(number: int, _frame: object) -> None:
+        for other in ENDING:
+            signal.signal(other, signal.SIG_IGN)  # once is enough
+        raise Interrupted(number)
+
+    for number in ENDING:
+        if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:  # as of `nohup … &`
+            signal.signal(number, interrupt)
+    received, sent = socket.socketpair()
+    sent.setblocking(False)
+    signal.set_wakeup_fd(sent.fileno(), warn_on_full_buffer=False)
+    if hasattr(os, "register_at_fork"):  # a copy of this process must not tell of its own signals here
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+
+    def end_in_time(_open: socket.socket = sent) -> None:
+        while (number := received.recv(1)[0]) not in list(ENDING):
+            continue
+        time.sleep(GRACE)
+        for process in multiprocessing.active_children():
+            process.kill()
+        os._exit(128 + number)
+
+    threading.Thread(target=end_in_time, daemon=True).start()
 
 
 def show_log() -> None:

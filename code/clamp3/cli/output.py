@@ -85,6 +85,8 @@ def print_report(report: "Report") -> int:
         print_line(f"{standard} file{'s were' if standard > 1 else ' was'} standard ABC and interleaved first")
     print_issues(f"damaged, but read (all of them in {report.output_dir / WARNINGS_FILE})", damaged)
     print_issues(f"failed (all of them in {report.output_dir / FAILURES_FILE})", report.failures)
+    if report.stopped:
+        print_line(f"stopped: {report.stopped}")
     return report.exit_code
 
 
@@ -92,10 +94,12 @@ def end_of_run(report: "Report", state: "PartialState") -> int:
     """Print the report of all processes, in the first, and let them part; returns the exit code."""
     from clamp3.distributed import finish
 
-    if state.is_main_process:
-        print_report(report)
-        sys.stdout.flush()  # launchers end all processes when the first ends with an error
-    finish(state)
+    try:
+        if state.is_main_process:
+            print_report(report)
+            sys.stdout.flush()  # launchers end all processes when the first ends with an error
+    finally:  # also where nobody reads it
+        finish(state)
     return report.exit_code
 
 

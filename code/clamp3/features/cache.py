@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from clamp3.distributed import own_cores
 from clamp3.features.embedder import Embedder
 from clamp3.features.reading import Item, is_sound
 from clamp3.formats.registry import format_of
@@ -262,7 +261,7 @@ def embed_files_once(
     embedder.prepare_for(files)
     fresh: dict[bytes, CachedFeature] = {}
     try:
-        for item, feature in embedder.embed_items(embedder.read_raw(files, own_cores())):
+        for item, feature in embedder.embed_items(embedder.read_raw(files)):
             item.index = missing[item.index]
             if keys and feature is not None and np.isfinite(feature).all() and (key := keys.still_of(item.index)):
                 fresh[key] = CachedFeature(feature, item.repairs)

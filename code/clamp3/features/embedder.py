@@ -4,7 +4,6 @@ import hashlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,17 +15,18 @@ from torch import nn
 from tqdm import tqdm
 
 from clamp3.audio.encoder import AudioEncoder, audio_encoder_identity, load_audio_encoder
-from clamp3.distributed import PRECISIONS, checked_precision, usable_device
+from clamp3.distributed import PRECISIONS, as_memory_allows, checked_precision, usable_device
 from clamp3.errors import Note, UserError, warn
 from clamp3.features.calls import Errors, Wanted, as_list, kind_of, numbered, of_item, overloaded
 from clamp3.features.memory import return_freed_memory
-from clamp3.features.reading import READING_VERSION, Item, is_sound, read_item, read_raw, read_sounds
+from clamp3.features.reading import READING_VERSION, Item, in_thread, is_sound, read_item, read_raw, read_sounds
 from clamp3.formats.registry import format_of
 from clamp3.inputs.encoder import InputEncoder
 from clamp3.inputs.patchilizer import PAD_ID
 from clamp3.inputs.segments import Segment, batches, cut, pad
 from clamp3.inputs.tokenizer import load_tokenizer
 from clamp3.io.reports import describe_error
+from clamp3.io.workers import Processes
 from clamp3.modalities import AUDIO, MODALITIES, SYMBOLIC, TEXT
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.layers import PACKABLE, is_packable
@@ -94,6 +94,7 @@ class Embedder(InputEncoder):
         mert: str | Path | AudioEncoder | None = None,
         weights: Path | None = None,
         as_is: bool = False,
+        processes: Processes | None = None,
     ):
         """The model is taken over: it goes to the device and into evaluation mode, and loses its unused poolers.
 
@@ -101,7 +102,8 @@ class Embedder(InputEncoder):
         what listens to raw sound: a MERT's folder or name on the hub, by default the released one's, which is loaded
         when sound is first embedded, or any AudioEncoder. `weights` is the file that the model was loaded from; a
         tokenizer.json beside it is used where the text model's name is not that of a local folder. With `as_is`,
-        symbolic text is not interleaved first (see InputEncoder).
+        symbolic text is not interleaved first (see InputEncoder). `processes` convert scores and MIDI files, which
+        takes a main module with a `__main__` guard; by default that is done in this process.
         In bf16 and fp16 the layers compute in that precision; embeddings, means and projections stay in float32.
         """
         super().__init__(sizes, as_is)
@@ -111,6 +113,7 @@ class Embedder(InputEncoder):
             raise ValueError(f"batch_tokens must be 1 or more, not {batch_tokens}")
         self.batch_tokens = batch_tokens or BATCH_TOKENS["cpu" if self.device.type == "cpu" else "other"]
         self.audio_encoder_name = mert
+        self.processes = processes
         self._model = model.eval()
         self.weights = weights
         self._ready: set[str] = set()
@@ -268,8 +271,12 @@ class Embedder(InputEncoder):
             _ = self.audio_encoder
 
     def read_raw(self, paths: Sequence[Path], workers: int = 0) -> Iterator[Item]:
-        """The items of raw files of any kinds for `embed_items`; `workers` as in `reading.read_raw`."""
-        return read_raw(self, paths, lambda: self.audio_encoder, workers)
+        """The items of raw files of any kinds for `embed_items`, as `reading.read_raw`.
+
+        Scores and MIDI files are converted in `workers` processes, which takes a main module with a `__main__` guard;
+        with 0, by the Embedder's `processes`, or in this process if it has none.
+        """
+        return read_raw(self, paths, lambda: self.audio_encoder, Processes(workers) if workers else self.processes)
 
     @overload
     def embed_files(
@@ -331,17 +338,18 @@ class Embedder(InputEncoder):
 
         They are taken as they are needed, the next while those at hand are computed: any number fits into memory.
         """
-        chunks = _chunks(items, CHUNK_BATCHES * self.batch_tokens)
-        with ThreadPoolExecutor(max_workers=1) as reader:
-            upcoming = reader.submit(next, chunks, None)
-            while (chunk := upcoming.result()) is not None:
-                upcoming = reader.submit(next, chunks, None)
-                yield from ((item, None) for item in chunk if item.error is not None)
-                whole = [item for item in chunk if item.error is None]
-                if whole:
-                    sequences = [item.content for item in whole]
-                    for index, feature in self.embed(whole[0].modality, sequences, pooled):
-                        yield whole[index], feature
+        read = partial(next, _chunks(items, CHUNK_BATCHES * self.batch_tokens), None)
+        upcoming = in_thread(read)
+        while (chunk := upcoming.result()) is not None:
+            upcoming = in_thread(read)
+            yield from ((item, None) for item in chunk if item.error is not None)
+            whole = [item for item in chunk if item.error is None]
+            if whole:
+                sequences = [item.content for item in whole]
+                for index, feature in self._embed(whole[0].modality, sequences, pooled):
+                    if feature is None:
+                        whole[index].error = MemoryError()
+                    yield whole[index], feature
 
     @overloaded
     def embed_midi(
@@ -558,8 +566,18 @@ class Embedder(InputEncoder):
         """Yield (index, feature) for each of `sequences` (what an InputEncoder makes) as soon as it is whole.
 
         Pooled: (clamp3_hidden_size,), the mean of the segments' global features, each weighted by the positions that
-        it alone covers. Else the hidden states (length, hidden).
+        it alone covers. Else the hidden states (length, hidden). Raises MemoryError where the memory does not suffice
+        for one segment alone.
         """
+        for index, feature in self._embed(modality, sequences, pooled):
+            if feature is None:
+                raise MemoryError("there is not enough memory for a single segment")
+            yield index, feature
+
+    def _embed(
+        self, modality: str, sequences: Sequence[np.ndarray], pooled: bool
+    ) -> Iterator[tuple[int, np.ndarray | None]]:
+        """`embed`, with None for the feature of a sequence for which the memory does not suffice."""
         segments = {
             index: cut(index, len(sequence), self.max_lengths[modality]) for index, sequence in enumerate(sequences)
         }
@@ -567,7 +585,14 @@ class Embedder(InputEncoder):
         everything = [segment for owned in segments.values() for segment in owned]
         for batch in batches(everything, self.batch_tokens):
             inputs = [sequences[segment.owner][segment.start : segment.stop] for segment in batch]
-            for segment, feature in zip(batch, self._forward(modality, inputs, pooled), strict=True):
+            forward = partial(self._forward, modality, pooled=pooled)
+            for segment, feature in zip(batch, as_memory_allows(forward, inputs), strict=True):
+                if segment.owner not in parts:  # another segment of it did not fit
+                    continue
+                if feature is None:
+                    del parts[segment.owner]
+                    yield segment.owner, None
+                    continue
                 done, owned = parts[segment.owner], segments[segment.owner]
                 done[segment.start] = feature if pooled else feature[segment.covered : segment.length]
                 if len(done) == len(owned):

@@ -11,15 +11,16 @@ import numpy as np
 
 from clamp3 import __version__
 from clamp3.distributed import gather, on_main
-from clamp3.errors import UserError
+from clamp3.errors import Note, UserError
 from clamp3.features.embedder import Embedder
 from clamp3.features.manifest import Maker, check_or_record_maker, load_manifest
-from clamp3.features.reading import Item, encode, is_sound, listen, read_item
-from clamp3.formats.registry import SOUND, model_inputs
+from clamp3.features.reading import Item, encode, is_sound, listen, plain, read_in_processes, read_item
+from clamp3.formats.registry import SOUND, check_size, format_of
+from clamp3.inputs.encoder import InputEncoder
 from clamp3.io.files import load_array, read_text, save_array
 from clamp3.io.folders import Job, Outcome, Plan, Tally, plan, save_report, share, tally
 from clamp3.io.reports import Report, describe_error
-from clamp3.modalities import AUDIO
+from clamp3.modalities import AUDIO, SYMBOLIC
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("clamp3")
 Model = TypeVar("Model")
 Embed = Callable[[Embedder, Sequence[Path]], Iterator[tuple[Item, np.ndarray | None]]]
+# Bytes up to which symbolic files are read in this process: of formats whose reading is slow, and of others. Nothing
+# of that size can hold it up; larger files are for worker processes, with their limits of time and memory.
+SMALL = {True: 1 << 16, False: 1 << 22}
 
 
 def extract(
@@ -99,7 +103,9 @@ def extract_folder(
         on_main(state, lambda: check_or_record_maker(output_dir, maker(model, todo.jobs), is_new))
         done = tally(outcomes(model, jobs), len(jobs), progress and state.is_main_process)
 
-    done = Tally(sum(gather(state, [done.written])), gather(state, done.failures), gather(state, done.warnings))
+    stopped = next(filter(None, gather(state, [done.stopped])), None)
+    written = sum(gather(state, [done.written]))
+    done = Tally(written, gather(state, done.failures), gather(state, done.warnings), stopped)
     return on_main(state, lambda: save_report(output_dir, todo, done, time.perf_counter() - start))
 
 
@@ -133,21 +139,47 @@ def save_feature(job: Job, feature: np.ndarray, precision: str, repairs: tuple[s
     try:
         save_array(job.target, feature)
     except OSError as error:
-        return Outcome(job, f"{job.target} cannot be written: {error.strerror}", repairs)
+        return Outcome.unwritten(job, job.target, error, repairs)
     return Outcome(job, warnings=repairs)
 
 
 def embed_inputs(embedder: Embedder, paths: Sequence[Path], pooled: bool) -> Iterator[tuple[Item, np.ndarray | None]]:
     """The items of `paths`, each an input of a model as it is, with their features."""
-    items = (read_input(embedder, index, path) for index, path in enumerate(paths))
-    return embedder.embed_items(items, pooled)
+    processes = embedder.processes
+    large = {index for index, path in enumerate(paths) if _is_large(path)} if processes else set()
+
+    def items() -> Iterator[Item]:
+        for index, path in enumerate(paths):
+            if index not in large:
+                yield read_input(embedder, index, path)
+        if large and processes:
+            yield from read_in_processes(partial(read_model_input, plain(embedder)), paths, large, processes)
+
+    return embedder.embed_items(items(), pooled)
+
+
+def _is_large(path: Path) -> bool:
+    known = format_of(path)
+    try:
+        return known is not None and known.modality == SYMBOLIC.name and path.stat().st_size > SMALL[known.is_slow]
+    except OSError:  # which will be named when it is read
+        return False
 
 
 def read_input(embedder: Embedder, index: int, path: Path) -> Item:
+    """The file as an item with its tower's input sequence."""
+    known = format_of(path)
+    assert known is not None
+    return read_item(Item(index, known.modality), partial(read_model_input, embedder, path))
+
+
+def read_model_input(encoder: InputEncoder, path: Path, note: Note) -> np.ndarray:
     """The file as its tower's input sequence; ABC may have to be interleaved first."""
-    modality = next(known.modality for known in model_inputs() if path.suffix.lower() in known.extensions)
-    load = load_array if modality == AUDIO.name else read_text
-    return read_item(Item(index, modality), lambda note: encode(embedder, modality, load(path), note))
+    known = format_of(path)
+    assert known is not None
+    check_size(path, known)
+    load = load_array if known.modality == AUDIO.name else read_text
+    return encode(encoder, known.modality, load(path), note)
 
 
 # ---------- sound ----------

@@ -2,30 +2,34 @@
 
 import contextlib
 import itertools
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from clamp3.audio.encoder import AudioEncoder
 from clamp3.errors import Note, UserError
-from clamp3.formats.registry import SOUND, format_of
+from clamp3.formats.registry import SOUND, check_size, format_of
 from clamp3.inputs.encoder import InputEncoder
 from clamp3.io.folders import Job, Outcome
 from clamp3.io.reports import describe_error
+from clamp3.io.workers import Processes, in_processes
 from clamp3.modalities import AUDIO, MODALITIES, SYMBOLIC
 
+if TYPE_CHECKING:  # it imports torch, which worker processes do without
+    from clamp3.audio.encoder import AudioEncoder
+
+T = TypeVar("T")
 # A path, or a function that gives the waveform (samples,) at a rate in Hz, with a `Note` for what it has mended.
 Sound = Path | Callable[[int, Note], np.ndarray]
 
 # To be raised with each change that makes other sequences of the same file: features before and after do not compare.
 READING_VERSION = 3
-MIN_FOR_WORKERS = 32  # slow conversions, which are worth starting processes for
 DECODERS = {"cpu": 1, "other": 4}  # threads that decode ahead of the network; each holds a file's waveform
 
 
@@ -62,21 +66,21 @@ def is_sound(path: Path) -> bool:
 def read_raw(
     encoder: InputEncoder,
     paths: Sequence[Path],
-    load_audio_encoder: Callable[[], AudioEncoder] | None = None,
-    workers: int = 0,
+    load_audio_encoder: "Callable[[], AudioEncoder] | None" = None,
+    processes: Processes | None = None,
 ) -> Iterator[Item]:
     """The items of `paths` of any kinds, sound last, which goes through an AudioEncoder together.
 
-    With `workers`, so many processes convert MIN_FOR_WORKERS scores and MIDI files or more, and one that holds up or
-    ends its process is an item with an error. It takes a main module that can be imported, so it is for commands.
+    With `processes`, these convert scores and MIDI files, and one that holds up or ends its process is an item with an
+    error. That takes a main module that can be imported, so it is for commands.
     """
     formats = [format_of(path) for path in paths]
     sounds = [index for index, known in enumerate(formats) if known and known.decode]
-    slow = [index for index, known in enumerate(formats) if known and known.is_slow]
-    in_workers = set(slow if workers and len(slow) >= MIN_FOR_WORKERS else ())
-    yield from _converted(encoder, paths, sorted(in_workers), workers)
+    slow = {index for index, known in enumerate(formats) if known and known.is_slow and processes}
+    if slow and processes:
+        yield from read_in_processes(partial(read_file, plain(encoder)), paths, slow, processes)
     for index, (path, known) in enumerate(zip(paths, formats, strict=True)):
-        if index not in in_workers and not (known and known.decode):
+        if index not in slow and not (known and known.decode):
             item = Item(index, _modality(path))
             yield read_item(item, partial(read_file, encoder, path))
     if sounds:
@@ -87,30 +91,31 @@ def read_raw(
             yield item
 
 
-def _converted(encoder: InputEncoder, paths: Sequence[Path], chosen: list[int], workers: int) -> Iterator[Item]:
-    """The items of the files at the places `chosen` in `paths`, converted in processes, in any order."""
-    from clamp3.io.workers import TIME_LIMIT, in_processes
+def plain(encoder: InputEncoder) -> InputEncoder:
+    """What encodes as `encoder` does and is nothing more, so that processes can be given it."""
+    return InputEncoder(encoder.sizes, encoder.as_is)
 
-    places = {paths[index]: index for index in chosen}
+
+def read_in_processes(
+    read: Callable[[Path, Note], np.ndarray], paths: Sequence[Path], chosen: Collection[int], processes: Processes
+) -> Iterator[Item]:
+    """The items of the files at the places `chosen` in `paths`, in any order; `read` returns a file's sequence."""
+    places: dict[Path, list[int]] = {}
+    for index in sorted(chosen):
+        places.setdefault(paths[index], []).append(index)
     jobs = [Job(path, (), 0) for path in places]
-    with contextlib.closing(in_processes(convert_raw, jobs, workers, TIME_LIMIT)) as outcomes:
+    with contextlib.closing(in_processes(partial(read_job, read), jobs, processes)) as outcomes:
         for outcome in outcomes:
-            item = Item(places[outcome.job.source], SYMBOLIC.name, repairs=list(outcome.warnings))
-            if outcome.content is not None:
-                content, modality = outcome.content
-                item.modality = modality
-                read_item(item, partial(encode, encoder, modality, content))
-            else:
-                item.error = ValueError(outcome.failure)
-            yield item
+            path, error = outcome.job.source, outcome.failure and ValueError(outcome.failure)
+            for index in places[path]:
+                yield Item(index, _modality(path), outcome.content, error or None, list(outcome.warnings))
 
 
-def convert_raw(job: Job) -> Outcome:
-    """What the format of a file makes of it, with its modality, in a process of its own."""
-    item = read_item(Item(0, _modality(job.source)), partial(read_content, job.source))
-    if item.error is not None:
-        return Outcome(job, describe_error(item.error), tuple(item.repairs))
-    return Outcome(job, None, tuple(item.repairs), (item.content, item.modality))
+def read_job(read: Callable[[Path, Note], np.ndarray], job: Job) -> Outcome:
+    """What `read` makes of a file, as content, in a process of its own."""
+    item = read_item(Item(0, _modality(job.source)), partial(read, job.source))
+    failure = None if item.error is None else describe_error(item.error)
+    return Outcome(job, failure, tuple(item.repairs), item.content)
 
 
 def read_content(path: Path, note: Note) -> str | np.ndarray:
@@ -118,6 +123,7 @@ def read_content(path: Path, note: Note) -> str | np.ndarray:
     known = format_of(path)
     if known is None or known.read is None:
         raise ValueError(f"nothing here reads {path.suffix.lower() or 'files without an extension'}")
+    check_size(path, known)
     return known.read(path, note)
 
 
@@ -158,7 +164,7 @@ def _errors_noted(item: Item) -> Iterator[None]:
 # ---------- sound ----------
 
 
-def read_sounds(encoder: InputEncoder, audio_encoder: AudioEncoder, sounds: Iterable[Sound]) -> Iterator[Item]:
+def read_sounds(encoder: InputEncoder, audio_encoder: "AudioEncoder", sounds: Iterable[Sound]) -> Iterator[Item]:
     """The items of `sounds` with the sequences of the audio tower, in any order."""
     for item in listen(audio_encoder, sounds, audio_encoder.extract):
         if item.error is None:
@@ -168,7 +174,7 @@ def read_sounds(encoder: InputEncoder, audio_encoder: AudioEncoder, sounds: Iter
 
 
 def listen(
-    audio_encoder: AudioEncoder,
+    audio_encoder: "AudioEncoder",
     sounds: Iterable[Sound],
     extract: Callable[[Iterable], Iterator[tuple[int, np.ndarray]]],
 ) -> Iterator[Item]:
@@ -196,18 +202,31 @@ def listen(
     yield from unreadable
 
 
-def _read_ahead(audio_encoder: AudioEncoder, sounds: Iterable[Sound], readers: int) -> Iterator[Item]:
+def _read_ahead(audio_encoder: "AudioEncoder", sounds: Iterable[Sound], readers: int) -> Iterator[Item]:
     """The items of `sounds`, in their order, the next of them read while one is used."""
-    waiting = iter(enumerate(sounds))
-    with ThreadPoolExecutor(readers) as pool:
-        upcoming = deque(pool.submit(_decode, audio_encoder, *one) for one in itertools.islice(waiting, readers))
-        while upcoming:
-            item = upcoming.popleft().result()
-            upcoming.extend(pool.submit(_decode, audio_encoder, *one) for one in itertools.islice(waiting, 1))
-            yield item
+    calls = (partial(_decode, audio_encoder, index, sound) for index, sound in enumerate(sounds))
+    upcoming = deque(map(in_thread, itertools.islice(calls, readers)))
+    while upcoming:
+        item = upcoming.popleft().result()
+        upcoming.extend(map(in_thread, itertools.islice(calls, 1)))
+        yield item
 
 
-def _decode(audio_encoder: AudioEncoder, index: int, sound: Sound) -> Item:
+def in_thread(call: Callable[[], T]) -> "Future[T]":
+    """What `call` returns, in a thread of its own: should a file block it for good, no exit waits for it."""
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
+
+
+def _decode(audio_encoder: "AudioEncoder", index: int, sound: Sound) -> Item:
     def read(note: Note) -> Any:
         if isinstance(sound, Path):
             known = format_of(sound) if is_sound(sound) else SOUND

@@ -14,8 +14,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from clamp3.errors import Note, warn
-from clamp3.formats.abc import check_one_tune, read_abc, split_tunes, with_unit_length
-from clamp3.formats.musicxml_cleaning import MENDED, clean
+from clamp3.formats.abc import check_one_tune, check_size, read_abc, split_tunes, with_unit_length
+from clamp3.formats.musicxml_cleaning import MAX_CELLS, MENDED, clean
 from clamp3.formats.musicxml_time import QUARTERS, number
 from clamp3.formats.mxl import extracted, in_its_own_encoding, root_name
 
@@ -219,6 +219,8 @@ def _partwise(score: bytes) -> bytes:
     root.tag = "score-partwise"
     named = [*root.iterfind("part-list/score-part"), *root.iterfind("measure/part")]
     parts = {part.get("id"): ElementTree.Element("part", id=part.get("id", "")) for part in named}
+    if len(parts) * len(root.findall("measure")) > MAX_CELLS:
+        raise ValueError(f"{len(parts)} parts of so many measures, where {MAX_CELLS} are the most that are read")
     for measure in root.findall("measure"):
         root.remove(measure)
         for name, part in parts.items():  # all of them, so that one that is not in this measure stays in step
@@ -236,6 +238,7 @@ def _partwise(score: bytes) -> bytes:
 def abc_to_musicxml(abc: str, note: Note = warn) -> str:
     """The MusicXML of one tune, in standard or interleaved ABC. Raises ValueError where it holds no notes."""
     check_one_tune(abc)
+    check_size(abc)
     tune = with_unit_length(abc if re.search(r"^X:", abc, flags=re.MULTILINE) else f"X:1\n{abc}")
     tune = _in_its_grammar(tune)
     with LOCK:

@@ -12,6 +12,7 @@ from xml.parsers import expat
 from clamp3.errors import Note, warn
 
 MAX_BYTES = 100 * 2**20  # of a score's XML; an orchestral movement has some 10 MB
+MAX_TAGS = 4_000_000  # that movement has some 800,000; each element takes some 200 bytes of memory, more than once
 CONTAINER = "META-INF/container.xml"
 SCORE_EXTENSIONS = (".xml", ".musicxml")
 DECLARED = re.compile(r"""^(<\?xml[^>]*?)\s+encoding\s*=\s*(?:"[^"]*"|'[^']*')""")
@@ -81,6 +82,8 @@ def root_name(data: bytes) -> str:
     """
     if len(data) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES >> 20} MB of XML")
+    if data.count(b"<") > MAX_TAGS:
+        raise ValueError(f"more than {MAX_TAGS} tags of XML")
     parser = expat.ParserCreate()
     root = ""
 

@@ -27,7 +27,8 @@ class Format:
     read: Callable[[Path, Note], str | np.ndarray] | None = None  # what InputEncoder takes: text or audio features
     decode: Callable[[Path, int, Note], np.ndarray] | None = None  # path, Hz, note -> mono waveform (samples,)
     is_model_input: bool = False  # extract_*.py and training take it as it stands
-    is_slow: bool = False  # converting many is worth starting processes
+    is_slow: bool = False  # its converter takes time, and may run into trouble: commands have processes for it
+    most_megabytes: int = 100  # of a file that is read; a larger one is no music, and would fill the memory
 
 
 def _read_text(path: Path, _note: Note) -> str:
@@ -83,7 +84,7 @@ def _decode_sound(path: Path, rate: int, note: Note) -> np.ndarray:
     return read_audio(path, rate, note)
 
 
-TEXT = Format("text", (".txt",), "text", _read_text, is_model_input=True)
+TEXT = Format("text", (".txt",), "text", _read_text, is_model_input=True, most_megabytes=10)
 ABC = Format("ABC", (".abc",), "symbolic", _read_abc, is_model_input=True, is_slow=True)
 MTF = Format("MTF", (".mtf",), "symbolic", _read_text, is_model_input=True)
 MUSICXML = Format("MusicXML", (".xml", ".musicxml", ".mxl"), "symbolic", _read_musicxml, is_slow=True)
@@ -91,7 +92,7 @@ HUMDRUM = Format("Humdrum", (".krn", ".kern"), "symbolic", _read_humdrum, is_slo
 MEI = Format("MEI", (".mei",), "symbolic", _read_mei, is_slow=True)
 MUSESCORE = Format("MuseScore", (".mscz", ".mscx"), "symbolic", _read_musescore)
 MIDI = Format("MIDI", (".mid", ".midi", ".kar", ".rmi"), "symbolic", _read_midi, is_slow=True)
-FRAMES = Format("audio features", (".npy",), "audio", _read_frames, is_model_input=True)
+FRAMES = Format("audio features", (".npy",), "audio", _read_frames, is_model_input=True, most_megabytes=1000)
 SOUND = Format(
     "sound",
     (
@@ -111,6 +112,15 @@ def format_of(path: Path) -> Format | None:
     """The format that the file's extension names, if any."""
     extension = path.suffix.lower()
     return next((known for known in FORMATS if extension in known.extensions), None)
+
+
+def check_size(path: Path, known: Format) -> None:
+    """Raise ValueError for a file that is too large for its format. Sound is decoded block by block: of any size."""
+    size = path.stat().st_size
+    if known.read and size > known.most_megabytes * 10**6:
+        raise ValueError(
+            f"{size / 1e6:.0f} MB of {known.name}, where {known.most_megabytes} MB are the most that is read"
+        )
 
 
 def extensions(formats: Collection[Format] | None = None) -> tuple[str, ...]:

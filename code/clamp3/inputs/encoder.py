@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clamp3.errors import WAS_STANDARD, Note, ignore
-from clamp3.formats.abc import has_notes, interleave
+from clamp3.formats.abc import has_notes, interleave, is_interleaved
 from clamp3.formats.midi import is_mtf
 from clamp3.inputs.patchilizer import FIELD, M3Patchilizer, has_music
 from clamp3.inputs.tokenizer import load_tokenizer, token_ids
@@ -46,11 +46,9 @@ class InputEncoder:
         long is not read; without it nobody is.
         """
         text = text.removeprefix("\ufeff")
-        if not self.as_is and not is_mtf(text) and has_notes(text):
-            interleaved = interleave(text, note)
-            if interleaved is not text:
-                note(WAS_STANDARD)
-            text = interleaved
+        if not (self.as_is or is_mtf(text) or is_interleaved(text)) and has_notes(text):
+            text = interleave(text, note)
+            note(WAS_STANDARD)
         patches = self.patchilizer.split(text)
         self._note_long_bars(patches, note)
         if not has_music(patches):

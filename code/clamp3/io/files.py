@@ -69,7 +69,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     else:
         target = path
     file = _open_partial(target.parent)
-    partial = Path(file.name)
+    partial = file.name  # a string: making paths takes longer than the file system
     try:
         with file:
             yield file
@@ -78,7 +78,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
                 file.close()
             os.replace(partial, target)  # while the lock is held
     except BaseException:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
         raise
 
 
@@ -99,7 +100,7 @@ def _in_place(path: Path) -> IO[bytes] | None:
 def _open_partial(folder: Path) -> BinaryIO:
     """A new file under a random name in `folder`, which is made if need be; locked while it is open."""
     while True:
-        partial = folder / _partial_name()
+        partial = os.path.join(folder, _partial_name())
         try:
             file = open(partial, "xb")
         except FileNotFoundError:
@@ -111,7 +112,8 @@ def _open_partial(folder: Path) -> BinaryIO:
                 return file
         except BaseException:
             file.close()
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial)
             raise
         file.close()  # another process took it for an orphan before it was locked, and removes it
 

@@ -1,6 +1,8 @@
 """Work on folders: find the inputs, mirror them, share them out, report what was done and what failed."""
 
+import errno
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +17,9 @@ from clamp3.io.reports import FileIssue, Report, describe_error, load_issues, pr
 
 FAILURES_FILE = "failures.jsonl"
 WARNINGS_FILE = "warnings.jsonl"
+# Errors of writing one output that any other would meet too; after so many in a row, a run stops.
+NO_ROOM = {errno.ENOSPC, errno.EROFS, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else [])}
+MAX_UNWRITTEN = 5
 LINKS = "links to folders"  # those that lead to a folder that is read anyway
 # What systems and their file managers put into every folder; hidden folders and ._* of macOS are such, too.
 JUNK_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
@@ -55,6 +60,14 @@ class Outcome:
     failure: str | None = None
     warnings: tuple[str, ...] = ()
     content: Any = None  # what was read, of a job without outputs
+    crashed: bool = False  # its process ended before it did
+    no_room: str | None = None  # why no output can be written at all
+
+    @classmethod
+    def unwritten(cls, job: Job, target: Path, error: OSError, warnings: tuple[str, ...] = ()) -> "Outcome":
+        """That of a job one of whose outputs cannot be written."""
+        failure = f"{target} cannot be written: {error.strerror}"
+        return cls(job, failure, warnings, no_room=error.strerror if error.errno in NO_ROOM else None)
 
 
 @dataclass
@@ -64,10 +77,7 @@ class Tally:
     written: int = 0  # inputs
     failures: list[FileIssue] = field(default_factory=list)
     warnings: list[FileIssue] = field(default_factory=list)
-
-
-def one_piece(_source: Path) -> int:
-    return 1
+    stopped: str | None = None  # why it ended before its last input
 
 
 def plan(
@@ -75,15 +85,15 @@ def plan(
     output_dir: Path,
     extensions: Collection[str],
     target_extension: str,
-    count_pieces: Callable[[Path], int] = one_piece,
+    count_pieces: Callable[[list[Job]], Iterable[Outcome]] | None = None,
     redo_changed: bool = False,
 ) -> Plan:
     """Find the files under `input_dir` whose extension, in any letter case, is one of `extensions`.
 
-    A file of several pieces, as `count_pieces` says, has as many outputs, numbered (name_01, name_02, …). Inputs whose
-    outputs exist are left out, unless `redo_changed` and they are older than the input; what killed runs left behind
-    is removed. Raises UserError where there is no such folder or file, and, before anything is written, where two
-    inputs would have the same output.
+    A file of several pieces, as `count_pieces` gives for content, has as many outputs, numbered (name_01, name_02, …).
+    Inputs whose outputs exist are left out, unless `redo_changed` and they are older than the input; what killed runs
+    left behind is removed. Raises UserError where there is no such folder or file, where two inputs would have the
+    same output, and where there is something to do and outputs cannot be written: all before anything is written.
     """
     if not input_dir.is_dir():
         raise UserError(f"there is no folder {input_dir}")
@@ -92,15 +102,25 @@ def plan(
     if input_dir.resolve() == output_dir.resolve():
         raise UserError(f"input and output folder are the same ({input_dir}): give the outputs a folder of their own")
     result = Plan()
+    sources = []
+    for source in walk(input_dir, result, output_dir):
+        if source.suffix.lower() in extensions:
+            sources.append(source)
+        elif source.name not in (FAILURES_FILE, WARNINGS_FILE) and not source.name.startswith("."):
+            result.ignored[source.suffix.lower() or "without extension"] += 1
+    pieces = dict.fromkeys(sources, 1)
+    for outcome in count_pieces([Job(source, (), 0) for source in sources]) if count_pieces else ():
+        if outcome.failure is None:
+            pieces[outcome.job.source] = outcome.content
+        else:
+            result.failures.append(FileIssue(str(outcome.job.source), outcome.failure))
+            del pieces[outcome.job.source]
+
     owners: dict[Path, Path] = {}  # of the targets
     jobs, clashes = [], []
-    for source in walk(input_dir, result, output_dir):
-        if source.suffix.lower() not in extensions:
-            if source.name not in (FAILURES_FILE, WARNINGS_FILE) and not source.name.startswith("."):
-                result.ignored[source.suffix.lower() or "without extension"] += 1
-            continue
+    for source, count in pieces.items():
         mirrored = output_dir / source.relative_to(input_dir)
-        job = Job(source, tuple(_targets(mirrored, count_pieces(source), target_extension)), _size(source))
+        job = Job(source, tuple(_targets(mirrored, count, target_extension)), _size(source))
         clashes += [_clash(owners[target], source, target) for target in job.targets if target in owners]
         owners |= dict.fromkeys(job.targets, source)
         jobs.append(job)
@@ -113,7 +133,19 @@ def plan(
     done = _outputs(output_dir)
     result.jobs = [job for job in jobs if not done.issuperset(job.targets) or (redo_changed and _has_changed(job))]
     result.already_done = len(jobs) - len(result.jobs)
+    if result.jobs:
+        _try_to_write(output_dir)
     return result
+
+
+def _try_to_write(folder: Path) -> None:
+    """Make `folder`, and raise UserError where no file can be written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from None
 
 
 def _targets(mirrored: Path, pieces: int, extension: str) -> Iterator[Path]:
@@ -252,17 +284,32 @@ def share(jobs: list[Job], processes: int, rank: int) -> list[Job]:
 
 
 def tally(outcomes: Iterable[Outcome], total: int, progress: bool = False) -> Tally:
-    """Count `outcomes` as they come in; `progress` shows a bar."""
+    """Count `outcomes` as they come in; `progress` shows a bar. Where no output can be written, the rest is left."""
     result = Tally()
+    unwritten = 0  # in a row
     with tqdm(total=total, unit="file", delay=1, disable=not progress) as bar:
         for outcome in outcomes:
             if outcome.failure is None:
                 result.written += 1
+                unwritten = 0
             else:
                 result.failures.append(FileIssue(str(outcome.job.source), outcome.failure))
             result.warnings += [FileIssue(str(outcome.job.source), warning) for warning in outcome.warnings]
             bar.update()
+            unwritten += outcome.no_room is not None
+            if unwritten == MAX_UNWRITTEN:
+                result.stopped = outcome.no_room
+                break
     return result
+
+
+def _lost(output_dir: Path, todo: Plan, done: Tally) -> list[FileIssue]:
+    """The inputs whose outputs were written and are gone again, as with a folder that is removed in mid-run."""
+    if not done.written or done.stopped:
+        return []
+    there, failed = _outputs(output_dir), {issue.file for issue in done.failures}
+    gone = [job.source for job in todo.jobs if not there.issuperset(job.targets) and str(job.source) not in failed]
+    return [FileIssue(str(source), "its output was written, and was removed in mid-run") for source in gone]
 
 
 def save_report(output_dir: Path, todo: Plan, done: Tally, seconds: float) -> Report:
@@ -271,7 +318,8 @@ def save_report(output_dir: Path, todo: Plan, done: Tally, seconds: float) -> Re
     failures.jsonl holds those of this run alone, since each run tries a failed input again; warnings.jsonl also holds
     those of earlier runs on inputs that this one left as they were.
     """
-    failures = sorted(todo.failures + done.failures, key=lambda failure: failure.file)
+    lost = _lost(output_dir, todo, done)
+    failures = sorted(todo.failures + done.failures + lost, key=lambda failure: failure.file)
     tried = {str(job.source) for job in todo.jobs} | {issue.file for issue in todo.special}
     earlier = [issue for issue in load_issues(output_dir / WARNINGS_FILE) if issue.file not in tried]
     lists = {WARNINGS_FILE: earlier + todo.special + done.warnings, FAILURES_FILE: failures}
@@ -280,6 +328,18 @@ def save_report(output_dir: Path, todo: Plan, done: Tally, seconds: float) -> Re
             save_issues(output_dir / name, issues)
         except OSError as error:  # the report itself must survive what it reports, such as a full disk
             failures.append(FileIssue(str(output_dir / name), describe_error(error)))
+    stopped = None
+    if done.stopped:
+        left = len(todo.jobs) - done.written - len(done.failures)
+        stopped = f"{output_dir} takes no more files ({done.stopped}); {left} inputs were not tried"
     return Report(
-        output_dir, seconds, done.written, todo.already_done, todo.ignored, failures, done.warnings, todo.special
+        output_dir,
+        seconds,
+        done.written - len(lost),
+        todo.already_done,
+        todo.ignored,
+        failures,
+        done.warnings,
+        todo.special,
+        stopped,
     )

@@ -6,8 +6,10 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from clamp3.errors import RepairWarning
+from clamp3.errors import RepairWarning, is_out_of_memory
 from clamp3.io.files import atomic_write
+
+OUT_OF_MEMORY = "there is not enough memory for it"
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Report:
     failures: list[FileIssue] = field(default_factory=list)
     warnings: list[FileIssue] = field(default_factory=list)
     skipped: list[FileIssue] = field(default_factory=list)  # FIFOs, devices and sockets that are named like inputs
+    stopped: str | None = None  # why the run ended before its last input
 
     @property
     def exit_code(self) -> int:
@@ -38,6 +41,8 @@ class Report:
 
 def describe_error(error: BaseException | None) -> str:
     """What `error` says, in one line."""
+    if is_out_of_memory(error) or is_out_of_memory(getattr(error, "__cause__", None)):
+        return OUT_OF_MEMORY
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read or written: {error.strerror}"
     text = " ".join(str(error).split())
@@ -47,15 +52,19 @@ def describe_error(error: BaseException | None) -> str:
 
 
 def load_issues(path: Path) -> list[FileIssue]:
-    """Those that an earlier run has saved, if there was one."""
+    """Those that an earlier run has saved, if there was one and they can be read."""
     try:
-        return [FileIssue(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, TypeError):
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        records = [json.loads(line) for line in lines]
+        return [FileIssue(str(record["file"]), str(record["reason"])) for record in records]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return []
 
 
 def save_issues(path: Path, issues: list[FileIssue]) -> None:
     """Write `issues` as JSON lines in place of those of the last run; no file if there are none."""
+    if issues == load_issues(path):  # so that a folder that cannot be written is no trouble
+        return
     if not issues:
         path.unlink(missing_ok=True)
         return
