@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clamp3.cli.output import print_collection
-from clamp3.errors import ItemError, UserError
+from clamp3.errors import OneProcessError, UserError
 
 if TYPE_CHECKING:
     from clamp3.features.cache import FeatureCache
@@ -141,13 +141,23 @@ def run(main: Callable[[], int], keeps_work: bool = True) -> None:
         if (collection := getattr(error, "collection", None)) is not None:  # of NoFeatures
             print_collection(collection)
         # What all processes raise is shown by one of each machine.
-        if isinstance(error, ItemError) or os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {_safe_lines(str(error))}", file=sys.stderr)
+        if isinstance(error, OneProcessError) or os.environ.get("LOCAL_RANK", "0") == "0":
+            print_error(str(error))
         code = 2
     except KeyboardInterrupt:
         print("interrupted" + "; the same command goes on where it stopped" * keeps_work, file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def print_error(message: str) -> None:
+    """Print why this process fails, and let a launcher's own report of it end with that."""
+    line = f"error: {_safe_lines(message)}"
+    print(line, file=sys.stderr, flush=True)
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from clamp3.distributed import tell_launcher
+
+        tell_launcher(line)
 
 
 def show_log() -> None:

@@ -65,7 +65,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, others_end = context.Pipe()
         self.process = context.Process(target=_work, args=(task, others_end), daemon=True)
-        with _interrupts_held_back():  # from the new process, for good
+        with interrupts_held_back():  # from the new process, for good
             self.process.start()
         others_end.close()  # so that the pipe ends when the process does
         self.job: Job | None = None  # it starts, with all its imports
@@ -102,7 +102,7 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
+def interrupts_held_back() -> Iterator[None]:
     """Ctrl-C has no effect until the end of this block, and never on processes that start in it."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
