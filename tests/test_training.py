@@ -36,6 +36,7 @@ from training_runs import (
     HELD_OUT,
     assert_pieces_drop_out_the_same,
     assert_same_weights,
+    damage,
     differences,
     make_trainer,
     with_plain_steps,
@@ -50,6 +51,14 @@ def trainer_of(small_model, training_data, tmp_path):
         return make_trainer(kind, small_model.folder, data_folder, tmp_path / output, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def damaged_data(tmp_path_factory):
+    """The folder of training data of which some items cannot be read."""
+    data = write_training_data(tmp_path_factory.mktemp("damaged") / "data", 48)
+    damage(data.folder)
+    return data
 
 
 @pytest.fixture
@@ -68,10 +77,10 @@ def told(caplog):
 # ---------- gradients and figures ----------
 
 
-def test_two_processes_step_like_one_on_the_global_batch(small_model, training_data):
-    """Weights after an epoch and all figures; for M3 too, and with batches in pieces."""
+def test_two_processes_step_like_one_on_the_global_batch(small_model, damaged_data):
+    """Weights after an epoch and all figures; for M3 too, with batches in pieces, and with items that are skipped."""
     command = [BIN / "torchrun", "--nproc_per_node", "2", ROOT / "tests" / "two_processes.py"]
-    done = run(*command, small_model.folder, training_data.folder, cwd=ROOT)
+    done = run(*command, small_model.folder, damaged_data.folder, cwd=ROOT)
     assert done.stdout.count("equal: ") == 2 * 4
     assert done.stdout.count("the same weights from a text model without some of them") == 2
 
@@ -298,10 +307,13 @@ def test_clamp3_starts_from_m3s_encoder(trainer_of, tmp_path):
 # ---------- checkpoints ----------
 
 
-def test_runs_that_are_killed_and_started_again_give_the_same_weights(small_model, training_data, tmp_path):
-    """By kill -9 at random moments, with and without data workers, in one process and in two; bit for bit."""
+def test_runs_that_are_killed_and_started_again_give_the_same_weights(small_model, damaged_data, tmp_path):
+    """By kill -9 at random moments, with and without data workers, in one process and in two; bit for bit.
+
+    Some of the items cannot be read.
+    """
     seed = np.random.default_rng().integers(10**6)
-    command = [sys.executable, ROOT / "tests" / "killed_runs.py", small_model.folder, training_data.folder, tmp_path]
+    command = [sys.executable, ROOT / "tests" / "killed_runs.py", small_model.folder, damaged_data.folder, tmp_path]
     done = run(*command, seed, cwd=ROOT)
     assert len(re.findall("equal after [12] kills", done.stdout)) == 3, done.stdout
 

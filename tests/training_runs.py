@@ -62,8 +62,27 @@ def make_trainer(
         no_dropout(objective.model)
     name = "m3" if kind == "m3" else "clamp3"
     chosen = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 5, "log_steps": 3, **settings}
+    chosen = {"max_skipped_share": 0.2, **chosen}
     chosen = Settings(output / f"weights_{name}.pth", output / f"logs_{name}.txt", **chosen)
     return Trainer(objective, *sets, pad_values, chosen, state)
+
+
+def damage(data_folder: Path) -> None:
+    """Make items of all three kinds bad, in training and in evaluation, and others standard ABC."""
+    for kind in ("symbolic", "audio"):
+        path = data_folder / f"{kind}.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines()
+        lines[5] = '{"id": "tune 5"'
+        lines[25] = lines[25].replace('"analysis": "', '"analysis": "\\ud800 ')
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    for number in (3, 30):
+        data_folder.joinpath("abc", f"{number}.abc").write_text("X:1\nT:No bars\nK:C\n", encoding="utf-8")
+        whole = data_folder.joinpath(f"{number}.npy").read_bytes()
+        data_folder.joinpath(f"{number}.npy").write_bytes(whole[: len(whole) // 2])
+    data_folder.joinpath("abc", "40.abc").unlink()
+    os.mkfifo(data_folder / "abc" / "40.abc")
+    for number in (4, 35):
+        data_folder.joinpath("abc", f"{number}.abc").write_text("X:1\nL:1/8\nM:4/4\nK:D\nDEFG ABcd|d8|]\n")
 
 
 def no_dropout(model: nn.Module) -> None:
