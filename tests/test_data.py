@@ -46,8 +46,8 @@ def write_items(tmp_path):
 
     def write(*items) -> JsonLines:
         path = tmp_path / "items.jsonl"
-        lines = (item if isinstance(item, str) else json.dumps(item) for item in items)
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        lines = (json.dumps(item) if isinstance(item, dict) else item for item in items)
+        path.write_bytes(b"".join((line if isinstance(line, bytes) else line.encode()) + b"\n" for line in lines))
         return JsonLines(path)
 
     return write
@@ -391,6 +391,15 @@ def test_objects_are_found_by_position_with_little_memory(tmp_path):
     assert lines.place(0) == f"{path}:1" and lines.place(1) == f"{path}:3" and lines.place(11) == f"{path}:14"
 
 
+@pytest.mark.parametrize("start", ["", "\n", " \r\n"])
+def test_a_byte_order_mark_is_no_part_of_the_items(tmp_path, start):
+    path = tmp_path / "items.jsonl"
+    path.write_text(f'{start}{{"id": 1}}\n{{"id": 2}}\n', encoding="utf-8-sig", newline="")
+    lines = JsonLines(path)
+    assert [lines[index] for index in range(len(lines))] == [{"id": 1}, {"id": 2}]
+    assert lines.place(0) == f"{path}:{1 + bool(start)}"
+
+
 GOOD = {"id": "1", "filepaths": ["good.abc"], "analysis": "A tune."}
 
 
@@ -411,14 +420,29 @@ GOOD = {"id": "1", "filepaths": ["good.abc"], "analysis": "A tune."}
         ({**GOOD, "analysis": " "}, "no text in any of its fields"),
         ({"id": "1", "filepaths": ["good.abc"], "language": "en"}, "no text in any of its fields"),
         ({**GOOD, "translations": "Ein Lied"}, '"translations" must be an object'),
+        ({**GOOD, "analysis": "A \ud800 tune."}, r"a text holds the lone surrogate U\+D800"),
+        ({**GOOD, "translations": {"language": "de", "scene": "\udfff"}}, r"the lone surrogate U\+DFFF"),
+        ({**GOOD, "filepaths": ["fifo.abc"]}, r"fifo\.abc is a FIFO, not a file"),
+        ({**GOOD, "filepaths": ["a\0b.abc"]}, ""),
+        ("[" * 100_000, ""),
+        ("no JSON", "Expecting value"),
+        (b"\xff\xfe", ""),
     ],
 )
-def test_bad_items_are_named_before_training(write_items, tmp_path, item, reason):
+def test_bad_items_are_named_before_training_and_skipped_in_it(write_items, encoder, tmp_path, item, reason):
     tmp_path.joinpath("good.abc").write_text("K:C\nC|\n")
     tmp_path.joinpath("empty.abc").touch()
+    os.mkfifo(tmp_path / "fifo.abc")
     lines = write_items(GOOD, "", item, {**GOOD, "translations": {"language": "de"}, "title": None})
     with pytest.raises(UserError, match=rf"1 items cannot be trained on:\n  {lines.path}:3: .*{reason}"):
         refuse(check_pairs(lines, "symbolic", 128))
+    # What training meets when it reads, and what --check finds.
+    for examples in (pairs(lines, encoder, "symbolic", training) for training in (True, False)):
+        places = {issue.file for epoch in range(9) for issue in examples[epoch, 1].skipped}
+        assert places == {f"{lines.path}:3"} or "notes.pdf" in str(item)
+        assert bool(examples[0, 1].sequences) == examples.training
+        issues, _ = check_examples(examples)
+        assert [issue.file for issue in issues] == [f"{lines.path}:3"]
 
 
 @pytest.mark.parametrize(

@@ -140,14 +140,13 @@ class Loader:
             yield received
 
     def _start(self) -> "Iterator[Batch | Sent]":
-        try:
-            with interrupts_held_back():  # from the workers, for good
-                return iter(self.loader)
-        except OSError as error:  # no semaphores, no more processes
-            if not self.loader.num_workers:
-                raise
-            logger.info("no data workers can be started: %s; this process reads the data, which takes longer", error)
-            self.loader = self._loader(0)
+        if self.loader.num_workers:
+            try:
+                multiprocessing.get_context("spawn").Lock()  # as the loader makes many, not ready for a failure
+            except OSError as error:
+                logger.info("data workers cannot be started: %s; this process reads the data, more slowly", error)
+                self.loader = self._loader(0)
+        with interrupts_held_back():  # from the workers, for good
             return iter(self.loader)
 
     def _loader(self, workers: int) -> DataLoader:
