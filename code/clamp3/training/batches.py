@@ -22,6 +22,7 @@ from clamp3.io.workers import interrupts_held_back
 from clamp3.training.data import Example, Examples
 
 SHARED_MEMORY = "/dev/shm"  # where Linux keeps what processes share
+WORKER = "DataLoader worker"  # what PyTorch calls it in its errors
 
 logger = logging.getLogger("clamp3")
 
@@ -193,7 +194,10 @@ class Sent:
         self.content = content
 
     def received(self) -> Batch:
-        loaded = pickle.loads(self.content)
+        try:
+            loaded = pickle.loads(self.content)
+        except (OSError, EOFError) as error:  # the worker hands over what shared memory it means, while it lives
+            raise RuntimeError(f"a batch of a {WORKER} does not arrive: {error}") from error
         if isinstance(loaded, Batch):
             return loaded
         batch, arrays = loaded
@@ -232,5 +236,5 @@ def end_with_parent(_worker: int) -> None:
 
 
 def is_worker_error(error: BaseException) -> bool:
-    """Whether `error` is PyTorch's, which says that a data worker process has ended."""
-    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+    """Whether `error` says that a data worker process has ended."""
+    return isinstance(error, RuntimeError) and WORKER in str(error)
