@@ -471,8 +471,7 @@ def test_an_optimizer_that_does_not_fit_starts_anew(trainer_of, tmp_path, told):
 
 def test_another_modality_or_another_frozen_part_is_a_new_stage(trainer_of, tmp_path, told):
     frozen = ("text_model", "text_proj")
-    symbolic = trainer_of("symbolic", epochs=3)
-    symbolic.fit()
+    trainer_of("symbolic", epochs=1).fit()
     best = torch.load(tmp_path / "run" / "weights_clamp3.pth", weights_only=True)
     for kind, frozen_parts in (("audio", frozen), ("audio", ()), ("symbolic", frozen)):
         stage = trainer_of(kind, frozen=frozen_parts, epochs=1)
@@ -652,7 +651,7 @@ def test_little_shared_memory_disk_or_memory(small_model, training_data, tmp_pat
 
 def test_logs_are_as_documented_and_go_on(trainer_of, tmp_path):
     trainer_of("symbolic", epochs=1).fit()
-    trainer_of("symbolic", epochs=2).fit()
+    trainer_of("symbolic", epochs=2, draws=True).fit()
     number = r"\d+\.\d+(e-\d+)?"
     entry = rf"Epoch {{}}\ntrain_loss: {number}\neval_loss: {number}\ntime: \w+ \w+ [\d :]+\n\n"
     log = tmp_path / "run" / "logs_clamp3.txt"
@@ -679,7 +678,7 @@ def test_wandb_is_used_where_it_works_and_missed_by_nobody_where_not(trainer_of,
 
 def test_curves_without_matplotlib_are_a_notice_at_the_end_of_a_run(trainer_of, tmp_path, monkeypatch, told):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    trainer_of("m3", epochs=1).fit()
+    trainer_of("m3", epochs=1, draws=True).fit()
     assert "no picture of the curves: " in (text := told()) and 'pip install "clamp3[train]"' in text
     with pytest.raises(UserError, match="drawn by matplotlib, which is missing"):
         draw_curves(tmp_path / "run" / "logs_m3.txt", tmp_path / "curves.png")
