@@ -91,7 +91,7 @@ def compare(found: list[Batch], wanted: list[Batch]) -> None:
 
 def full_disk(folders: dict, run: Path) -> None:
     """The last checkpoint stays as it was, and with room on the disk the run goes on."""
-    mount(run, 40_000)
+    mount(run, 80_000)
     make_trainer("m3", **folders, output=run, epochs=1).fit()
     before = {path.name: path.read_bytes() for path in run.glob("*.pth")}
     filler = fill(run, len(before["weights_m3_last.pth"]) // 2)

@@ -137,12 +137,19 @@ class Trainer:
 
         It fills the model, and returns a line that says with what.
         """
-        with contextlib.ExitStack() as stack, self.named_errors():
-            self.in_main(lambda: stack.enter_context(run_lock(self.settings.weights_path)))
-            self.in_main(self.prepare_folders)
-            with deterministic(self.settings.deterministic):
-                self.train_epochs(start_weights)
-            self.in_main(self.draw)
+        cause = ""
+        try:
+            with contextlib.ExitStack() as stack:
+                self.in_main(lambda: stack.enter_context(run_lock(self.settings.weights_path)))
+                self.in_main(self.prepare_folders)
+                with deterministic(self.settings.deterministic):
+                    self.train_epochs(start_weights)
+        except (RuntimeError, MemoryError) as error:
+            cause = self.outer_cause(error)
+            if not cause:
+                raise
+        if cause:  # without the error itself, whose traceback keeps memory and data workers alive
+            raise OneProcessError(cause)
 
     def train_epochs(self, start_weights: Callable[[], str]) -> None:
         """All that `fit` does once nobody else writes to the run's files."""
@@ -165,21 +172,16 @@ class Trainer:
         while self.progress.epoch < settings.epochs:
             self.train_epoch()
             self.end_epoch(self.evaluate())
+        self.in_main(self.draw)
 
-    @contextlib.contextmanager
-    def named_errors(self) -> Iterator[None]:
-        """Where errors that one process meets alone, and whose causes lie outside, are UserErrors."""
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            if is_worker_error(error):
-                text = "a process that reads training data has ended (killed, or out of memory?)"
-                raise OneProcessError(f"{text}: {first_line(error)}; {STOPPED}") from error
-            if is_out_of_memory(error):
-                text = f"out of memory after step {self.progress.step}, with {self.settings.batch_size} items at once"
-                advice = f"{self.objective.less_memory}, or fewer items in a batch"
-                raise OneProcessError(f"{text}: {first_line(error)}. {advice}; {STOPPED}") from error
-            raise
+    def outer_cause(self, error: BaseException) -> str:
+        """What to tell of an error that this process meets alone, and whose cause lies outside; "" for any other."""
+        if is_worker_error(error):
+            return f"a process that reads training data has ended (killed?): {first_line(error)}; {STOPPED}"
+        if is_out_of_memory(error):
+            text = f"out of memory after step {self.progress.step}, with {self.settings.batch_size} items at once"
+            return f"{text}: {first_line(error)}. {self.objective.less_memory}, or fewer items in a batch; {STOPPED}"
+        return ""
 
     def in_main(self, work: Callable[[], Any]) -> None:
         """Let the main process do some work on files; a UserError there is raised in all processes."""
