@@ -741,7 +741,7 @@ def test_documented_launch_and_a_lost_process(environment, training_data, tmp_pa
     lines = done.stdout.splitlines()
     assert [line.split(",")[0] for line in lines if line.startswith("epoch")] == ["epoch 1", "epoch 2"]
     assert len(lines) == 3 and lines[0].startswith("the text tower starts with random weights")
-    assert done.stderr.count("evaluation: 100%") == 2 and "item/s, loss=" in done.stderr
+    assert done.stderr.count("evaluation: 100%") >= 2 and "item/s, loss=" in done.stderr
     assert last(tmp_path / "whole")["epoch"] == 2
 
     command = [*LAUNCH, "train_clamp3_symbolic.py"]
