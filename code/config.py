@@ -2,8 +2,7 @@
 
 The shipped variant is SAAS (best for audio). To switch to C2 (best for symbolic music), change saas to c2 on line 66.
 For a one-off run, leave this file alone and set CLAMP3_CONFIG to a JSON object, or to the path of a file with one:
-    CLAMP3_CONFIG='{"CLAMP3_WEIGHTS_PATH": "my_weights.pth"}' python extract_clamp3.py in/ out/
-"""
+    CLAMP3_CONFIG='{"CLAMP3_WEIGHTS_PATH": "my_weights.pth"}' python extract_clamp3.py in/ out/"""
 
 import os
 
@@ -16,6 +15,7 @@ TRAIN_WORKERS = 2  # processes, for each GPU, that read and encode
 WARMUP_STEPS = 1000  # in which the learning rate rises
 RATE_DECAY = "none"  # after them; or "cosine": to 0 at the end of the last epoch
 TRAIN_PRECISION = "auto"  # bf16 or fp16 on GPUs and fp32 on CPUs; or one of these three
+MAX_SKIPPED_SHARE = 0.01  # of the items that cannot be read and are skipped; a run with more of them stops
 SYMBOLIC_AS_IS = False  # take ABC that is not interleaved as it stands; else it is interleaved first
 COMPILE_LAYERS = False  # by torch.compile: slow to start, then up to 1.3x as fast on GPUs
 RECOMPUTE_LAYERS = False  # gradient checkpointing: a third slower, with a third of the memory

@@ -85,6 +85,9 @@ def fork(options: dict, rank: int, processes: int, port: int) -> int:
 
 
 def compare(whole: Path, broken: Path) -> None:
+    """Checkpoints, and the lists of the items that were skipped."""
+    listed = [sorted(next(folder.glob("*_skipped.jsonl")).read_text().splitlines()) for folder in (broken, whole)]
+    assert listed[0] == listed[1] != [], listed
     names = sorted(path.name for path in whole.glob("*.pth"))
     assert len(names) == 3 and names == sorted(path.name for path in broken.glob("*.pth"))
     for name in names:

@@ -32,7 +32,8 @@ FOLDERS = [Path(argument) for argument in sys.argv[1:4]]
 def main() -> None:
     torch.set_num_threads(1)
     distributed.HEARTBEAT, distributed.HEARTBEAT_TIMEOUT = 0.2, timedelta(seconds=TIMEOUT)
-    for scenario, expected, stuck in ((a_rank_hangs, 2, True), (main_is_slow, 0, False), (main_is_stopped, 0, True)):
+    scenarios = ((a_rank_hangs, 2, True), (main_is_slow, 0, False), (main_is_stopped, 0, True))
+    for scenario, expected, stuck in scenarios:
         port, begin = free_port(), time.monotonic()
         children = [fork(scenario, rank, port) for rank in range(2)]
         waiting = 0 if scenario is a_rank_hangs else 1
@@ -83,9 +84,13 @@ def a_rank_hangs(state, knobs: dict) -> int:
         step(batch)
 
     trainer.step = hanging
-    code = fit(trainer, knobs)
-    assert torch.load(last_path(trainer.settings.weights_path))["progress"]["step"] == 2
-    return code
+    try:
+        fit(trainer, knobs)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        assert torch.load(last_path(trainer.settings.weights_path))["progress"]["step"] == 2
+        return 2
+    return 1
 
 
 def main_is_slow(state, _knobs: dict) -> int:

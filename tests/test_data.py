@@ -4,16 +4,17 @@ import json
 import os
 import tracemalloc
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from clamp3.errors import ItemError, UserError
+from clamp3.errors import UserError
 from clamp3.inputs.encoder import InputEncoder
 from clamp3.inputs.patchilizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, remove_instrument_info
-from clamp3.training.batches import Batch, Collate, GlobalBatchSampler, loader, without_errors
-from clamp3.training.checks import check_examples, check_pairs, find_pieces
+from clamp3.training.batches import Batch, Collate, GlobalBatchSampler, Loader
+from clamp3.training.checks import check_examples, check_pairs, find_pieces, refuse
 from clamp3.training.data import Examples, Pairs, Pieces, split
 from clamp3.training.texts import JsonLines, evaluation_file, evaluation_text, lines_of, training_text
 
@@ -45,8 +46,8 @@ def write_items(tmp_path):
 
     def write(*items) -> JsonLines:
         path = tmp_path / "items.jsonl"
-        lines = (item if isinstance(item, str) else json.dumps(item) for item in items)
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        lines = (json.dumps(item) if isinstance(item, dict) else item for item in items)
+        path.write_bytes(b"".join((line if isinstance(line, bytes) else line.encode()) + b"\n" for line in lines))
         return JsonLines(path)
 
     return write
@@ -190,7 +191,7 @@ def test_an_item_depends_on_seed_epoch_and_index_alone(training_data, encoder):
 
 @pytest.fixture(scope="session")
 def pieces(training_data, encoder) -> dict[bool, Pieces]:
-    paths = find_pieces([training_data.abc])
+    paths, _ = find_pieces([training_data.abc])
     return {training: Pieces(paths, encoder, 0.45, 0, training) for training in (True, False)}
 
 
@@ -240,11 +241,18 @@ def test_folders_are_searched_for_abc_and_mtf(tmp_path):
     for name in ("b/deep/2.MTF", "b/1.abc", "a.abc", "notes.txt"):
         tmp_path.joinpath(name).parent.mkdir(parents=True, exist_ok=True)
         tmp_path.joinpath(name).write_text("X:1\n")
-    assert [path.name for path in find_pieces([tmp_path])] == ["a.abc", "1.abc", "2.MTF"]
-    assert find_pieces([]) == []
+    paths, issues = find_pieces([tmp_path])
+    assert [path.name for path in paths] == ["a.abc", "1.abc", "2.MTF"] and not issues
+    assert find_pieces([]) == ([], [])
     tmp_path.joinpath("c.abc").touch()
-    with pytest.raises(UserError, match=r"c\.abc: is empty"):
-        find_pieces([tmp_path])
+    os.mkfifo(tmp_path / "d.abc")
+    tmp_path.joinpath("._a.abc").write_bytes(b"\0")  # macOS's
+    paths, issues = find_pieces([tmp_path])
+    assert [path.name for path in paths] == ["a.abc", "1.abc", "2.MTF", "c.abc"]
+    assert [(Path(issue.file).name, issue.reason) for issue in issues] == [
+        ("d.abc", "passed over: a FIFO, not a file"),
+        ("c.abc", "empty file"),
+    ]
     tmp_path.joinpath("none").mkdir()
     with pytest.raises(UserError, match=r"no \.abc \.mtf file under .*none"):
         find_pieces([tmp_path / "none"])
@@ -314,38 +322,45 @@ def test_sequences_are_padded_to_the_longest_of_the_batch(training_data, encoder
     assert torch.equal(torch.cat([part.tensors["music"][0] for part in parts]), batch.tensors["music"][0])
 
 
-def batches_of(examples: Examples, workers: int) -> tuple[list[Batch], str]:
-    """The batches of an epoch, as far as it comes, and the error that ends it."""
-    share, batches = GlobalBatchSampler(len(examples), 7, 1, 0, seed=0), []
+def batches_of(examples: Examples, workers: int) -> list[Batch]:
+    """The batches of an epoch."""
+    share = GlobalBatchSampler(len(examples), 7, 1, 0, seed=0 if examples.training else None)
     share.set(2)
-    try:
-        for batch in without_errors(loader(examples, share, Collate({"text": 1}), workers, torch.device("cpu"))):
-            batches.append(batch)
-    except ItemError as error:
-        return batches, str(error)
-    return batches, ""
+    return list(Loader(examples, share, Collate({"text": 1}), workers, torch.device("cpu")))
 
 
-def test_any_number_of_worker_processes_gives_the_same_batches_and_names_the_same_bad_file(
+def assert_same_batches(found: list[Batch], wanted: list[Batch]) -> None:
+    assert [batch.names for batch in found] == [batch.names for batch in wanted]
+    assert [batch.skipped for batch in found] == [batch.skipped for batch in wanted]
+    for first, second in zip(found, wanted, strict=True):
+        for name, pair in first.tensors.items():
+            assert all(torch.equal(a, b) for a, b in zip(pair, second.tensors[name], strict=True))
+
+
+def test_any_number_of_worker_processes_gives_the_same_batches_and_skips_the_same_bad_file(
     write_items, training_data, encoder, tmp_path
 ):
     rows = training_data.rows(training_data.symbolic)
     for row in rows:
         row["filepaths"] = [str(training_data.folder / name) for name in row["filepaths"]]
-    whole, _ = batches_of(pairs(write_items(*rows), encoder, "symbolic", True), 0)
+    whole = batches_of(pairs(write_items(*rows), encoder, "symbolic", True), 0)
     bad = int(whole[5].names[0].removeprefix("tune "))
     tmp_path.joinpath("bad.abc").write_bytes(b"K:C\nC4|\n% caf\xe9\n")
     rows[bad]["filepaths"] = ["bad.abc"]
     lines = write_items(*rows)
-    check_pairs(lines, "symbolic", 128)  # which reads no music
+    assert not check_pairs(lines, "symbolic", 128)  # which reads no music
     examples = pairs(lines, encoder, "symbolic", True)
-    (plain, error), (worked, same_error) = (batches_of(examples, workers) for workers in (0, 2))
-    assert len(whole) == 6 and len(plain) == len(worked) == 5 and same_error == error
-    assert error.startswith(f"{lines.path}:{bad + 1}: {tmp_path}/bad.abc: not UTF-8: byte 0xe9 at position 13")
-    for first, second in zip(plain, worked, strict=True):
-        assert first.names == second.names
-        for name, pair in first.tensors.items():
-            assert all(torch.equal(a, b) for a, b in zip(pair, second.tensors[name], strict=True))
+    plain, worked = (batches_of(examples, workers) for workers in (0, 2))
+    assert len(whole) == len(plain) == 6
+    assert_same_batches(worked, plain)
+    # All else is as it was, and the batch as large.
+    assert_same_batches(plain[:5], whole[:5])
+    assert plain[5].names[1:] == whole[5].names[1:] and plain[5].names[0] != whole[5].names[0]
+    [issue] = plain[5].skipped
+    assert issue.file == f"{lines.path}:{bad + 1}"
+    assert issue.reason.startswith(f"{tmp_path}/bad.abc: not UTF-8: byte 0xe9 at position 13")
+    evaluated = batches_of(pairs(lines, encoder, "symbolic", False), 0)
+    assert sum(map(len, evaluated)) == 47 and [issue] == [i for batch in evaluated for i in batch.skipped]
 
 
 # ---------- splits and checks ----------
@@ -376,6 +391,15 @@ def test_objects_are_found_by_position_with_little_memory(tmp_path):
     assert lines.place(0) == f"{path}:1" and lines.place(1) == f"{path}:3" and lines.place(11) == f"{path}:14"
 
 
+@pytest.mark.parametrize("start", ["", "\n", " \r\n"])
+def test_a_byte_order_mark_is_no_part_of_the_items(tmp_path, start):
+    path = tmp_path / "items.jsonl"
+    path.write_text(f'{start}{{"id": 1}}\n{{"id": 2}}\n', encoding="utf-8-sig", newline="")
+    lines = JsonLines(path)
+    assert [lines[index] for index in range(len(lines))] == [{"id": 1}, {"id": 2}]
+    assert lines.place(0) == f"{path}:{1 + bool(start)}"
+
+
 GOOD = {"id": "1", "filepaths": ["good.abc"], "analysis": "A tune."}
 
 
@@ -396,14 +420,29 @@ GOOD = {"id": "1", "filepaths": ["good.abc"], "analysis": "A tune."}
         ({**GOOD, "analysis": " "}, "no text in any of its fields"),
         ({"id": "1", "filepaths": ["good.abc"], "language": "en"}, "no text in any of its fields"),
         ({**GOOD, "translations": "Ein Lied"}, '"translations" must be an object'),
+        ({**GOOD, "analysis": "A \ud800 tune."}, r"a text holds the lone surrogate U\+D800"),
+        ({**GOOD, "translations": {"language": "de", "scene": "\udfff"}}, r"the lone surrogate U\+DFFF"),
+        ({**GOOD, "filepaths": ["fifo.abc"]}, r"fifo\.abc is a FIFO, not a file"),
+        ({**GOOD, "filepaths": ["a\0b.abc"]}, ""),
+        ("[" * 100_000, ""),
+        ("no JSON", "Expecting value"),
+        (b"\xff\xfe", ""),
     ],
 )
-def test_bad_items_are_named_before_training(write_items, tmp_path, item, reason):
+def test_bad_items_are_named_before_training_and_skipped_in_it(write_items, encoder, tmp_path, item, reason):
     tmp_path.joinpath("good.abc").write_text("K:C\nC|\n")
     tmp_path.joinpath("empty.abc").touch()
+    os.mkfifo(tmp_path / "fifo.abc")
     lines = write_items(GOOD, "", item, {**GOOD, "translations": {"language": "de"}, "title": None})
     with pytest.raises(UserError, match=rf"1 items cannot be trained on:\n  {lines.path}:3: .*{reason}"):
-        check_pairs(lines, "symbolic", 128)
+        refuse(check_pairs(lines, "symbolic", 128))
+    # What training meets when it reads, and what --check finds.
+    for examples in (pairs(lines, encoder, "symbolic", training) for training in (True, False)):
+        places = {issue.file for epoch in range(9) for issue in examples[epoch, 1].skipped}
+        assert places == {f"{lines.path}:3"} or "notes.pdf" in str(item)
+        assert bool(examples[0, 1].sequences) == examples.training
+        issues, _ = check_examples(examples)
+        assert [issue.file for issue in issues] == [f"{lines.path}:3"]
 
 
 @pytest.mark.parametrize(
@@ -427,12 +466,12 @@ def test_audio_features_of_another_form_are_named_before_training(write_items, t
         {"id": 1, "title": "A", "filepaths": ["good.npy"]}, {"id": 2, "title": "B", "filepaths": ["bad.npy"]}
     )
     with pytest.raises(UserError, match=rf"{lines.path}:2: .*{reason}"):
-        check_pairs(lines, "audio", 128)
+        refuse(check_pairs(lines, "audio", 128))
 
 
 def test_many_bad_items_are_counted_and_an_empty_file_is_refused(write_items):
     with pytest.raises(UserError, match=r"(?s)50 items cannot be trained on.*:20: .*… and 30 more") as error:
-        check_pairs(write_items(*["{}"] * 50), "symbolic", 128)
+        refuse(check_pairs(write_items(*["{}"] * 50), "symbolic", 128))
     assert str(error.value).count("\n") == 21
     with pytest.raises(UserError, match="there is no item in it"):
         check_pairs(write_items(""), "symbolic", 128)
@@ -444,9 +483,9 @@ def test_reading_everything_finds_bad_files_wherever_they_stand(write_items, enc
     lines = write_items(GOOD, {**GOOD, "filepaths": ["good.abc", "header.abc"]})
     check_pairs(lines, "symbolic", 128)
     with pytest.raises(UserError, match=rf"1 items .*\n  {lines.path}:2: .*header\.abc: no bars of ABC"):
-        check_examples(pairs(lines, encoder, "symbolic", True))
+        refuse(check_examples(pairs(lines, encoder, "symbolic", True))[0])
     with pytest.raises(UserError, match=r"1 items .*\n  .*header\.abc: no bars of ABC"):
-        check_examples(Pieces(find_pieces([tmp_path]), encoder, 0.45, 0, True))
+        refuse(check_examples(Pieces(find_pieces([tmp_path])[0], encoder, 0.45, 0, True))[0])
 
 
 def noted_reads(lines: JsonLines, monkeypatch) -> list[int]:
@@ -473,7 +512,7 @@ def test_items_that_have_passed_are_not_read_again(checked_items):
     check_pairs(JsonLines(lines.path), "audio", 128)
     assert not read
     with pytest.raises(UserError, match="not floats of shape"):
-        check_pairs(lines, "audio", 64)  # another width is another question
+        refuse(check_pairs(lines, "audio", 64))  # another width is another question
     assert len(read) == 20
 
 
@@ -483,7 +522,7 @@ def test_items_whose_files_have_changed_are_checked_again_until_they_pass(checke
     tmp_path.joinpath("11.npy").unlink()
     for _ in range(2):
         with pytest.raises(UserError, match=r"(?s)^4 items.*:7: .*7\.npy.*:8: .*:11: there is no file .*:12: "):
-            check_pairs(lines, "audio", 128)
+            refuse(check_pairs(lines, "audio", 128))
     assert read == [6, 7, 10, 11] * 2
     for name in ("7", "11"):
         np.save(tmp_path / f"{name}.npy", np.ones((1, 5, 128), np.float32))
@@ -502,7 +541,7 @@ def test_a_changed_jsonl_is_checked_anew(checked_items, write_items):
     changed = write_items(*(lines[index] for index in range(20)), "{}")
     read.clear()
     with pytest.raises(UserError, match=r"1 items .*\n  .*:21: no text"):
-        check_pairs(changed, "audio", 128)
+        refuse(check_pairs(changed, "audio", 128))
     assert read == list(range(21))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import re
 import resource
@@ -19,13 +20,15 @@ import torch
 
 from clamp3.errors import UserError
 from clamp3.io.files import atomic_write
+from clamp3.io.reports import FileIssue, load_issues
 from clamp3.models.layers import prepare_layers
 from clamp3.models.m3 import M3Model
 from clamp3.models.weights import start_from_m3
 from clamp3.search.metrics import metrics
 from clamp3.search.ranking import ranks_of_pairs
-from clamp3.training import evaluation
-from clamp3.training.batches import Collate, without_errors
+from clamp3.training import checkpoints, evaluation
+from clamp3.training.batches import Collate
+from clamp3.training.checkpoints import run_lock
 from clamp3.training.curves import draw_curves
 from clamp3.training.distributed import random_state, set_random_state
 from clamp3.training.loop import Trainer
@@ -36,6 +39,7 @@ from training_runs import (
     HELD_OUT,
     assert_pieces_drop_out_the_same,
     assert_same_weights,
+    damage,
     differences,
     make_trainer,
     with_plain_steps,
@@ -50,6 +54,14 @@ def trainer_of(small_model, training_data, tmp_path):
         return make_trainer(kind, small_model.folder, data_folder, tmp_path / output, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def damaged_data(tmp_path_factory):
+    """The folder of training data of which some items cannot be read."""
+    data = write_training_data(tmp_path_factory.mktemp("damaged") / "data", 48)
+    damage(data.folder)
+    return data
 
 
 @pytest.fixture
@@ -68,10 +80,10 @@ def told(caplog):
 # ---------- gradients and figures ----------
 
 
-def test_two_processes_step_like_one_on_the_global_batch(small_model, training_data):
-    """Weights after an epoch and all figures; for M3 too, and with batches in pieces."""
+def test_two_processes_step_like_one_on_the_global_batch(small_model, damaged_data):
+    """Weights after an epoch and all figures; for M3 too, with batches in pieces, and with items that are skipped."""
     command = [BIN / "torchrun", "--nproc_per_node", "2", ROOT / "tests" / "two_processes.py"]
-    done = run(*command, small_model.folder, training_data.folder, cwd=ROOT)
+    done = run(*command, small_model.folder, damaged_data.folder, cwd=ROOT)
     assert done.stdout.count("equal: ") == 2 * 4
     assert done.stdout.count("the same weights from a text model without some of them") == 2
 
@@ -133,7 +145,7 @@ def test_a_frozen_tower_is_run_once_and_a_trained_one_twice(trainer_of):
         return get_features(modality, *inputs, **options)
 
     trainer.model.get_features = noting
-    trainer.step(next(without_errors(trainer.loaders[0])))
+    trainer.step(next(iter(trainer.loaders[0])))
     assert Counter(calls) == {"text": 3, "symbolic": 6}
     text_trained = trainer_of("symbolic", micro_batch=3, frozen=("text_model",))
     assert text_trained.objective.trained_sides() == ("text", "music")
@@ -183,7 +195,7 @@ def test_figures_of_half_precision_features_are_computed_in_full_precision(train
     trainer = trainer_of("symbolic", precision="bf16")
     figures, features = trainer.evaluate(), []
     with torch.no_grad(), trainer.autocast():
-        for batch in without_errors(trainer.loaders[1]):
+        for batch in trainer.loaders[1]:
             features.append([part.float().numpy() for part in trainer.objective(batch)])
     assert trainer.objective(batch)[0].dtype == torch.float32 and features[0][0].dtype == np.float32
     text, music = (np.concatenate(parts) for parts in zip(*features, strict=True))
@@ -298,10 +310,13 @@ def test_clamp3_starts_from_m3s_encoder(trainer_of, tmp_path):
 # ---------- checkpoints ----------
 
 
-def test_runs_that_are_killed_and_started_again_give_the_same_weights(small_model, training_data, tmp_path):
-    """By kill -9 at random moments, with and without data workers, in one process and in two; bit for bit."""
+def test_runs_that_are_killed_and_started_again_give_the_same_weights(small_model, damaged_data, tmp_path):
+    """By kill -9 at random moments, with and without data workers, in one process and in two; bit for bit.
+
+    Some of the items cannot be read.
+    """
     seed = np.random.default_rng().integers(10**6)
-    command = [sys.executable, ROOT / "tests" / "killed_runs.py", small_model.folder, training_data.folder, tmp_path]
+    command = [sys.executable, ROOT / "tests" / "killed_runs.py", small_model.folder, damaged_data.folder, tmp_path]
     done = run(*command, seed, cwd=ROOT)
     assert len(re.findall("equal after [12] kills", done.stdout)) == 3, done.stdout
 
@@ -328,8 +343,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_as_it_was(trainer_of, tmp_path):
     trainer_of("symbolic", save_steps=2).fit()
     whole = trainer_of("symbolic", "whole", save_steps=2)
     whole.fit()
-    checkpoints = [torch.load(tmp_path / run / "weights_clamp3_last.pth") for run in ("run", "whole")]
-    assert not differences(*checkpoints)
+    saved = [torch.load(tmp_path / run / "weights_clamp3_last.pth") for run in ("run", "whole")]
+    assert not differences(*saved)
 
 
 def test_what_a_killed_process_was_writing_is_removed(trainer_of, tmp_path):
@@ -456,8 +471,7 @@ def test_an_optimizer_that_does_not_fit_starts_anew(trainer_of, tmp_path, told):
 
 def test_another_modality_or_another_frozen_part_is_a_new_stage(trainer_of, tmp_path, told):
     frozen = ("text_model", "text_proj")
-    symbolic = trainer_of("symbolic", epochs=3)
-    symbolic.fit()
+    trainer_of("symbolic", epochs=1).fit()
     best = torch.load(tmp_path / "run" / "weights_clamp3.pth", weights_only=True)
     for kind, frozen_parts in (("audio", frozen), ("audio", ()), ("symbolic", frozen)):
         stage = trainer_of(kind, frozen=frozen_parts, epochs=1)
@@ -512,12 +526,132 @@ def test_small_sets_will_do(trainer_of):
     assert trainer.progress.step == 1 and np.isfinite(trainer.progress.min_eval_loss)
 
 
+# ---------- items that cannot be read ----------
+
+
+def test_bad_items_are_skipped_named_and_counted(trainer_of, damaged_data, tmp_path, told):
+    trainer = trainer_of("symbolic", data_folder=damaged_data.folder, epochs=1, max_skipped_share=0.5)
+    trainer.new_issues.append(FileIssue("items.jsonl:99", "known before"))
+    trainer.fit()
+    text, path = told(), tmp_path / "run" / "weights_clamp3_skipped.jsonl"
+    listed = {issue.file: issue.reason for issue in load_issues(path)}
+    assert (
+        len(listed) == text.count("skipped: ") > 4
+        and f"skipped so far: {len(listed)}; all of them are in {path}" in text
+    )
+    reasons = {int(place.rpartition(":")[2]): reason for place, reason in listed.items()}
+    assert reasons.pop(99) == "known before"
+    wanted = {4: "3.abc: no bars", 6: "Expecting", 26: "surrogate U+D800", 31: "30.abc: no bars", 41: "is a FIFO"}
+    assert reasons.keys() <= wanted.keys() and {4, 6} <= reasons.keys()  # those are held out; not all others come up
+    assert all(wanted[line] in reason for line, reason in reasons.items())
+    found = re.search(r"standard ABC, which was interleaved first: (\d) of the (\d+) items read so far", text)
+    assert int(found[1]) in (1, 2) and int(found[2]) == 32 + HELD_OUT - 2
+
+
+def test_a_run_in_which_a_file_goes_bad_goes_on_as_if_it_were_started_again(trainer_of, training_data, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(training_data.folder, data)
+    started_again, not_stopped = trainer_of("audio", "again", data, epochs=1), trainer_of("audio", data_folder=data)
+    started_again.fit()
+    end_epoch = not_stopped.end_epoch
+
+    def spoiling(figures) -> None:
+        end_epoch(figures)
+        for number in (7, 20, 21, 22):
+            data.joinpath(f"{number}.npy").unlink(missing_ok=True)
+
+    not_stopped.end_epoch = spoiling
+    not_stopped.fit()
+    trainer_of("audio", "again", data).fit()
+    saved = [torch.load(tmp_path / run / "weights_clamp3_last.pth") for run in ("run", "again")]
+    assert not differences(*saved)
+    lists = [load_issues(tmp_path / run / "weights_clamp3_skipped.jsonl") for run in ("run", "again")]
+    assert lists[0] == lists[1] and len(lists[0]) > 2
+
+
+def test_too_many_bad_items_stop_a_run(trainer_of, damaged_data, tmp_path):
+    trainer = trainer_of("symbolic", data_folder=damaged_data.folder, max_skipped_share=0.02)
+    stopped = (
+        r"(?s)items cannot be trained on, more than the share 0\.02 that may be \(MAX_SKIPPED_SHARE\):\n  .*jsonl:"
+    )
+    with pytest.raises(UserError, match=stopped):
+        trainer.fit()
+    nothing = trainer_of("m3", data_folder=damaged_data.folder, max_skipped_share=1.0)
+    nothing.loaders[0].dataset.paths = [tmp_path / "gone.abc"] * len(nothing.loaders[0].dataset)
+    with pytest.raises(UserError, match=r"one item after another cannot be read, such as .*gone\.abc: "):
+        nothing.fit()
+
+
+def test_a_set_of_which_nothing_can_be_read_is_no_evaluation_set(trainer_of, tmp_path):
+    for kind in ("m3", "audio"):
+        trainer = trainer_of(kind)
+        examples = trainer.loaders[1].dataset
+        if kind == "m3":
+            examples.paths = [tmp_path / "gone.abc"] * len(examples)
+        else:
+            examples.lines.path = tmp_path / "gone.jsonl"
+        with pytest.raises(UserError, match="no item of the evaluation set can be read"):
+            trainer.evaluate()
+
+
+# ---------- faults ----------
+
+
+def test_a_killed_data_worker_ends_the_run_with_a_sentence(trainer_of):
+    trainer = trainer_of("audio", workers=1, epochs=10**6)
+    step, started = trainer.step, time.monotonic()
+
+    def killing(batch) -> None:
+        nonlocal started
+        step(batch)
+        if trainer.progress.step == 2:
+            started = time.monotonic()
+            multiprocessing.active_children()[0].kill()
+
+    trainer.step = killing
+    with pytest.raises(
+        UserError, match=r"a process that reads training data has ended .* last checkpoint is as it was"
+    ):
+        trainer.fit()
+    assert time.monotonic() - started < 60
+
+
+def test_two_trainings_do_not_write_to_one_path(trainer_of, tmp_path, told):
+    folder = tmp_path / "run"
+    path = folder / "weights_m3.pth"
+    trainer_of("m3", epochs=0).fit()  # makes the folder
+    link = folder / "link.pth"
+    link.symlink_to(path)
+    for name in (path, link):
+        with run_lock(name), pytest.raises(UserError, match=rf"another training writes to {path}"):
+            trainer_of("m3").fit()
+    assert sorted(folder.iterdir()) == [link]  # nothing was written, and no lock is left
+    path.with_name(f"{path.name}.lock").touch()  # of a process that was killed
+    trainer_of("m3", epochs=0).fit()
+    assert sorted(folder.iterdir()) == [link]
+
+
+def test_where_there_are_no_locks_it_is_said(trainer_of, monkeypatch, told):
+    monkeypatch.setattr(checkpoints, "try_lock", lambda _file: None)
+    trainer_of("m3", epochs=0).fit()
+    assert "there are no locks in" in told()
+
+
+def test_little_shared_memory_disk_or_memory(small_model, training_data, tmp_path):
+    """In a mount namespace of its own."""
+    script = [ROOT / "tests" / "small_mounts.py", small_model.folder, training_data.folder, tmp_path / "mounts"]
+    done = run_forked(*script, cwd=ROOT, check=None)
+    if done.returncode == 77:
+        pytest.skip(f"mounts are not allowed here: {done.stderr.strip()}")
+    assert done.stdout.splitlines() == ["batches arrive", "a full disk", "out of memory"], done.stderr
+
+
 # ---------- logs ----------
 
 
 def test_logs_are_as_documented_and_go_on(trainer_of, tmp_path):
     trainer_of("symbolic", epochs=1).fit()
-    trainer_of("symbolic", epochs=2).fit()
+    trainer_of("symbolic", epochs=2, draws=True).fit()
     number = r"\d+\.\d+(e-\d+)?"
     entry = rf"Epoch {{}}\ntrain_loss: {number}\neval_loss: {number}\ntime: \w+ \w+ [\d :]+\n\n"
     log = tmp_path / "run" / "logs_clamp3.txt"
@@ -544,7 +678,7 @@ def test_wandb_is_used_where_it_works_and_missed_by_nobody_where_not(trainer_of,
 
 def test_curves_without_matplotlib_are_a_notice_at_the_end_of_a_run(trainer_of, tmp_path, monkeypatch, told):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    trainer_of("m3", epochs=1).fit()
+    trainer_of("m3", epochs=1, draws=True).fit()
     assert "no picture of the curves: " in (text := told()) and 'pip install "clamp3[train]"' in text
     with pytest.raises(UserError, match="drawn by matplotlib, which is missing"):
         draw_curves(tmp_path / "run" / "logs_m3.txt", tmp_path / "curves.png")
@@ -594,6 +728,12 @@ def last(folder) -> dict:
     return torch.load(folder / "weights_clamp3_last.pth", weights_only=True)
 
 
+def wait_for(path) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def test_documented_launch_and_a_lost_process(environment, training_data, tmp_path):
     """Two processes to the end; then by the documented command, where one is killed, and again: the same weights bit
     for bit. Only rank 0 speaks; features are extracted with the weights of an epoch."""
@@ -601,14 +741,12 @@ def test_documented_launch_and_a_lost_process(environment, training_data, tmp_pa
     lines = done.stdout.splitlines()
     assert [line.split(",")[0] for line in lines if line.startswith("epoch")] == ["epoch 1", "epoch 2"]
     assert len(lines) == 3 and lines[0].startswith("the text tower starts with random weights")
-    assert done.stderr.count("evaluation: 100%") == 2 and "item/s, loss=" in done.stderr
+    assert done.stderr.count("evaluation: 100%") >= 2 and "item/s, loss=" in done.stderr
     assert last(tmp_path / "whole")["epoch"] == 2
 
     command = [*LAUNCH, "train_clamp3_symbolic.py"]
     process = subprocess.Popen(command, env=environment("lost"), cwd=CODE, stderr=subprocess.PIPE, text=True)
-    path, deadline = tmp_path / "lost" / "weights_clamp3_last.pth", time.monotonic() + 120
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for(tmp_path / "lost" / "weights_clamp3_last.pth")
     os.kill(children_of(process.pid)[1], signal.SIGKILL)
     assert "SIGKILL" in process.communicate(timeout=100)[1] and process.returncode != 0
     done = run(*command, env=environment("lost"))
@@ -673,7 +811,7 @@ def test_plain_python_trains_m3_with_workers_checks_and_plots(environment, train
     assert tmp_path.joinpath("curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_bad_data_are_refused_before_training_and_bad_files_in_it(environment, training_data, tmp_path):
+def test_bad_data_are_skipped_or_refused_by_the_commands(environment, training_data, tmp_path):
     """By two processes, of which either may be the one to meet a file that cannot be read."""
     rows = training_data.rows(training_data.symbolic)
     for row in rows:
@@ -682,10 +820,37 @@ def test_bad_data_are_refused_before_training_and_bad_files_in_it(environment, t
     rows[7]["filepaths"] = rows[30]["filepaths"] = ["latin.abc"]
     path = tmp_path / "items.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    env = environment("bad", CLAMP3_TRAIN_JSONL=str(path))
+    env = environment("bad", CLAMP3_TRAIN_JSONL=str(path), CLAMP3_NUM_EPOCH=1)
     done = run(*TORCHRUN, "train_clamp3_symbolic.py", env=env, check=None)
     assert done.returncode != 0
-    assert re.search(rf"error: {path}:(8|31): .*latin\.abc: not UTF-8", done.stderr)
+    refused = (
+        rf"error: \d items cannot be trained on, more than the share 0.01.*\n +{path}:(8|31): .*latin\.abc: not UTF-8"
+    )
+    assert re.search(refused, done.stderr)
+    # The launcher's report, which is long, ends with the same sentence.
+    assert re.search(refused, done.stderr.rsplit("Root Cause", 1)[1])
     path.write_text(path.read_text() + "{}\n")
+    env = environment("bad", CLAMP3_TRAIN_JSONL=str(path), CLAMP3_NUM_EPOCH=1, MAX_SKIPPED_SHARE=0.1)
+    done = run_forked("train_clamp3_symbolic.py", env=env, processes=2)
+    assert f"skipped: {path}:49: no text in any of its fields" in done.stdout and "epoch 1," in done.stdout
+    listed = {issue.file for issue in load_issues(tmp_path / "bad" / "weights_clamp3_skipped.jsonl")}
+    assert {f"{path}:49"} < listed <= {f"{path}:{line}" for line in (8, 31, 49)}
     done = run_forked("train_clamp3_symbolic.py", "--check", env=env, check=2)
     assert f"{path}:49: no text in any of its fields" in done.stderr and not done.stdout
+    assert all(f"{path}:{line}: " in done.stderr for line in (8, 31))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_with_one_line_and_no_process_is_left(environment, tmp_path, number, code):
+    """With a data worker, to all processes of the group, as a terminal and launchers do."""
+    command = [sys.executable, "train_clamp3_audio.py"]
+    env = environment("stopped", "audio", CLAMP3_NUM_EPOCH=10**6, TRAIN_WORKERS=1)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, env=env, cwd=CODE, start_new_session=True, **pipes)
+    wait_for(tmp_path / "stopped" / "weights_clamp3_last.pth")
+    os.killpg(process.pid, number)
+    _, shown = process.communicate(timeout=60)  # which waits for all that have the pipes
+    assert process.returncode == code
+    assert shown.count("the last checkpoint stays, and the same command goes on from it") == 1
+    assert "Traceback" not in shown and "Error" not in shown and "leaked" not in shown
+    assert not list((tmp_path / "stopped").glob("*.lock")) and not list((tmp_path / "stopped").glob(".*"))

@@ -12,7 +12,6 @@ from clamp3.inputs.encoder import InputEncoder
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.m3 import M3Model
 from clamp3.sizes import ModelSizes
-from clamp3.training.batches import without_errors
 from clamp3.training.checks import find_pieces
 from clamp3.training.data import Pairs, Pieces
 from clamp3.training.loop import Trainer
@@ -37,6 +36,7 @@ def make_trainer(
     frozen: tuple[str, ...] = (),
     new: bool = False,
     held_out: int = HELD_OUT,
+    draws: bool = False,
     **settings,
 ) -> Trainer:
     """A trainer of the golden model, or a `new` one; `kind` is "m3", or a modality of CLaMP 3; `output` a folder."""
@@ -47,7 +47,7 @@ def make_trainer(
     model_class = M3Model if kind == "m3" else CLaMP3Model
     model = model_class(sizes) if new else golden_model(model_class, sizes)
     if kind == "m3":
-        paths = find_pieces([data_folder / "abc"])
+        paths, _ = find_pieces([data_folder / "abc"])
         parts = paths[held_out:], paths[:held_out]
         sets = [Pieces(part, encoder, 0.45, 0, training) for part, training in zip(parts, (True, False), strict=True)]
         objective = Reconstruction(model)
@@ -63,8 +63,30 @@ def make_trainer(
         no_dropout(objective.model)
     name = "m3" if kind == "m3" else "clamp3"
     chosen = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 5, "log_steps": 3, **settings}
+    chosen = {"max_skipped_share": 0.2, **chosen}
     chosen = Settings(output / f"weights_{name}.pth", output / f"logs_{name}.txt", **chosen)
-    return Trainer(objective, *sets, pad_values, chosen, state)
+    trainer = Trainer(objective, *sets, pad_values, chosen, state)
+    if not draws:
+        trainer.draw = lambda: None  # the picture of the curves takes longer than a short epoch
+    return trainer
+
+
+def damage(data_folder: Path) -> None:
+    """Make items of all three kinds bad, in training and in evaluation, and others standard ABC."""
+    for kind in ("symbolic", "audio"):
+        path = data_folder / f"{kind}.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines()
+        lines[5] = '{"id": "tune 5"'
+        lines[25] = lines[25].replace('"analysis": "', '"analysis": "\\ud800 ')
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    for number in (3, 30):
+        data_folder.joinpath("abc", f"{number}.abc").write_text("X:1\nT:No bars\nK:C\n", encoding="utf-8")
+        whole = data_folder.joinpath(f"{number}.npy").read_bytes()
+        data_folder.joinpath(f"{number}.npy").write_bytes(whole[: len(whole) // 2])
+    data_folder.joinpath("abc", "40.abc").unlink()
+    os.mkfifo(data_folder / "abc" / "40.abc")
+    for number in (4, 35):
+        data_folder.joinpath("abc", f"{number}.abc").write_text("X:1\nL:1/8\nM:4/4\nK:D\nDEFG ABcd|d8|]\n")
 
 
 def no_dropout(model: nn.Module) -> None:
@@ -90,7 +112,7 @@ def assert_same_weights(found: nn.Module, wanted: nn.Module, **tolerances) -> No
 def assert_pieces_drop_out_the_same(trainer: Trainer, seed: int = 0, **tolerances) -> None:
     """The gradient of a batch in pieces (GradCache), against one graph over the same pieces; dropout is on."""
     objective, model = trainer.objective, trainer.model.train()
-    batch = next(without_errors(trainer.loaders[0]))
+    batch = next(iter(trainer.loaders[0]))
 
     def seeded_backward(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)

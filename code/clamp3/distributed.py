@@ -1,10 +1,13 @@
 """Rank, device, precision and threads, for one process or several (accelerate launch, torchrun)."""
 
 import contextlib
+import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -198,6 +201,19 @@ def gather(state: "PartialState", values: list) -> list:
     from accelerate.utils import gather_object
 
     return gather_object(values)
+
+
+def tell_launcher(message: str) -> None:
+    """Let the report of a launcher (torchrun, accelerate launch), where this process fails, end with `message`.
+
+    Such a report has some 40 lines and comes last, so that it buries what the process itself has printed. It shows
+    what a failed process has written into a file that the launcher names; it exits with 1, whatever the process does.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}), encoding="utf-8")
 
 
 def finish(state: "PartialState") -> None:

@@ -9,8 +9,8 @@ class UserError(ValueError):
     """Wrong settings, weights or folders: commands print its message without a traceback and exit with 2."""
 
 
-class ItemError(UserError):
-    """An item that cannot be trained on. One process of several meets it, and so it is that one which must say so."""
+class OneProcessError(UserError):
+    """What one process of several may meet alone: so it is that one which must say so."""
 
 
 class RepairWarning(UserWarning):

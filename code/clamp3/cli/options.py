@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clamp3.cli.output import print_collection
-from clamp3.errors import ItemError, UserError, is_out_of_memory
+from clamp3.errors import OneProcessError, UserError, is_out_of_memory
 
 if TYPE_CHECKING:
     from clamp3.features.cache import FeatureCache
@@ -211,8 +211,8 @@ def _code_of(main: Callable[[], int], keeps_work: bool) -> int:
         if (collection := getattr(error, "collection", None)) is not None:  # of NoFeatures
             print_collection(collection)
         # What all processes raise is shown by one of each machine.
-        if isinstance(error, ItemError) or _is_first():
-            _complain(f"error: {_safe_lines(str(error))}")
+        if isinstance(error, OneProcessError) or _is_first():
+            print_error(str(error))
         return 2
     except KeyboardInterrupt as interruption:
         number = interruption.number if isinstance(interruption, Interrupted) else signal.SIGINT
@@ -222,7 +222,7 @@ def _code_of(main: Callable[[], int], keeps_work: bool) -> int:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        _complain(f"error: there is not enough memory: {_safe_lines((str(error) or 'MemoryError').splitlines()[0])}")
+        print_error(f"there is not enough memory: {(str(error) or 'MemoryError').splitlines()[0]}")
         return 2
 
 
@@ -292,6 +292,16 @@ def _heed_signals() -> None:
         os._exit(128 + number)
 
     threading.Thread(target=end_in_time, daemon=True).start()
+
+
+def print_error(message: str) -> None:
+    """Print why this process fails, and let a launcher's own report of it end with that."""
+    line = f"error: {_safe_lines(message)}"
+    _complain(line)
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from clamp3.distributed import tell_launcher
+
+        tell_launcher(line)
 
 
 def show_log() -> None:

@@ -1,5 +1,7 @@
 """What the commands print: tables, issues and reports, and their answers as JSON lines."""
 
+import contextlib
+import io
 import json
 import re
 import sys
@@ -91,13 +93,21 @@ def print_report(report: "Report") -> int:
 
 
 def end_of_run(report: "Report", state: "PartialState") -> int:
-    """Print the report of all processes, in the first, and let them part; returns the exit code."""
-    from clamp3.distributed import finish
+    """Print the report of all processes, in the first, and let them part; returns the exit code.
 
+    Launchers end all processes when one ends with an error, and say at length which did: it is the first alone, and
+    what the launcher says ends with the report.
+    """
+    from clamp3.distributed import finish, tell_launcher
+
+    if not state.is_main_process:
+        finish(state)
+        return 0
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        print_report(report)
+    tell_launcher(shown.getvalue().rstrip())
     try:
-        if state.is_main_process:
-            print_report(report)
-            sys.stdout.flush()  # launchers end all processes when the first ends with an error
+        print(shown.getvalue(), end="", flush=True)
     finally:  # also where nobody reads it
         finish(state)
     return report.exit_code

@@ -1,9 +1,12 @@
 """What the three training commands share: their options, and how config.py's knobs become a run."""
 
 import argparse
+import contextlib
+import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +20,12 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
     from clamp3.inputs.encoder import InputEncoder
+    from clamp3.io.reports import FileIssue
     from clamp3.models.clamp3 import CLaMP3Model
     from clamp3.training.data import Examples
     from clamp3.training.loop import Trainer
     from clamp3.training.settings import Settings
+    from clamp3.training.texts import JsonLines
 
 
 def training_parser(description: str) -> argparse.ArgumentParser:
@@ -52,6 +57,7 @@ def settings_of(knobs: Knobs, stage: str, **others: Any) -> "Settings":
         warmup_steps=knobs["WARMUP_STEPS"],
         decay=knobs["RATE_DECAY"],
         workers=knobs["TRAIN_WORKERS"],
+        max_skipped_share=knobs["MAX_SKIPPED_SHARE"],
         precision=knobs["TRAIN_PRECISION"],
         compile_layers=knobs["COMPILE_LAYERS"],
         recompute_layers=knobs["RECOMPUTE_LAYERS"],
@@ -68,9 +74,44 @@ def existing(knob: str, value: str) -> Path:
     return Path(value)
 
 
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """The block in which SIGTERM and Ctrl-C end this process with one line, and with the code 143 or 130.
+
+    Launchers send these signals to all processes, data workers too, so that any error may come on top: of a collective
+    operation, of a worker process. None of them is shown.
+    """
+    received: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        received.append(number)
+        sys.exit(128 + number)
+
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    except BaseException:
+        if not received:
+            raise
+        for number in (*numbers, *([signal.SIGCHLD] if hasattr(signal, "SIGCHLD") else [])):
+            signal.signal(number, signal.SIG_IGN if number in numbers else signal.SIG_DFL)
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            name = "interrupted" if received[0] == signal.SIGINT else "terminated"
+            print(f"{name}: the last checkpoint stays, and the same command goes on from it", file=sys.stderr)
+        raise SystemExit(128 + received[0]) from None
+    finally:
+        if not received:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 # ---------- CLaMP 3 ----------
 
 
+@stoppable()
 def train_clamp3(modality: str, knobs: Knobs, args: argparse.Namespace) -> int:
     """Train CLaMP 3 on texts and music of a `modality`, "symbolic" or "audio", as config.py says."""
     settings = settings_of(knobs, "CLAMP3", save_every=knobs["SAVE_EVERY"])
@@ -89,9 +130,10 @@ def train_clamp3(modality: str, knobs: Knobs, args: argparse.Namespace) -> int:
     state, sizes = start_training(knobs, args), ModelSizes.from_knobs(knobs)
     encoder = InputEncoder(sizes, knobs["SYMBOLIC_AS_IS"])
     check_text_model(sizes, encoder.tokenizer)
-    training, evaluation = clamp3_sets(modality, knobs, encoder, state)
+    training, evaluation, issues = clamp3_sets(modality, knobs, encoder, state, args.check)
     if args.check:
-        return check([training, evaluation], state)
+        return check([training, evaluation], issues, state)
+    refuse_too_many(issues, [training, evaluation], settings)
 
     torch.manual_seed(knobs["SEED"])
     model = CLaMP3Model(sizes)
@@ -99,35 +141,51 @@ def train_clamp3(modality: str, knobs: Knobs, args: argparse.Namespace) -> int:
     prepare_layers(model.towers.values(), settings.compile_layers, settings.recompute_layers)
     objective = Contrastive(model, modality, knobs["CLAMP3_MICRO_BATCH"])
     pad_values = {"text": encoder.tokenizer.pad_token_id}
-    trainer = Trainer(objective, training, evaluation, pad_values, settings, state, show_bar)
+    trainer = Trainer(objective, training, evaluation, pad_values, settings, state, show_bar, issues)
     return fit(trainer, knobs, lambda: start_clamp3(model, knobs))
 
 
 def clamp3_sets(
-    modality: str, knobs: Knobs, encoder: "InputEncoder", state: "PartialState"
-) -> tuple["Examples", "Examples"]:
-    """The training and the evaluation set, their items checked."""
+    modality: str, knobs: Knobs, encoder: "InputEncoder", state: "PartialState", read_later: bool
+) -> tuple["Examples", "Examples", "list[FileIssue]"]:
+    """The training and the evaluation set, and what is wrong with their items; nothing if all is `read_later`."""
     import numpy as np
 
     from clamp3.distributed import on_main
     from clamp3.training.checks import check_pairs
     from clamp3.training.data import Pairs, split
-    from clamp3.training.texts import JsonLines
 
     files = {"CLAMP3_TRAIN_JSONL": knobs["CLAMP3_TRAIN_JSONL"], "CLAMP3_EVAL_JSONL": knobs["CLAMP3_EVAL_JSONL"]}
-    lines = [JsonLines(existing(knob, file)) for knob, file in files.items() if file or knob == "CLAMP3_TRAIN_JSONL"]
+    lines = [json_lines(knob, file) for knob, file in files.items() if file or knob == "CLAMP3_TRAIN_JSONL"]
 
-    def check_all() -> None:
-        for part in lines:
-            check_pairs(part, modality, encoder.sizes.audio_hidden_size, show_loop)
+    def check_all() -> "list[FileIssue]":
+        return [issue for part in lines for issue in check_pairs(part, modality, sizes.audio_hidden_size, show_loop)]
 
-    on_main(state, check_all)
+    sizes = encoder.sizes
+    issues = [] if read_later else on_main(state, check_all)
     if len(lines) == 2:
         parts = np.arange(len(lines[0])), np.arange(len(lines[1]))
     else:
         parts = split(len(lines[0]), knobs["EVAL_SPLIT"], knobs["SEED"])
     training = Pairs(lines[0], parts[0], encoder, modality, knobs["SEED"], True, knobs["TEXT_DROPOUT"])
-    return training, Pairs(lines[-1], parts[1], encoder, modality, knobs["SEED"], False)
+    return training, Pairs(lines[-1], parts[1], encoder, modality, knobs["SEED"], False), issues
+
+
+def json_lines(knob: str, file: str) -> "JsonLines":
+    """The items of the JSONL file that `knob` names. Raises UserError where it has none, or cannot be read."""
+    from clamp3.errors import UserError
+    from clamp3.io.folders import refuse_special
+    from clamp3.training.texts import JsonLines
+
+    path = existing(knob, file)
+    refuse_special(path)
+    try:
+        lines = JsonLines(path)
+    except OSError as error:
+        raise UserError(f"{knob}: {path} cannot be read: {error.strerror}") from None
+    if not len(lines):
+        raise UserError(f"{path}: there is no item in it")
+    return lines
 
 
 def start_clamp3(model: "CLaMP3Model", knobs: Knobs) -> str:
@@ -147,6 +205,7 @@ def start_clamp3(model: "CLaMP3Model", knobs: Knobs) -> str:
 # ---------- M3 ----------
 
 
+@stoppable()
 def train_m3(knobs: Knobs, args: argparse.Namespace) -> int:
     """Train M3 on folders of .abc and .mtf files, as config.py says."""
     settings = settings_of(knobs, "M3")
@@ -162,18 +221,21 @@ def train_m3(knobs: Knobs, args: argparse.Namespace) -> int:
     from clamp3.training.objectives import Reconstruction
 
     state, sizes = start_training(knobs, args), ModelSizes.from_knobs(knobs)
-    training, evaluation = m3_sets(knobs, InputEncoder(sizes, knobs["SYMBOLIC_AS_IS"]), state)
+    training, evaluation, issues = m3_sets(knobs, InputEncoder(sizes, knobs["SYMBOLIC_AS_IS"]), state)
     if args.check:
-        return check([training, evaluation], state)
+        return check([training, evaluation], issues, state)
+    refuse_too_many(issues, [training, evaluation], settings)
 
     torch.manual_seed(knobs["SEED"])
     model = M3Model(sizes)
     prepare_layers([model.encoder.base], settings.compile_layers, settings.recompute_layers)
-    return fit(Trainer(Reconstruction(model), training, evaluation, {}, settings, state, show_bar), knobs)
+    return fit(Trainer(Reconstruction(model), training, evaluation, {}, settings, state, show_bar, issues), knobs)
 
 
-def m3_sets(knobs: Knobs, encoder: "InputEncoder", state: "PartialState") -> tuple["Examples", "Examples"]:
-    """The training and the evaluation set."""
+def m3_sets(
+    knobs: Knobs, encoder: "InputEncoder", state: "PartialState"
+) -> tuple["Examples", "Examples", "list[FileIssue]"]:
+    """The training and the evaluation set, and what is wrong with their files and folders."""
     from clamp3.distributed import long_work
     from clamp3.training.checks import find_pieces
     from clamp3.training.data import Pieces, split
@@ -182,13 +244,14 @@ def m3_sets(knobs: Knobs, encoder: "InputEncoder", state: "PartialState") -> tup
         name: [existing(name, folder) for folder in knobs[name]] for name in ("M3_TRAIN_FOLDERS", "M3_EVAL_FOLDERS")
     }
     with long_work(state):
-        training, evaluation = map(find_pieces, folders.values())
+        (training, issues), (evaluation, more) = map(find_pieces, folders.values())
     if not folders["M3_EVAL_FOLDERS"]:
         parts = split(len(training), knobs["EVAL_SPLIT"], knobs["SEED"])
         training, evaluation = ([training[index] for index in part] for part in parts)
     return (
         Pieces(training, encoder, knobs["M3_MASK_RATIO"], knobs["SEED"], True),
         Pieces(evaluation, encoder, knobs["M3_MASK_RATIO"], knobs["SEED"], False),
+        issues + more,
     )
 
 
@@ -206,6 +269,7 @@ def start_training(knobs: Knobs, args: argparse.Namespace) -> "PartialState":
 def fit(trainer: "Trainer", knobs: Knobs, *start_weights: Callable[[], str]) -> int:
     """Train to the end; returns the exit code."""
     from clamp3.distributed import finish, is_collective_error
+    from clamp3.errors import OneProcessError
 
     try:
         trainer.fit(*start_weights)
@@ -214,29 +278,41 @@ def fit(trainer: "Trainer", knobs: Knobs, *start_weights: Callable[[], str]) -> 
         if trainer.state.num_processes == 1 or not is_collective_error(error):
             raise
         # Each process that has waited says so: which one is stuck is told by which one does not.
-        print(
-            f"error: process {trainer.state.process_index} has waited in vain for the others: one of them is gone, or "
-            f"stuck for more than {knobs['COLLECTIVE_TIMEOUT']:g} minutes (COLLECTIVE_TIMEOUT); the same command goes "
-            f"on from the last checkpoint ({str(error).strip().splitlines()[0]})",
-            file=sys.stderr,
-            flush=True,
-        )
-        return 2
+        raise OneProcessError(
+            f"process {trainer.state.process_index} has waited in vain for the others: one of them is gone, or stuck "
+            f"for more than {knobs['COLLECTIVE_TIMEOUT']:g} minutes (COLLECTIVE_TIMEOUT); the same command goes on "
+            f"from the last checkpoint ({str(error).strip().splitlines()[0]})"
+        ) from error
     return 0
 
 
-def check(sets: list["Examples"], state: "PartialState") -> int:
-    """Read and encode every item once; print those that cannot be, and return the exit code."""
+def refuse_too_many(issues: "list[FileIssue]", sets: "list[Examples]", settings: "Settings") -> None:
+    """Raise UserError where more items are bad than may be skipped."""
+    from clamp3.training.checkpoints import skipped_path
+    from clamp3.training.checks import SkippedItems
+
+    total = sum(len(examples) for examples in sets)
+    skipped = SkippedItems(skipped_path(settings.weights_path), total, settings.max_skipped_share)
+    skipped.add(issues)
+    skipped.check()
+
+
+def check(sets: list["Examples"], issues: "list[FileIssue]", state: "PartialState") -> int:
+    """Read all that training could read once. Returns the exit code; raises UserError, which lists what is bad."""
     from clamp3.distributed import on_main
-    from clamp3.training.checks import check_examples
+    from clamp3.training.checks import check_examples, refuse
 
-    def check_all() -> None:
-        for examples in sets:
-            check_examples(examples, show_loop)
+    def check_all() -> int:
+        found = [check_examples(examples, show_loop) for examples in sets]
+        bad = {issue.file: issue for part, _ in found for issue in part}
+        refuse([*bad.values(), *(issue for issue in issues if issue.file not in bad)], shown=sys.maxsize)
+        return sum(standard for _, standard in found)
 
-    on_main(state, check_all)
+    standard = on_main(state, check_all)
     if state.is_main_process:
         print(f"all {' + '.join(str(len(examples)) for examples in sets)} items can be trained on")
+        if standard:
+            print(f"{standard} of them are standard ABC, which is interleaved first")
     return 0
 
 

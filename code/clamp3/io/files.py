@@ -107,7 +107,7 @@ def _open_partial(folder: Path) -> BinaryIO:
             folder.mkdir(parents=True, exist_ok=True)
             continue
         try:
-            locked = _lock(file)
+            locked = try_lock(file)
             if locked is None or (locked and os.fstat(file.fileno()).st_nlink):
                 return file
         except BaseException:
@@ -132,7 +132,7 @@ def _partial_name() -> str:
     return f".{secrets.token_hex(8)}{PARTIAL_EXTENSION}"
 
 
-def _lock(file: IO[bytes]) -> bool | None:
+def try_lock(file: IO[bytes]) -> bool | None:
     """Whether this process now holds the lock of `file`; None where its file system has no locks."""
     if fcntl is None:
         return None
@@ -152,7 +152,7 @@ def remove_if_orphan(partial: Path) -> bool:
         return bool(FORMER_PARTIAL_NAME.fullmatch(partial.name)) and _remove_if_old(partial)
     try:
         with open(partial, "r+b") as file:  # some network file systems lock only what is open for writing
-            locked = _lock(file)
+            locked = try_lock(file)
             if locked:
                 partial.unlink(missing_ok=True)
                 return True

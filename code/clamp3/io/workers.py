@@ -172,7 +172,7 @@ class _Worker:
         self.pipe, others_end = context.Pipe()
         self.process = context.Process(target=_work, args=(others_end, memory_limit), daemon=True)
         try:
-            with _interrupts_held_back():  # from the new process, for good
+            with interrupts_held_back():  # from the new process, for good
                 self.process.start()
         except BaseException:
             self.pipe.close()
@@ -215,7 +215,7 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
+def interrupts_held_back() -> Iterator[None]:
     """Ctrl-C has no effect until the end of this block, and never on processes that start in it."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield

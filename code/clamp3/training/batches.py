@@ -1,20 +1,30 @@
 """Batches: which process gets which items, how examples are stacked, and the worker processes that read them."""
 
+import logging
 import multiprocessing
 import os
+import pickle
+import signal
 import threading
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from clamp3.errors import ItemError
 from clamp3.inputs.patchilizer import PAD_ID
 from clamp3.inputs.segments import pad
+from clamp3.io.reports import FileIssue
+from clamp3.io.workers import interrupts_held_back
 from clamp3.training.data import Example, Examples
+
+SHARED_MEMORY = "/dev/shm"  # where Linux keeps what processes share
+WORKER = "DataLoader worker"  # what PyTorch calls it in its errors
+
+logger = logging.getLogger("clamp3")
 
 
 @dataclass(frozen=True)
@@ -26,13 +36,16 @@ class Batch:
 
     names: list[str]
     tensors: dict[str, tuple[Tensor, Tensor]]
+    standard: int = 0  # items whose ABC was interleaved first
+    skipped: tuple[FileIssue, ...] = ()  # items that could not be read
+    not_shared: str = ""  # why a worker process could not put it into shared memory
 
     def __len__(self) -> int:
         return len(self.names)
 
     def pin_memory(self) -> "Batch":
         pinned = {name: (stacked.pin_memory(), masks.pin_memory()) for name, (stacked, masks) in self.tensors.items()}
-        return Batch(self.names, pinned)
+        return replace(self, tensors=pinned)
 
     def pieces(self, size: int) -> Iterator["Batch"]:
         """Consecutive parts of at most `size` examples."""
@@ -43,23 +56,21 @@ class Batch:
 
 
 class Collate:
-    """Stacks examples, each sequence padded to the batch's longest."""
+    """Stacks examples, each sequence padded to the batch's longest; those without sequences are left out."""
 
     def __init__(self, pad_values: dict[str, int]):
         """`pad_values` holds what fills up a sequence, by name; 0 for those that it does not name."""
         self.pad_values = pad_values
 
-    def __call__(self, examples: list[Example | ItemError]) -> Batch | ItemError:
-        read = []
-        for example in examples:
-            if isinstance(example, ItemError):
-                return example
-            read.append(example)
+    def __call__(self, examples: list[Example]) -> Batch:
+        read = [example for example in examples if example.sequences]
         tensors = {}
         for name in read[0].sequences if read else ():
             stacked, masks = pad([example.sequences[name] for example in read], self.pad_values.get(name, PAD_ID))
             tensors[name] = torch.from_numpy(stacked), torch.from_numpy(masks)
-        return Batch([example.name for example in read], tensors)
+        standard = sum(example.was_standard for example in read)
+        skipped = tuple(issue for example in examples for issue in example.skipped)
+        return Batch([example.name for example in read], tensors, standard, skipped)
 
 
 class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -100,26 +111,120 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, int(index)) for index in np.array_split(batch, self.processes)[self.rank]]
 
 
-def loader(
-    examples: Examples, sampler: GlobalBatchSampler, collate: Collate, workers: int, device: torch.device
-) -> DataLoader:
-    """Batches read and encoded by `workers` processes (0: by this one), which live as long as the loader."""
-    return DataLoader(
-        examples,
-        batch_sampler=sampler,
-        collate_fn=collate,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        worker_init_fn=end_with_parent if workers else None,
-        multiprocessing_context="spawn" if workers else None,  # forks of a process with threads may hang
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # its own, so that training's random numbers do not depend on restarts
-    )
+# ---------- worker processes ----------
+
+
+class Loader:
+    """The batches of what `sampler` is set to, read by `workers` processes (0: by this one), which live as long as it.
+
+    Iterating raises RuntimeError where a worker process ends, as `is_worker_error` recognizes; that error may arise in
+    the main thread at any moment, for the end of a process is a signal.
+    """
+
+    def __init__(
+        self, dataset: Examples, sampler: GlobalBatchSampler, collate: Collate, workers: int, device: torch.device
+    ):
+        self.dataset, self.sampler, self.collate, self.device = dataset, sampler, collate, device
+        self.loader = self._loader(workers)
+        self.told = False  # that batches go through pipes
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._start():
+            received = batch.received() if isinstance(batch, Sent) else batch
+            if received.not_shared and not self.told:
+                self.told = True
+                logger.info(
+                    "data workers send batches through pipes, which takes longer, as they cannot share memory: %s "
+                    "(docker run --shm-size enlarges it; TMPDIR must be a short path)",
+                    received.not_shared,
+                )
+            yield received
+
+    def _start(self) -> "Iterator[Batch | Sent]":
+        if self.loader.num_workers:
+            try:
+                multiprocessing.get_context("spawn").Lock()  # as the loader makes many, not ready for a failure
+            except OSError as error:
+                logger.info("data workers cannot be started: %s; this process reads the data, more slowly", error)
+                self.loader = self._loader(0)
+        with interrupts_held_back():  # from the workers, for good
+            return iter(self.loader)
+
+    def _loader(self, workers: int) -> DataLoader:
+        return DataLoader(
+            self.dataset,
+            batch_sampler=self.sampler,
+            collate_fn=Send(self.collate) if workers else self.collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=end_with_parent if workers else None,
+            multiprocessing_context="spawn" if workers else None,  # forks of a process with threads may hang
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # its own, so that training's random numbers do not depend on restarts
+        )
+
+
+class Send:
+    """What a worker process does with a batch: it stacks the examples, and makes them ready to be sent."""
+
+    def __init__(self, collate: Collate):
+        self.collate = collate
+        self.not_shared = ""  # once shared memory has failed, it is not tried again
+
+    def __call__(self, examples: list[Example]) -> "Sent":
+        batch = self.collate(examples)
+        if not self.not_shared:
+            try:
+                check_room(batch)
+                return Sent(bytes(ForkingPickler.dumps(batch)))
+            except (OSError, RuntimeError) as error:
+                self.not_shared = str(error).splitlines()[0]
+        arrays = {name: (stacked.numpy(), masks.numpy()) for name, (stacked, masks) in batch.tensors.items()}
+        return Sent(pickle.dumps((replace(batch, tensors={}, not_shared=self.not_shared), arrays)))
+
+
+class Sent:
+    """A batch on its way from a worker process, pickled there: its tensors are in shared memory or, if need be, here.
+
+    Left to the queue between the processes, it would be pickled by a thread, which prints what goes wrong and drops
+    the batch, for which training would then wait for ever.
+    """
+
+    def __init__(self, content: bytes):
+        self.content = content
+
+    def received(self) -> Batch:
+        try:
+            loaded = pickle.loads(self.content)
+        except (OSError, EOFError) as error:  # the worker hands over what shared memory it means, while it lives
+            raise RuntimeError(f"a batch of a {WORKER} does not arrive: {error}") from error
+        if isinstance(loaded, Batch):
+            return loaded
+        batch, arrays = loaded
+        return replace(batch, tensors={name: tuple(map(torch.from_numpy, pair)) for name, pair in arrays.items()})
+
+    def pin_memory(self) -> Batch:
+        return self.received().pin_memory()
+
+
+def check_room(batch: Batch) -> None:
+    """Raise OSError where there is not enough shared memory for `batch`: some systems kill who finds that out late.
+
+    Half of it is left to others, such as NCCL.
+    """
+    if not os.path.isdir(SHARED_MEMORY):
+        return
+    needed = sum(tensor.nbytes for pair in batch.tensors.values() for tensor in pair)
+    memory = os.statvfs(SHARED_MEMORY)
+    if needed > (memory.f_bavail - memory.f_blocks // 2) * memory.f_frsize:
+        size, left = (blocks * memory.f_frsize / 1e6 for blocks in (memory.f_blocks, memory.f_bavail))
+        text = f"a batch of {needed / 1e6:.0f} MB is too much for {SHARED_MEMORY}: {size:.0f} MB, {left:.0f} free"
+        raise OSError(text)
 
 
 def end_with_parent(_worker: int) -> None:
-    """Let this worker process end when the one that started it does, even if that is killed."""
-
+    """Let this worker process end when the one that started it does, even if that is killed; Ctrl-C is its affair."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -130,9 +235,6 @@ def end_with_parent(_worker: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def without_errors(batches: Iterable[Batch | ItemError]) -> Iterator[Batch]:
-    """The batches of a loader. Raises the ItemError of an item that could not be read."""
-    for batch in batches:
-        if isinstance(batch, ItemError):
-            raise ItemError(str(batch))  # not itself: in a cycle with this frame, it would keep workers alive
-        yield batch
+def is_worker_error(error: BaseException) -> bool:
+    """Whether `error` says that a data worker process has ended."""
+    return isinstance(error, RuntimeError) and WORKER in str(error)

@@ -6,12 +6,14 @@ an epoch without the optimizer's, which is two thirds of it all.
 """
 
 import contextlib
+import errno
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import nn
@@ -19,10 +21,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from clamp3.errors import UserError
-from clamp3.io.files import atomic_link, atomic_write
+from clamp3.io.files import atomic_link, atomic_write, try_lock
 from clamp3.models.weights import read_checkpoint
 
 STOPPED = "training has stopped, and the last checkpoint is as it was"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+logger = logging.getLogger("clamp3")
 
 
 @dataclass
@@ -61,6 +66,47 @@ def last_path(weights_path: Path) -> Path:
 def epoch_path(weights_path: Path, epoch: int) -> Path:
     """Where the weights after an epoch are kept, and where --epoch looks for them."""
     return weights_path.with_name(f"{weights_path.stem}_{epoch}{weights_path.suffix}")
+
+
+def skipped_path(weights_path: Path) -> Path:
+    """Where the items are listed that a run has skipped."""
+    return weights_path.with_name(f"{weights_path.stem}_skipped.jsonl")
+
+
+@contextlib.contextmanager
+def run_lock(weights_path: Path) -> Iterator[None]:
+    """The block in which no other training writes to `weights_path`. Raises UserError where one does already.
+
+    What is locked is a file beside the weights (beside what a link leads to), which is removed at the end. A killed
+    process leaves the file, but not the lock.
+    """
+    target = Path(os.path.realpath(weights_path))
+    path = target.with_name(f"{target.name}.lock")
+    locked, file = _locked_file(path)
+    with file:
+        if locked is False:
+            raise UserError(
+                f"another training writes to {weights_path} (it holds {path}): wait for its end, or give this one a "
+                "path of its own, by CLAMP3_WEIGHTS_PATH or M3_WEIGHTS_PATH"
+            )
+        if locked is None:
+            logger.info("there are no locks in %s: see to it that no other training writes there", path.parent)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # while it is locked
+
+
+def _locked_file(path: Path) -> tuple[bool | None, IO[bytes]]:
+    """The file `path`, open, and whether this process holds its lock; None where there are no locks."""
+    with named_failures(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = open(path, "ab")
+            locked = try_lock(file)
+            if not locked or os.fstat(file.fileno()).st_nlink:
+                return locked, file
+            file.close()  # a training that has just ended removed it before it could be locked
 
 
 def find_checkpoint(paths: list[Path], stage: Stage) -> tuple[Path, dict] | None:
@@ -108,7 +154,7 @@ def without_optimizer(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write `checkpoint` to `path`, whole or not at all. Raises UserError where it cannot be written."""
-    with _named_failures(path), atomic_write(path) as file:
+    with named_failures(path), atomic_write(path) as file:
         torch.save(checkpoint, file)
         file.flush()
         os.fsync(file.fileno())  # some file systems find out only now that they are full
@@ -122,18 +168,21 @@ def link_checkpoint(source: Path, path: Path) -> None:
     try:
         atomic_link(source, path)
     except OSError:
-        with _named_failures(path), open(source, "rb") as whole, atomic_write(path) as file:
+        with named_failures(path), open(source, "rb") as whole, atomic_write(path) as file:
             shutil.copyfileobj(whole, file, 1 << 24)
             file.flush()
             os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
-def _named_failures(path: Path) -> Iterator[None]:
+def named_failures(path: Path) -> Iterator[None]:
+    """Where a failure to write `path` is a UserError that names it."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch reports what it could not write as the latter
-        raise UserError(f"{path} cannot be written (is the disk full?): {error}; {STOPPED}") from error
+        full = not isinstance(error, OSError) or error.errno in DISK_FULL
+        reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
+        raise UserError(f"{path} cannot be written{' (is the disk full?)' * full}: {reason}; {STOPPED}") from error
 
 
 # ---------- restore ----------

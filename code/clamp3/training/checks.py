@@ -1,4 +1,7 @@
-"""Training data checked before the first step; what has been checked and not been changed since is not read again."""
+"""Training data looked through before the first step, and what cannot be read counted from then on.
+
+What has been looked through and not been changed since is not read again.
+"""
 
 import hashlib
 import json
@@ -12,15 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from clamp3.errors import ItemError, UserError
+from clamp3.errors import UserError
 from clamp3.formats.registry import extensions, model_inputs
 from clamp3.io.files import atomic_write, load_array, user_cache
+from clamp3.io.folders import Plan, refuse_special, special_inputs, walk
+from clamp3.io.reports import FileIssue, describe_error, save_issues
 from clamp3.modalities import AUDIO, SYMBOLIC
 from clamp3.training.data import Examples
-from clamp3.training.texts import JsonLines, lines_of
+from clamp3.training.texts import JsonLines, checked_item
 
-SHOWN_ERRORS = 20
-CHECKS = 1  # counts up when the checks change, so that what older ones have passed is checked again
+SHOWN_ISSUES = 20
+CHECKS = 2  # counts up when the checks change, so that what older ones have passed is checked again
 
 logger = logging.getLogger("clamp3")
 
@@ -36,44 +41,35 @@ def untracked(items: Sequence[int] | np.ndarray, _title: str) -> Iterable[int]:
 # ---------- pairs of text and music ----------
 
 
-def check_pairs(lines: JsonLines, modality: str, audio_hidden_size: int, track: Track = untracked) -> None:
-    """Raise a UserError that lists what is wrong with the items of `lines`, with file and line, if anything is.
+def check_pairs(lines: JsonLines, modality: str, audio_hidden_size: int, track: Track = untracked) -> list[FileIssue]:
+    """What is wrong with the items of `lines`, by file and line, as far as that shows without reading all of them.
 
     Items that have passed are remembered in the user's cache folder, with the size and the modification time of each
-    file: while the JSONL file stays as it is, only items whose files have changed are checked again.
+    file: while the JSONL file stays as it is, only the others, and those whose files have changed, are checked again.
+    Raises UserError where there is no item at all.
     """
     if not len(lines):
         raise UserError(f"{lines.path}: there is no item in it")
     folder, record = lines.path.parent, Record(lines.path, modality, audio_hidden_size)
     passed = record.load()
-    indices = range(len(lines)) if passed is None else passed.refresh(folder)
-    found, errors = PassedFiles(), []
+    indices = passed.refresh(folder, len(lines))
+    issues, known = [], len(passed.names)
     for index in track(indices, f"checking {lines.path}"):
         try:
-            found.add(index, check_pair(lines[index], folder, modality, audio_hidden_size))
-        except (ValueError, OSError) as error:
-            errors.append(f"{lines.place(index)}: {error}")
-    refuse(errors)
-    if len(indices):
-        record.save(passed or found)
+            passed.add(index, check_pair(lines[index], folder, modality, audio_hidden_size))
+        except Exception as error:  # a line can hold anything
+            issues.append(FileIssue(lines.place(index), describe_error(error)))
+    if len(passed.names) > known:
+        record.save(passed)
+    return issues
 
 
 def check_pair(item: Any, folder: Path, modality: str, audio_hidden_size: int) -> dict[str, os.stat_result]:
-    """The files of an item, by name. Raises ValueError or OSError for an item that cannot be trained on."""
-    if not isinstance(item, dict):
-        raise ValueError("not a JSON object")
-    if not isinstance(item.get("translations") or {}, dict):
-        raise ValueError('"translations" must be an object')
-    if not lines_of(item, translated=False) and not lines_of(item, translated=True):
-        raise ValueError("no text in any of its fields")
-    filepaths = item.get("filepaths")
-    if not isinstance(filepaths, list) or not filepaths or not all(isinstance(path, str) for path in filepaths):
-        raise ValueError('"filepaths" must be a list of one path or more')
+    """The files of an item, by name. Raises an error of whatever kind for an item that cannot be trained on."""
     stats = {}
-    for name in filepaths:
+    for name in checked_item(item, modality)["filepaths"]:
         path = folder / name
-        if path.suffix.lower() not in (taken := extensions(model_inputs(modality))):
-            raise ValueError(f"{name}: {modality} training takes {' '.join(taken)} files")
+        refuse_special(path)
         if not path.is_file():
             raise ValueError(f"there is no file {path}")
         stats[name] = path.stat()
@@ -113,17 +109,19 @@ class PassedFiles:
             self.rows.extend((index, stat.st_size, stat.st_mtime_ns))
             self.names.append(name)
 
-    def refresh(self, folder: Path) -> np.ndarray:
-        """Take the present sizes and times of all files; returns the items of those that differ."""
+    def refresh(self, folder: Path, count: int) -> np.ndarray:
+        """Forget the items whose files have changed; returns those of the `count` items that are not known now."""
         rows = np.frombuffer(self.rows, np.int64).reshape(-1, 3)
         found = array("q")
         for name in self.names:
             found.extend(_size_and_time(os.path.join(folder, name)))
         now = np.frombuffer(found, np.int64).reshape(-1, 2)
-        changed = np.unique(rows[(rows[:, 1:] != now).any(axis=1), 0])
-        rows = np.concatenate([rows[:, :1], now], axis=1)
-        self.rows = array("q", rows.tobytes())
-        return changed
+        changed = np.isin(rows[:, 0], rows[(rows[:, 1:] != now).any(axis=1), 0])
+        if changed.any():
+            self.names = [name for name, gone in zip(self.names, changed, strict=True) if not gone]
+        kept = rows[~changed]
+        self.rows = array("q", kept.tobytes())
+        return np.setdiff1d(np.arange(count), kept[:, 0])
 
 
 def _size_and_time(path: str) -> tuple[int, int]:
@@ -143,16 +141,16 @@ class Record:
         self.about = json.dumps([CHECKS, *which, stat.st_size, stat.st_mtime_ns])
         self.path = user_cache() / "checked" / f"{hashlib.sha256(json.dumps(which).encode()).hexdigest()[:32]}.npz"
 
-    def load(self) -> PassedFiles | None:
-        """What has passed; None where nothing is known of the JSONL file as it is."""
+    def load(self) -> PassedFiles:
+        """What has passed; nothing where nothing is known of the JSONL file as it is."""
         try:
             with np.load(self.path, allow_pickle=False) as saved:
-                if str(saved["about"]) != self.about:
-                    return None
                 names = saved["names"].tobytes().decode("utf-8", "surrogatepass").split("\0")
-                return PassedFiles(saved["rows"], names) if len(names) == len(saved["rows"]) else None
+                if str(saved["about"]) == self.about and len(names) == len(saved["rows"]):
+                    return PassedFiles(saved["rows"], names)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return None
+            pass
+        return PassedFiles()
 
     def save(self, passed: PassedFiles) -> None:
         """Remember what has passed; where that is not possible, it is checked again the next time."""
@@ -168,33 +166,64 @@ class Record:
 # ---------- pieces, and what the files hold ----------
 
 
-def find_pieces(folders: list[Path]) -> list[Path]:
-    """The .abc and .mtf files under `folders`, in a fixed order.
+def find_pieces(folders: list[Path]) -> tuple[list[Path], list[FileIssue]]:
+    """The .abc and .mtf files under `folders`, in a fixed order, and what is wrong with them or with the folders.
 
-    Raises UserError where there is none, or an empty one.
+    Raises UserError where there is no such file.
     """
-    taken = extensions(model_inputs(SYMBOLIC.name))
-    paths = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in taken)
+    taken, found = extensions(model_inputs(SYMBOLIC.name)), Plan()
+    paths = sorted(path for folder in folders for path in walk(folder, found) if path.suffix.lower() in taken)
     if folders and not paths:
         raise UserError(f"there is no {' '.join(taken)} file under {', '.join(map(str, folders))}")
-    refuse([f"{path}: is empty" for path in paths if not path.stat().st_size])
-    return paths
+    empty = [FileIssue(str(path), "empty file") for path in paths if path.is_file() and not path.stat().st_size]
+    return paths, found.failures + special_inputs(found, taken) + empty
 
 
-def check_examples(examples: Examples, track: Track = untracked) -> None:
-    """Read and encode all that the items hold. Raises a UserError that lists those that cannot be."""
-    errors = []
+def check_examples(examples: Examples, track: Track = untracked) -> tuple[list[FileIssue], int]:
+    """Read and encode all that training could read of the items: those that fail, and how many are standard ABC."""
+    issues, standard = [], 0
     for index in track(range(len(examples)), "reading"):
         try:
-            examples.check(index)
-        except ItemError as error:
-            errors.append(str(error))
-    refuse(errors)
+            standard += examples.check(index)
+        except Exception as error:  # a file can make what reads it fail in any way
+            issues.append(examples.issue(index, error))
+    return issues, standard
 
 
-def refuse(errors: list[str]) -> None:
-    """Raise a UserError that lists `errors`, the first of them at least, if there are any."""
-    if errors:
-        more = [f"… and {len(errors) - SHOWN_ERRORS} more"] * (len(errors) > SHOWN_ERRORS)
-        listed = "\n  ".join([*errors[:SHOWN_ERRORS], *more])
-        raise UserError(f"{len(errors)} items cannot be trained on:\n  {listed}")
+def refuse(issues: Sequence[FileIssue], remark: str = "", shown: int = SHOWN_ISSUES) -> None:
+    """Raise a UserError that lists `issues`, the first of them at least, if there are any."""
+    if issues:
+        more = [f"… and {len(issues) - shown} more"] * (len(issues) > shown)
+        listed = "\n  ".join([*(line_of(issue) for issue in issues[:shown]), *more])
+        raise UserError(f"{len(issues)} items cannot be trained on{remark}:\n  {listed}")
+
+
+def line_of(issue: FileIssue) -> str:
+    return f"{issue.file}: {issue.reason}"
+
+
+class SkippedItems:
+    """The items that a run skips: counted, logged, and listed in a file. All processes hold the same."""
+
+    def __init__(self, path: Path, total: int, most: float):
+        """`path` names the list, `total` is the number of all items, and at most a share of `most` may be skipped."""
+        self.path, self.total, self.most = path, total, most
+        self.issues: dict[str, FileIssue] = {}  # by place
+
+    def add(self, issues: Iterable[FileIssue]) -> list[FileIssue]:
+        """Add `issues`; returns those of items that were not among them."""
+        new = {issue.file: issue for issue in issues if issue.file not in self.issues}
+        self.issues |= new
+        return list(new.values())
+
+    def check(self) -> None:
+        """Raise UserError where there are too many of them."""
+        if len(self.issues) > self.most * self.total:
+            refuse(list(self.issues.values()), f", more than the share {self.most:g} that may be (MAX_SKIPPED_SHARE)")
+
+    def save(self) -> None:
+        """Write the list; none where no item is skipped."""
+        try:
+            save_issues(self.path, list(self.issues.values()))
+        except OSError as error:
+            logger.info("%s cannot be written: %s", self.path, error)

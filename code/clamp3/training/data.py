@@ -1,22 +1,33 @@
 """Training data: sets of examples by index, each read and encoded when it is asked for, and how they are split.
 
 What is random about an item (its words, its file, its window) follows from the seed, the epoch and the item's index,
-not from what was drawn before: the numbers of workers, of processes and of restarts change nothing.
+not from what was drawn before: the numbers of workers, of processes and of restarts change nothing. So does what is
+read in place of an item that cannot be read.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from clamp3.errors import ItemError
+from clamp3.errors import WAS_STANDARD, Note, ignore
 from clamp3.inputs.encoder import InputEncoder
 from clamp3.inputs.patchilizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, crop, remove_instrument_info
 from clamp3.io.files import load_array, read_text
+from clamp3.io.folders import refuse_special
+from clamp3.io.reports import FileIssue, describe_error
 from clamp3.modalities import AUDIO
-from clamp3.training.texts import JsonLines, evaluation_file, evaluation_text, training_text
+from clamp3.training.texts import (
+    JsonLines,
+    checked_item,
+    evaluation_file,
+    evaluation_text,
+    lines_of,
+    training_text,
+)
 
+SUBSTITUTES = 100  # items that are tried in place of one that cannot be read
 WITHOUT_INSTRUMENTS = 0.9  # share of the symbolic training items that lose their instruments' names and programs
 MASKED, SHUFFLED = 0.8, 0.1  # shares of the pieces whose selected patches are masked, or shuffled (else: kept)
 
@@ -27,13 +38,16 @@ class Example:
 
     name: str
     sequences: dict[str, np.ndarray]  # by the name of the model's input; each is as long as it happens to be
+    was_standard: bool = False  # its ABC was not interleaved, and was interleaved first
+    skipped: tuple[FileIssue, ...] = ()  # items that could not be read, in whose place this one is
 
 
-class Examples(Dataset[Example | ItemError]):
+class Examples(Dataset[Example]):
     """Items by index, seen through an epoch: `self[epoch, index]`. `rng` is None in evaluation.
 
-    An item that cannot be read comes as the ItemError that says why: raised in a worker process, it would lose its
-    form on the way.
+    In training, an item that cannot be read is replaced by another of the set, drawn at random: so batches stay as
+    large as they are, and everything else in the epoch stays as it is, whether the item was bad from the start or goes
+    bad between two epochs. In evaluation it is left out: it comes as an example without sequences.
     """
 
     def __init__(self, seed: int, training: bool):
@@ -43,20 +57,50 @@ class Examples(Dataset[Example | ItemError]):
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def __getitem__(self, key: tuple[int, int]) -> Example | ItemError:
+    def __getitem__(self, key: tuple[int, int]) -> Example:
         epoch, index = key
-        try:
-            return self.example(index, np.random.default_rng([self.seed, epoch, index]) if self.training else None)
-        except ItemError as error:
-            return error
+        rng = np.random.default_rng([self.seed, epoch, index]) if self.training else None
+        skipped: dict[int, FileIssue] = {}
+        for attempt in range(1, SUBSTITUTES + 1):
+            try:
+                example = self.example(index, rng)
+                return replace(example, skipped=tuple(skipped.values())) if skipped else example
+            except Exception as error:  # a file can make what reads it fail in any way
+                skipped[index] = self.issue(index, error)
+            if not self.training:
+                return Example(self.place(index), {}, skipped=tuple(skipped.values()))
+            rng = np.random.default_rng([self.seed, *key, attempt])
+            index = int(rng.integers(len(self)))
+        # Beyond any share that may be skipped: the run will end when these are counted.
+        return Example("", {}, skipped=tuple(skipped.values()))
 
-    def example(self, index: int, rng: np.random.Generator | None) -> Example:
-        """The item as a training (or evaluation) example. Raises ItemError where it cannot be read."""
+    def issue(self, index: int, error: Exception) -> FileIssue:
+        """Why the item cannot be read."""
+        return FileIssue(self.place(index), describe_error(error))
+
+    def place(self, index: int) -> str:
+        """Where the item is, as people look for it."""
         raise NotImplementedError
 
-    def check(self, index: int) -> None:
-        """Raise ItemError where any file of the item cannot be read."""
-        self.example(index, None)
+    def example(self, index: int, rng: np.random.Generator | None) -> Example:
+        """The item as a training (or evaluation) example. Raises an error of whatever kind if it cannot be read."""
+        raise NotImplementedError
+
+    def check(self, index: int) -> bool:
+        """Read all that any epoch could read of the item; whether its ABC has to be interleaved first.
+
+        Raises an error of whatever kind if part of it cannot be read.
+        """
+        return self.example(index, None).was_standard
+
+
+class Remarks(list[str]):
+    """What the input encoder remarks on an item."""
+
+    @property
+    def standard(self) -> bool:
+        """Whether its ABC was not interleaved."""
+        return WAS_STANDARD in self
 
 
 class Pairs(Examples):
@@ -80,48 +124,60 @@ class Pairs(Examples):
     def __len__(self) -> int:
         return len(self.indices)
 
+    def place(self, index: int) -> str:
+        return self.lines.place(self.indices[index])
+
+    def item(self, index: int) -> dict:
+        """The object of the item's line. Raises ValueError or RecursionError where nothing can be made of it."""
+        return checked_item(self.lines[self.indices[index]], self.modality)
+
     def example(self, index: int, rng: np.random.Generator | None) -> Example:
-        place = self.lines.place(self.indices[index])
-        item = self.lines[self.indices[index]]
+        item, remarks = self.item(index), Remarks()
         filepaths = item["filepaths"]
         name = evaluation_file(filepaths) if rng is None else filepaths[rng.integers(len(filepaths))]
-        try:
-            sequences = {"text": self.text(item, rng), "music": self.music(name, rng)}
-        except (ValueError, OSError) as error:
-            raise ItemError(f"{place}: {error}") from None
-        return Example(place if item.get("id") is None else str(item["id"]), sequences)
+        sequences = {"text": self.text(item, rng), "music": self.music(name, rng, remarks.append)}
+        return Example(self.place(index) if item.get("id") is None else str(item["id"]), sequences, remarks.standard)
 
-    def check(self, index: int) -> None:
-        try:
-            for name in self.lines[self.indices[index]]["filepaths"]:
-                self.music(name, None)
-        except (ValueError, OSError) as error:
-            raise ItemError(f"{self.lines.place(self.indices[index])}: {error}") from None
+    def check(self, index: int) -> bool:
+        item, remarks = self.item(index), Remarks()
+        separator = self.encoder.tokenizer.sep_token
+        every_line = (separator.join(lines_of(item, translated)) for translated in (False, True))
+        for text in (evaluation_text(item, separator), *every_line):
+            self.token_ids(text, None)
+        for name in item["filepaths"]:
+            for without_instruments in {False, self.training and self.modality != AUDIO.name}:
+                self.sequence(name, without_instruments, remarks.append)
+        return remarks.standard
 
     def text(self, item: dict, rng: np.random.Generator | None) -> np.ndarray:
         """Token ids (tokens,)."""
         separator = self.encoder.tokenizer.sep_token
         if rng is not None and self.text_dropout:
-            text = training_text(item, rng, separator)
-        else:
-            text = evaluation_text(item, separator)
+            return self.token_ids(training_text(item, rng, separator), rng)
+        return self.token_ids(evaluation_text(item, separator), rng)
+
+    def token_ids(self, text: str, rng: np.random.Generator | None) -> np.ndarray:
         ids = np.array(self.encoder.tokenizer(text, verbose=False)["input_ids"], np.int64)
         return crop(ids, self.encoder.max_lengths["text"], rng)
 
-    def music(self, name: str, rng: np.random.Generator | None) -> np.ndarray:
+    def music(self, name: str, rng: np.random.Generator | None, note: Note = ignore) -> np.ndarray:
         """Patches (patches, patch_size) or frames (frames, hidden) of the file `name`."""
+        is_symbolic = self.modality != AUDIO.name
+        without_instruments = is_symbolic and rng is not None and rng.random() < WITHOUT_INSTRUMENTS
+        sequence = self.sequence(name, without_instruments, note)
+        return crop(sequence, self.encoder.max_lengths[self.modality], rng)
+
+    def sequence(self, name: str, without_instruments: bool, note: Note) -> np.ndarray:
+        """All patches or frames of the file `name`. Raises ValueError, with its path, where it cannot be read."""
         path = self.lines.path.parent / name
         try:
+            refuse_special(path)
             if self.modality == AUDIO.name:
-                sequence = self.encoder.encode_audio_features(load_array(path))
-            else:
-                text = read_text(path)
-                if rng is not None and rng.random() < WITHOUT_INSTRUMENTS:
-                    text = remove_instrument_info(text)
-                sequence = self.encoder.encode_symbolic(text)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        return crop(sequence, self.encoder.max_lengths[self.modality], rng)
+                return self.encoder.encode_audio_features(load_array(path))
+            text = read_text(path)
+            return self.encoder.encode_symbolic(remove_instrument_info(text) if without_instruments else text, note)
+        except Exception as error:
+            raise ValueError(f"{path}: {describe_error(error)}") from None
 
 
 class Pieces(Examples):
@@ -134,19 +190,21 @@ class Pieces(Examples):
     def __len__(self) -> int:
         return len(self.paths)
 
+    def place(self, index: int) -> str:
+        return str(self.paths[index])
+
     def example(self, index: int, rng: np.random.Generator | None) -> Example:
-        path = self.paths[index]
-        try:
-            patches = self.encoder.encode_symbolic(read_text(path))
-        except (ValueError, OSError) as error:
-            raise ItemError(f"{path}: {error}") from None
+        path, remarks = self.paths[index], Remarks()
+        refuse_special(path)
+        patches = self.encoder.encode_symbolic(read_text(path), remarks.append)
         patches = crop(patches, self.encoder.max_lengths["symbolic"], rng)
         # In evaluation what is selected depends on the piece alone.
         chosen = rng or np.random.default_rng([self.seed, index])
         selected = np.zeros(len(patches), np.int64)
         selected[chosen.permutation(len(patches))[: int(np.ceil(self.mask_ratio * len(patches)))]] = 1
         inputs = patches if rng is None else corrupt_patches(patches, selected.astype(bool), rng)
-        return Example(str(path), {"inputs": inputs, "selected": selected, "targets": patches})
+        sequences = {"inputs": inputs, "selected": selected, "targets": patches}
+        return Example(str(path), sequences, remarks.standard)
 
 
 def corrupt_patches(patches: np.ndarray, selected: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from clamp3.distributed import PRECISIONS, checked_precision, from_main, gather, long_work
-from clamp3.errors import UserError
+from clamp3.errors import OneProcessError, UserError
 from clamp3.io.files import remove_orphans
+from clamp3.io.reports import FileIssue, load_issues
 from clamp3.models.weights import load_weights
-from clamp3.training.batches import Batch, Collate, GlobalBatchSampler, loader, without_errors
+from clamp3.training.batches import Batch, Collate, GlobalBatchSampler, Loader, is_worker_error
 from clamp3.training.checkpoints import (
     STOPPED,
     Progress,
@@ -28,14 +29,24 @@ from clamp3.training.checkpoints import (
     find_checkpoint,
     last_path,
     link_checkpoint,
+    named_failures,
     progress_of,
     restore_optimizer,
+    run_lock,
+    skipped_path,
     without_optimizer,
     write_checkpoint,
 )
+from clamp3.training.checks import SHOWN_ISSUES, SkippedItems, line_of
 from clamp3.training.curves import draw_curves, figures_path, wandb_logger
 from clamp3.training.data import Examples
-from clamp3.training.distributed import data_parallel, mean_over_processes, random_state, set_random_state
+from clamp3.training.distributed import (
+    data_parallel,
+    is_out_of_memory,
+    mean_over_processes,
+    random_state,
+    set_random_state,
+)
 from clamp3.training.monitor import Bar, MakeBar, NoBar
 from clamp3.training.objectives import Contrastive, Reconstruction
 from clamp3.training.settings import Settings
@@ -63,8 +74,12 @@ class Trainer:
         settings: Settings,
         state: "PartialState",
         make_bar: MakeBar = NoBar,
+        issues: Sequence[FileIssue] = (),
     ):
-        """`pad_values` says what fills up which sequence; `state` is what `clamp3.distributed.start` returns."""
+        """`pad_values` says what fills up which sequence; `state` is what `clamp3.distributed.start` returns.
+
+        `issues` are those that are known of the items; the same in all processes.
+        """
         self.objective, self.settings, self.state = objective.to(state.device), settings, state
         self.model = objective.model
         self.make_bar = make_bar if state.is_main_process else NoBar
@@ -90,10 +105,15 @@ class Trainer:
         self.progress = Progress()
         collate = Collate(pad_values)
         self.loaders = [
-            loader(examples, sampler, collate, settings.workers, state.device)
+            Loader(examples, sampler, collate, settings.workers, state.device)
             for examples, sampler in zip((training, evaluation), self.samplers, strict=True)
         ]
         self.pending: list[tuple[list[str], Tensor]] = []  # names and loss of the steps since `log_losses`
+        total = len(training) + len(evaluation)
+        self.skipped = SkippedItems(skipped_path(settings.weights_path), total, settings.max_skipped_share)
+        self.new_issues = list(issues)  # those of this process that are not in `skipped` yet
+        self.read = self.standard = 0  # items of this process, and those of them whose ABC was interleaved first
+        self.told_standard = False
 
     @cached_property
     def parallel_objective(self) -> nn.Module:
@@ -117,34 +137,77 @@ class Trainer:
 
         It fills the model, and returns a line that says with what.
         """
+        cause = ""
+        try:
+            with contextlib.ExitStack() as stack:
+                self.in_main(lambda: stack.enter_context(run_lock(self.settings.weights_path)))
+                self.in_main(self.prepare_folders)
+                with deterministic(self.settings.deterministic):
+                    self.train_epochs(start_weights)
+        except (RuntimeError, MemoryError) as error:
+            cause = self.outer_cause(error)
+            if not cause:
+                raise
+        if cause:  # without the error itself, whose traceback keeps memory and data workers alive
+            raise OneProcessError(cause)
+
+    def train_epochs(self, start_weights: Callable[[], str]) -> None:
+        """All that `fit` does once nobody else writes to the run's files."""
         settings = self.settings
-        with deterministic(settings.deterministic):
-            torch.manual_seed(settings.seed + self.state.process_index)  # processes drop out different things
-            if self.state.is_main_process:
-                self.prepare_folders()
-            checkpoints = self.checkpoints() if settings.resume else []
-            with long_work(self.state):  # weights are downloaded, or read by all processes from one disk
-                if not self.restore(checkpoints):
-                    self.tell(start_weights())
-            if self.progress.epoch >= settings.epochs:
-                self.tell(f"all {settings.epochs} epochs are done; set more of them, or another stage, to go on")
-                return
-            if settings.wandb_log and self.state.is_main_process:
-                self.log = wandb_logger(self.objective.project, settings)
-            while self.progress.epoch < settings.epochs:
-                self.train_epoch()
-                self.end_epoch(self.evaluate())
+        torch.manual_seed(settings.seed + self.state.process_index)  # processes drop out different things
+        checkpoints = self.checkpoints() if settings.resume else []
+        with long_work(self.state):  # weights are downloaded, or read by all processes from one disk
+            if not self.restore(checkpoints):
+                self.tell(start_weights())
+        if self.progress.step:
+            self.skipped.add(from_main(self.state, load_issues(self.skipped.path)))
+        self.note_skipped(self.new_issues)
+        if self.state.is_main_process:
+            self.skipped.save()  # a new run's list takes the place of another's
+        if self.progress.epoch >= settings.epochs:
+            self.tell(f"all {settings.epochs} epochs are done; set more of them, or another stage, to go on")
+            return
+        if settings.wandb_log and self.state.is_main_process:
+            self.log = wandb_logger(self.objective.project, settings)
+        while self.progress.epoch < settings.epochs:
+            self.train_epoch()
+            self.end_epoch(self.evaluate())
+        self.in_main(self.draw)
+
+    def outer_cause(self, error: BaseException) -> str:
+        """What to tell of an error that this process meets alone, and whose cause lies outside; "" for any other."""
+        if is_worker_error(error):
+            return f"a process that reads training data has ended (killed?): {first_line(error)}; {STOPPED}"
+        if is_out_of_memory(error):
+            text = f"out of memory after step {self.progress.step}, with {self.settings.batch_size} items at once"
+            return f"{text}: {first_line(error)}. {self.objective.less_memory}, or fewer items in a batch; {STOPPED}"
+        return ""
+
+    def in_main(self, work: Callable[[], Any]) -> None:
+        """Let the main process do some work on files; a UserError there is raised in all processes."""
+        error = None
         if self.state.is_main_process:
             try:
-                draw_curves(settings.logs_path, settings.logs_path.with_suffix(".png"))
-            except UserError as error:
-                logger.info("no picture of the curves: %s", error)
+                work()
+            except UserError as raised:
+                error = raised
+        error = from_main(self.state, error)
+        if error is not None:
+            raise error
 
     def prepare_folders(self) -> None:
         """Make the folders of weights and logs, and remove what killed processes were writing there."""
         for folder in {self.settings.weights_path.parent, self.settings.logs_path.parent}:
-            folder.mkdir(parents=True, exist_ok=True)
+            with named_failures(folder):
+                folder.mkdir(parents=True, exist_ok=True)
             remove_orphans(folder)
+
+    def draw(self) -> None:
+        """The curves of the run as a picture beside its log, if that is possible."""
+        try:
+            draw_curves(self.settings.logs_path, self.settings.logs_path.with_suffix(".png"))
+        except (UserError, OSError) as error:
+            logger.info("no picture of the curves: %s", error)
 
     def train_epoch(self) -> None:
         """The epoch, or what is left of it."""
@@ -155,7 +218,11 @@ class Trainer:
         begin, seconds = time.perf_counter(), self.progress.seconds
         title = f"epoch {self.progress.epoch + 1}/{self.settings.epochs}"
         with self.make_bar(title, self.progress.items + len(sampler) * size, self.progress.items) as bar:
-            for batch in without_errors(self.loaders[0]):
+            for batch in self.loaders[0]:
+                self.note(batch)
+                if len(batch) < size // self.state.num_processes:
+                    last = line_of(batch.skipped[-1])
+                    raise OneProcessError(f"one item after another cannot be read, such as {last}; {STOPPED}")
                 self.step(batch)
                 self.progress.items += size
                 self.progress.seconds = seconds + time.perf_counter() - begin
@@ -183,7 +250,10 @@ class Trainer:
 
         Raises UserError in all processes, with the step's items, where one is not a finite number.
         """
-        losses = mean_over_processes(torch.stack([loss for _, loss in self.pending]).float()).tolist()
+        own = torch.stack([loss for _, loss in self.pending]).float()
+        *losses, issues = mean_over_processes(torch.cat([own, own.new_tensor([len(self.new_issues)])])).tolist()
+        if issues:
+            self.note_skipped(gather(self.state, self.new_issues))
         for position, loss in enumerate(losses):
             if not np.isfinite(loss):
                 step = self.progress.step - len(losses) + position + 1
@@ -203,22 +273,28 @@ class Trainer:
     def evaluation_batches(self, bar: Bar) -> Iterator[Batch]:
         """This process's share of the evaluation set."""
         left, size = self.samplers[1].size, self.samplers[1].global_batch_size
-        for batch in without_errors(self.loaders[1]):
+        for batch in self.loaders[1]:
+            self.note(batch)
             yield batch
             bar.update(min(size, left))
             left -= min(size, left)
 
     def end_epoch(self, figures: dict[str, float]) -> None:
         """Log the epoch, and save what is due."""
-        done, path = self.progress, self.settings.weights_path
+        self.note_skipped(gather(self.state, self.new_issues))  # of the evaluation
+        done = self.progress
         figures = {"epoch": done.epoch + 1, "train_loss": done.loss_sum / done.items, **figures}
-        self.log_epoch(figures, done.seconds)
+        self.in_main(lambda: self.log_epoch(figures, done.seconds))
+        self.tell_standard()
         better = figures["eval_loss"] < done.min_eval_loss
         best = (done.epoch + 1, figures["eval_loss"]) if better else (done.best_epoch, done.min_eval_loss)
         self.progress = Progress(done.epoch + 1, step=done.step, best_epoch=best[0], min_eval_loss=best[1])
         checkpoint = self.checkpoint()
-        if not self.state.is_main_process:
-            return
+        self.in_main(lambda: self.write_epoch(checkpoint, better))
+
+    def write_epoch(self, checkpoint: dict, better: bool) -> None:
+        """Write the files that are due after an epoch."""
+        path = self.settings.weights_path
         if self.settings.save_every and self.progress.epoch % self.settings.save_every == 0:
             write_checkpoint(epoch_path(path, self.progress.epoch), without_optimizer(checkpoint))
         # The last state comes last, so that a run that is killed before does the end of this epoch again.
@@ -242,8 +318,7 @@ class Trainer:
     def save(self, path: Path) -> None:
         """Write the full state to `path`, whole or not at all. All processes take part, and the main one writes."""
         checkpoint = self.checkpoint()
-        if self.state.is_main_process:
-            write_checkpoint(path, checkpoint)
+        self.in_main(lambda: write_checkpoint(path, checkpoint))
 
     def checkpoints(self) -> list[Path]:
         """The files that the run may go on from, the newest first; the same in all processes."""
@@ -312,18 +387,49 @@ class Trainer:
         if self.state.is_main_process:
             logger.info("%s", text)
 
+    def note(self, batch: Batch) -> None:
+        """Count what a batch says of its items."""
+        self.read += len(batch)
+        self.standard += batch.standard
+        self.new_issues += batch.skipped
+
+    def note_skipped(self, issues: Sequence[FileIssue]) -> None:
+        """Log and list the items that are skipped, once each; `issues` are those of all processes.
+
+        Raises UserError in all of them where there are too many.
+        """
+        self.new_issues = []
+        before, new = len(self.skipped.issues), self.skipped.add(issues)
+        if new and self.state.is_main_process:
+            self.skipped.save()
+            for issue in new[: max(0, SHOWN_ISSUES - before)]:
+                self.tell(f"skipped: {line_of(issue)}")
+            self.tell(f"items skipped so far: {len(self.skipped.issues)}; all of them are in {self.skipped.path}")
+        self.skipped.check()
+
+    def tell_standard(self) -> None:
+        """Say once, after the first epoch since the start, how many items were interleaved first."""
+        if not self.told_standard:
+            self.told_standard = True
+            read, standard = (sum(gather(self.state, [count])) for count in (self.read, self.standard))
+            if standard:
+                self.tell(f"standard ABC, which was interleaved first: {standard} of the {read} items read so far")
+
     def log_epoch(self, figures: dict[str, float], seconds: float) -> None:
         """Add the epoch to the text log and to the figures beside it, and log it."""
-        if not self.state.is_main_process:
-            return
         path = self.settings.logs_path
         lines = [f"Epoch {figures['epoch']}", *(f"{name}: {figures[name]}" for name in ("train_loss", "eval_loss"))]
-        with open(path, "a", encoding="utf-8") as file:
+        with named_failures(path), open(path, "a", encoding="utf-8") as file:
             file.write("\n".join([*lines, f"time: {time.asctime()}", "", ""]))
-        with open(figures_path(path), "a", encoding="utf-8") as file:
+        with named_failures(figures_path(path)), open(figures_path(path), "a", encoding="utf-8") as file:
             file.write(json.dumps({**figures, "step": self.progress.step, "seconds": seconds}) + "\n")
         self.log(figures, self.progress.step)
         self.tell(", ".join(f"{name} {value:.4g}" for name, value in figures.items()) + f" ({seconds:.0f} s)")
+
+
+def first_line(error: BaseException) -> str:
+    """What `error` says, in its first line; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clamp3.distributed import gather, on_main
+from clamp3.errors import UserError
 from clamp3.inputs.patchilizer import PAD_ID
 from clamp3.modalities import MODALITIES, TEXT
 from clamp3.models.clamp3 import CLaMP3Model
@@ -31,6 +32,7 @@ from clamp3.training.evaluation import retrieval_figures
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+NOTHING_HELD_OUT = "no item of the evaluation set can be read; hold out others, by EVAL_SPLIT or SEED"
 SIDES = ("text", "music")  # of a pair, by the names of its sequences
 
 
@@ -38,6 +40,7 @@ class Contrastive(nn.Module):
     """CLaMP 3's objective: texts and music of a batch find each other."""
 
     project = "clamp3"
+    less_memory = "Set CLAMP3_MICRO_BATCH (at most so many at once, with the same result), RECOMPUTE_LAYERS = True"
 
     def __init__(self, model: CLaMP3Model, modality: str, micro_batch: int = 0):
         """`micro_batch` bounds what goes through the towers at once; 0: the whole batch. The loss is the same."""
@@ -127,7 +130,10 @@ class Contrastive(nn.Module):
         def figures() -> dict[str, float]:
             parts = [rows.split(share) for rows, share in zip(gathered or (), shares, strict=True)]
             global_batches = [torch.cat(of_processes) for of_processes in zip(*parts, strict=True)]
-            return retrieval_figures(global_batches, self.model.loss.logit_scale)
+            read = [rows for rows in global_batches if len(rows)]
+            if not read:
+                raise UserError(NOTHING_HELD_OUT)
+            return retrieval_figures(read, self.model.loss.logit_scale)
 
         return on_main(state, figures)
 
@@ -141,6 +147,7 @@ class Reconstruction(nn.Module):
     """M3's objective: patches are spelled from their hidden states."""
 
     modality, project = None, "m3"
+    less_memory = "Set RECOMPUTE_LAYERS = True"
 
     def __init__(self, model: M3Model):
         super().__init__()
@@ -170,6 +177,9 @@ class Reconstruction(nn.Module):
             weight = float(characters_to_predict(batch)) if len(batch) else 0.0
             own.append((len(batch), weight, weight and weight * float(self(batch))))
         sums = [np.sum(parts, axis=0) for parts in zip(*gather(state, [own]), strict=True)]  # of each global batch
+        sums = [part for part in sums if part[0]]
+        if not sums:
+            raise UserError(NOTHING_HELD_OUT)
         return {"eval_loss": float(sum(n * loss / weight for n, weight, loss in sums) / sum(n for n, _, _ in sums))}
 
 

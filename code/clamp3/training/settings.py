@@ -20,6 +20,7 @@ class Settings:
     save_steps: int = 0
     log_steps: int = 10
     workers: int = 0
+    max_skipped_share: float = 0.01
     precision: str = "auto"
     deterministic: bool = True
     resume: bool = True

@@ -1,22 +1,32 @@
 """The items of a JSONL file, and the texts and files that training and evaluation take from an item."""
 
+import codecs
 import json
 from array import array
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from clamp3.formats.registry import extensions, model_inputs
 
 NOT_TEXT = ("id", "filepaths", "language", "translations")
 
 
 class JsonLines:
-    """The objects of a JSONL file by position. Memory grows with 16 bytes a line."""
+    """The values of a JSONL file by position, in UTF-8 with or without a BOM. Memory grows with 16 bytes a line.
+
+    `lines[index]` raises ValueError, or RecursionError, where the line is not JSON.
+    """
 
     def __init__(self, path: Path):
+        """Raises OSError where the file cannot be read."""
         self.path = path
         starts, numbers, position = array("q"), array("q"), 0
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
+                bom = len(codecs.BOM_UTF8) if number == 1 and line.startswith(codecs.BOM_UTF8) else 0
+                line, position = line[bom:], position + bom
                 if line.strip():
                     starts.append(position)
                     numbers.append(number)
@@ -27,14 +37,38 @@ class JsonLines:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Any:
         with open(self.path, "rb") as file:
             file.seek(self.starts[index])
             return json.loads(file.readline())
 
     def place(self, index: int) -> str:
-        """Where an object stands, as people look for it."""
+        """File and line, as people look for it."""
         return f"{self.path}:{self.numbers[index]}"
+
+
+def checked_item(item: Any, modality: str) -> dict:
+    """`item`, as far as it can be judged without its files. Raises ValueError where it cannot be trained on."""
+    if not isinstance(item, dict):
+        raise ValueError("not a JSON object")
+    if not isinstance(item.get("translations") or {}, dict):
+        raise ValueError('"translations" must be an object')
+    lines = lines_of(item, translated=False) + lines_of(item, translated=True)
+    if not lines:
+        raise ValueError("no text in any of its fields")
+    try:
+        "".join(lines).encode()
+    except UnicodeEncodeError as error:
+        half = ord(error.object[error.start])
+        raise ValueError(f"a text holds the lone surrogate U+{half:04X}, which is no character") from None
+    filepaths = item.get("filepaths")
+    if not isinstance(filepaths, list) or not filepaths or not all(isinstance(path, str) for path in filepaths):
+        raise ValueError('"filepaths" must be a list of one path or more')
+    taken = extensions(model_inputs(modality))
+    for name in filepaths:
+        if Path(name).suffix.lower() not in taken:
+            raise ValueError(f"{name}: {modality} training takes {' '.join(taken)} files")
+    return item
 
 
 def texts_of(fields: dict) -> list[str]:
