@@ -174,19 +174,22 @@ def threads(_subject: Subject) -> Iterator[Finding]:
 
     from clamp3.io.workers import cores
 
-    usable, quota, used = cores(), cgroup_limits().get("cpus", math.inf), torch.get_num_threads()
+    yield threads_finding(torch.get_num_threads(), cores(), cgroup_limits().get("cpus", math.inf))
+
+
+def threads_finding(used: int, usable: int, quota: float) -> Finding:
+    """What is to be said of so many threads on so many processors, of which a container may use `quota`."""
     most = usable if quota >= usable else max(1, math.ceil(quota))
     described = f"{used} threads, {usable} of {os.cpu_count()} processors usable"
     if quota < usable:
         described += f", of which the container may use {quota:g}"
     said = os.environ.get("OMP_NUM_THREADS")
     if used > most:
-        yield warning(f"{described}: threads wait for each other", f"use --threads {most}, or OMP_NUM_THREADS={most}")
-    elif 2 * used < most:  # two threads of a core count as two processors
+        return warning(f"{described}: threads wait for each other", f"use --threads {most}, or OMP_NUM_THREADS={most}")
+    if 2 * used < most:  # two threads of a core count as two processors
         reason = f"OMP_NUM_THREADS={said}: unset it, or " if said else ""
-        yield warning(f"{described}: some have nothing to do", f"{reason}use --threads {most}")
-    else:
-        yield ok(described)
+        return warning(f"{described}: some have nothing to do", f"{reason}use --threads {most}")
+    return ok(described)
 
 
 def memory(_subject: Subject) -> Iterator[Finding]:
