@@ -1,6 +1,8 @@
 """docs/extending.md is true: what it adds to the library works, within the files that it names."""
 
+import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +15,12 @@ from clamp3.errors import RepairWarning, UserError
 from clamp3.features.cache import FeatureCache, embed_files_once
 from clamp3.features.embedder import Embedder
 from clamp3.formats import registry
+from clamp3.inputs.encoder import InputEncoder
+from clamp3.modalities import MODALITIES, Modality
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.search.index import Index
 from clamp3.search.indexing import update_index
-from conftest import ROOT
+from conftest import ROOT, run_forked
 
 DOCUMENT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## \((.)\) .*?\n(.*?)(?=^## |\Z)", DOCUMENT, re.MULTILINE | re.DOTALL))
@@ -25,11 +29,15 @@ THEIRS = {"my_encoder.py", "code/clamp3/formats/notelist.py"}  # which the reade
 RATE = 44_100
 
 
+def blocks(section: str) -> list[tuple[str, str]]:
+    """The Python blocks of a section, each with the line before it, which says where it belongs."""
+    return re.findall(r"([^\n]+)\n\n```python\n(.*?)```", SECTIONS[section], re.DOTALL)
+
+
 def names_of(section: str) -> dict:
-    """What the Python blocks of a section define."""
+    """What the first Python block of a section defines."""
     names: dict = {}
-    for block in re.findall(r"```python\n(.*?)```", SECTIONS[section], re.DOTALL):
-        exec(block, names)
+    exec(blocks(section)[0][1], names)
     return names
 
 
@@ -55,8 +63,8 @@ def embedder_with(small_model, tmp_path):
 
 @pytest.fixture
 def notes(monkeypatch):
-    """The registry with the document's row, as its reader would add it."""
-    added = names_of("c")["NOTELIST"]
+    """The registry with the document's format, in this process."""
+    added = registry.Format("note list", (".notes",), "symbolic", names_of("c")["read_notelist"])
     monkeypatch.setattr(registry, "FORMATS", (*registry.FORMATS, added))
     return added
 
@@ -131,3 +139,171 @@ def test_another_file_format(embedder_with, notes, tmp_path, precision):
         found = embedder.embed_files([path])
     expected = embedder.embed_symbolic(["%%score 1\nL:1/8\nM:none\nK:C\nV:1 treble\n[V:1]C2 D2 E4|\n"])
     np.testing.assert_array_equal(found, expected)
+
+
+# ---------- in a copy of the code, as the document's reader would change it, through the commands ----------
+
+
+def place_block(where: str, block: str, folder: Path) -> str:
+    """Put a block where the line before it says, in a copy of the project; returns the file."""
+    said = re.search(r"(?:At|at) the end of `(.+?)`|In `(.+?)`, after `(.+?)`", where)
+    assert said, where
+    name = said[1] or said[2]
+    path = folder / name
+    text = path.read_text(encoding="utf-8")
+    if said[1]:
+        text += ("\n" if block.startswith(" ") else "\n\n") + block
+    else:
+        lines = text.splitlines(keepends=True)
+        [place] = [number for number, line in enumerate(lines) if re.match(rf"\s+{re.escape(said[3])}\b.*=", line)]
+        text = "".join(lines[: place + 1]) + block + "".join(lines[place + 1 :])
+    path.write_text(text, encoding="utf-8")
+    return name
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """The folder of a copy of the scripts with all that the document adds, as it says where."""
+    folder = tmp_path_factory.mktemp("extended")
+    shutil.copytree(ROOT / "code", folder / "code", ignore=shutil.ignore_patterns("__pycache__"))
+    listed = {section: set(re.findall(r"^- `(.*?)`", SECTIONS[section], re.MULTILINE)) for section in "abc"}
+    changed = {place_block(where, block, folder) for where, block in blocks("a")}
+    assert changed == listed["a"]
+    (folder / "code" / "clamp3" / "formats" / "notelist.py").write_text(blocks("c")[0][1])
+    assert {place_block(where, block, folder) for where, block in blocks("c")[1:]} < listed["c"]
+    (folder / "code" / "my_encoder.py").write_text(blocks("b")[0][1])
+    return folder / "code"
+
+
+MAKE_MODEL = """
+import sys
+import numpy as np, torch
+import utils
+from clamp3.features.embedder import Embedder
+from clamp3.models.weights import build_model
+
+path, sizes = sys.argv[1], utils.configured_sizes()
+torch.manual_seed(0)
+model = utils.CLaMP3Model(sizes)
+torch.save({"model": model.state_dict()}, path)
+
+rng = np.random.default_rng(0)
+frames = rng.normal(size=(130, 64)).astype(np.float32)  # longer than the tower takes: two segments
+with open(sys.argv[2], "w") as file:
+    file.writelines(" ".join(f"{number:.9g}" for number in frame) + "\\n" for frame in frames)
+embedder = Embedder.from_pretrained(path, "cpu", sizes=sizes)
+[found] = embedder.embed_files([sys.argv[2]])
+with torch.no_grad():
+    model.eval()
+    means = [model.motion_model(inputs_embeds=torch.from_numpy(part)[None]).last_hidden_state.mean(1)
+             for part in (frames[:100], frames[30:])]
+    plain = model.motion_proj((100 * means[0] + 30 * means[1]) / 130)[0]
+np.testing.assert_allclose(found, plain.numpy(), atol=1e-5)
+[hidden] = embedder.embed_files([sys.argv[2]], pooled=False)
+assert hidden.shape == (130, 64)
+lower = Embedder.from_pretrained(path, "cpu", "bf16", sizes=sizes).embed_files([sys.argv[2]])[0]
+assert 0.99 < found @ lower / np.linalg.norm(found) / np.linalg.norm(lower) < 1
+
+model.train_on("motion", ["text_model", "text_proj"])
+assert not model.audio_proj.weight.requires_grad and model.motion_proj.weight.requires_grad
+text, masks = torch.randint(4, 200, (3, 5)), torch.ones(3, 5)
+steps = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3)
+losses = []
+for _ in range(20):
+    losses.append(model(text, masks, torch.from_numpy(frames[:30].reshape(3, 10, 64)), torch.ones(3, 10), "motion"))
+    steps.zero_grad()
+    losses[-1].backward()
+    steps.step()
+assert losses[-1] < 0.8 * losses[0]
+"""
+
+
+@pytest.fixture(scope="module")
+def new_model(extended, small_model, tmp_path_factory):
+    """The settings of a model that was made by the copy, whose audio tower reads 64 bands."""
+    folder = tmp_path_factory.mktemp("new model")
+    weights = folder / "weights_new.pth"
+    env = small_model.environment(AUDIO_HIDDEN_SIZE=64, CLAMP3_WEIGHTS_PATH=str(weights))
+    env["CLAMP3_CACHE"] = str(folder / "cache")
+    (extended / "make_model.py").write_text(MAKE_MODEL)
+    run_forked(extended / "make_model.py", weights, folder / "dance.motion", env=env)
+    return env, folder / "dance.motion"
+
+
+def test_the_commands_take_a_new_modality_format_and_audio_encoder(extended, new_model, tmp_path):
+    """More note lists than one, so that worker processes convert them, which know of the format by the registry."""
+    env, motion = new_model
+    folder, out = tmp_path / "music", tmp_path / "out"
+    folder.mkdir()
+    shutil.copy(motion, folder)
+    for name, length, pitch in (("a", 3.4, 440), ("b", 2.5, 880)):
+        tone(folder / f"{name}.wav", length, pitch)
+    tone(folder / "short.wav", 0.5, 440)
+    for number in range(40):
+        (folder / f"{number}.notes").write_text(f"C {number + 1}\nD 2\nE 4\n")
+    (folder / "odd.notes").write_text("C 2\nloud\n")
+    (folder / "none.notes").write_text("\n")
+    options = ["--mert", f"{extended / 'my_encoder.py'}:BandEncoder", "--device", "cpu"]
+    done = run_forked(extended / "clamp3_embd.py", folder, out, "--get_global", *options, env=env, check=1)
+    reasons = {
+        Path(entry["file"]).name: entry["reason"]
+        for entry in map(json.loads, (out / "failures.jsonl").read_text().splitlines())
+    }
+    assert reasons == {"none.notes": "holds no notes", "short.wav": "under a second of sound"}, done.stdout
+    assert "left out, not a note: loud" in (out / "warnings.jsonl").read_text()
+    features = {path.stem: np.load(path) for path in out.glob("*.npy")}
+    assert len(features) == 44 and all(np.isfinite(feature).all() for feature in features.values())
+
+    done = run_forked(
+        *(extended / "clamp3_search.py", folder / "7.notes", folder, "--json", tmp_path / "found.jsonl", *options),
+        *("--top_k", "3"),
+        env=env,
+        check=1,
+    )
+    found = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert found[0]["file"] == "7.notes" and found[0]["cosine"] > 0.9999
+    done = run_forked(extended / "clamp3_search.py", folder / "a.wav", out, *options, "--top_k", "1", env=env)
+    assert "a.npy" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("code", "complaint"),
+    [
+        ("x = 1", "AttributeError: .*Ear"),
+        ("class Ear:\n    rate = 8000", "lacks window, width"),
+        (None, "FileNotFound"),
+    ],
+)
+def test_an_audio_encoder_that_is_none_is_refused_by_name(tmp_path, embedder_with, code, complaint):
+    path = tmp_path / "ear.py"
+    if code:
+        path.write_text(code)
+    with pytest.raises(UserError, match=f"Ear.*{complaint}|{complaint}.*Ear"):
+        embedder_with(f"{path}:Ear", 64).embed_files([tone(tmp_path / "a.wav", 2, 440)])
+
+
+def test_a_modality_that_goes_through_another_ones_tower(small_model, monkeypatch):
+    """Chord symbols, written out as ABC, through the symbolic tower: no tensor is new, so released weights serve."""
+    chords = {"C": "[CEG]4", "F": "[FAc]4", "G": "[GBd]4", "Am": "[Ace]4"}
+
+    def encode_chords(encoder: InputEncoder, text: str, note=None) -> np.ndarray:
+        return encoder.encode_symbolic(
+            "L:1/8\nM:4/4\nK:C\nV:1\n" + " ".join(f"[V:1]{chords[one]}|\n" for one in text.split())
+        )
+
+    monkeypatch.setattr(InputEncoder, "encode_chords", encode_chords, raising=False)
+    row = Modality("chords", "symbolic_model", "symbolic_proj", "encode_chords", "patch_length")
+    monkeypatch.setitem(MODALITIES, "chords", row)
+    songs = ["C F G C", "Am F C G", "C"]
+    for precision in ("fp32", "bf16"):
+        embedder = Embedder.from_pretrained(small_model.clamp3, "cpu", precision, sizes=small_model.sizes)
+        sequences = [embedder.encode_chords(song) for song in songs]
+        found = [feature for _, feature in sorted(embedder.embed("chords", sequences), key=lambda one: one[0])]
+        expected = [feature for _, feature in sorted(embedder.embed("symbolic", sequences), key=lambda one: one[0])]
+        np.testing.assert_array_equal(found, expected)
+    model = CLaMP3Model(small_model.sizes)
+    for modality in ("chords", "symbolic"):
+        model.train_on(modality)
+        assert model.symbolic_proj.weight.requires_grad and not model.audio_proj.weight.requires_grad
+    model.train_on("audio")
+    assert not model.symbolic_proj.weight.requires_grad

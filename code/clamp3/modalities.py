@@ -15,13 +15,19 @@ class Modality:
     encode: str  # method of InputEncoder: an input -> its sequence (length, …)
     max_length_field: str  # of ModelSizes: the longest sequence that the tower takes
     input_name: str | None = None  # the tower's argument, of a transformers model; None: its `forward` takes masks too
+    resource: str | None = None  # attribute of InputEncoder that `encode` needs, loaded before the first file is read
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """What the model has for it, by name. Two modalities may share them."""
+        return self.tower, self.projection
 
     def max_length(self, sizes: ModelSizes) -> int:
         """The longest sequence, in tokens, patches or frames; longer ones are cut into segments."""
         return getattr(sizes, self.max_length_field)
 
 
-TEXT = Modality("text", "text_model", "text_proj", "encode_text", "max_text_length", "input_ids")
+TEXT = Modality("text", "text_model", "text_proj", "encode_text", "max_text_length", "input_ids", "tokenizer")
 SYMBOLIC = Modality("symbolic", "symbolic_model", "symbolic_proj", "encode_symbolic", "patch_length")
 AUDIO = Modality("audio", "audio_model", "audio_proj", "encode_audio_features", "max_audio_length", "inputs_embeds")
 

@@ -1,5 +1,8 @@
 """What turns sound into the frames that the audio tower reads: the protocol, and how one is found by name."""
 
+import functools
+import importlib.util
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -7,7 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from clamp3.errors import Note
+from clamp3.errors import Note, UserError
+
+OWN = re.compile(r"(.+\.py):(\w+)")  # the file and the class of an encoder of one's own
 
 
 @runtime_checkable
@@ -39,19 +44,41 @@ def load_audio_encoder(
 ) -> AudioEncoder:
     """The audio encoder `name`: the folder or the hub's name of a MERT, by default the released one, or an object.
 
-    Raises UserError where it cannot be had.
+    FILE.py:CLASS is an object of that class, which is made without arguments. Raises UserError where it cannot be had.
     """
     if isinstance(name, AudioEncoder):
         return name
+    if name is not None and (own := OWN.fullmatch(str(name))):
+        return _own_encoder(*own.groups())
     from clamp3.audio.mert import RELEASED, Mert
 
     return Mert.from_pretrained(name or RELEASED, device, precision)
 
 
 def audio_encoder_identity(name: "str | Path | AudioEncoder | None") -> str | None:
-    """What tells the audio encoder that `load_audio_encoder` would load from others, without loading it."""
+    """What tells the audio encoder that `load_audio_encoder` would load from others, without loading a MERT."""
     if isinstance(name, AudioEncoder):
         return name.identity
+    if name is not None and (own := OWN.fullmatch(str(name))):
+        return _own_encoder(*own.groups()).identity
     from clamp3.audio.mert import RELEASED, mert_identity
 
     return mert_identity(name or RELEASED)
+
+
+@functools.cache
+def _own_encoder(path: str, class_name: str) -> AudioEncoder:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec and spec.loader  # for its name ends in .py
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        encoder = getattr(module, class_name)()
+    except Exception as error:  # whatever the user has written
+        raise UserError(f"no audio encoder {class_name} in {path}: {type(error).__name__}: {error}") from error
+    if not isinstance(encoder, AudioEncoder):
+        lacking = [
+            name for name in (*AudioEncoder.__annotations__, "prepare", "extract") if not hasattr(encoder, name)
+        ]
+        raise UserError(f"{class_name} in {path} is no audio encoder: it lacks {', '.join(lacking)}")
+    return encoder

@@ -59,7 +59,9 @@ def add_model_options(parser: argparse.ArgumentParser, variants: tuple[str, ...]
 def add_raw_options(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that take raw files, in addition to `add_model_options`."""
     parser.add_argument("--epoch", type=int, help="use the weights of this epoch, ..._EPOCH.pth")
-    parser.add_argument("--mert", help="what listens to sound: a folder, or a name on the hub; default: MERT-v1-95M")
+    parser.add_argument(
+        "--mert", help="what listens to sound: a folder, a name on the hub, or FILE.py:CLASS; default: MERT-v1-95M"
+    )
 
 
 def add_cache_options(parser: argparse.ArgumentParser) -> None:

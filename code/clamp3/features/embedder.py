@@ -257,8 +257,9 @@ class Embedder(InputEncoder):
     def prepare_for(self, paths: Iterable[Path]) -> None:
         """Load what reading `paths` takes besides weights. Raises UserError where it cannot be had."""
         paths = list(paths)
-        if any((known := format_of(path)) and known.modality == TEXT.name for path in paths):
-            _ = self.tokenizer  # loaded by being asked for
+        for modality in {known.modality for path in paths if (known := format_of(path))}:
+            if resource := MODALITIES[modality].resource:
+                getattr(self, resource)  # loaded by being asked for
         if any(is_sound(path) for path in paths):
             _ = self.audio_encoder
 
@@ -584,9 +585,8 @@ class Embedder(InputEncoder):
 
     def _padding(self, modality: str) -> int:
         """What fills up sequences; masks keep it from having an effect."""
-        if modality == TEXT.name and isinstance(self._model, CLaMP3Model):
-            return self._model.text_model.config.pad_token_id or 0
-        return PAD_ID
+        config = getattr(self._model.towers[modality], "config", None)
+        return getattr(config, "pad_token_id", None) or PAD_ID
 
     def _prepare(self, modality: str) -> None:
         """Bring a tower to the device and into the precision, once; leave out what features do not need."""

@@ -75,8 +75,9 @@ class CLaMP3Model(nn.Module):
 
     def train_on(self, modality: str, freeze_list: Sequence[str] = ()) -> None:
         """Freeze what a stage on text and `modality` ("symbolic" or "audio") does not use, and the named parts."""
-        unused = [row for name, row in MODALITIES.items() if name not in (TEXT.name, modality)]
-        self.set_trainable([part for row in unused for part in (row.tower, row.projection)] + list(freeze_list))
+        used = {part for name in (TEXT.name, modality) for part in MODALITIES[name].parts}
+        unused = {part for row in MODALITIES.values() for part in row.parts} - used
+        self.set_trainable([*sorted(unused), *freeze_list])
 
     def set_trainable(self, freeze_list: list[str]) -> None:
         """Freeze the named parts ("text_model", "text_proj", …): no gradients, no dropout. All others train."""
