@@ -1,20 +1,20 @@
-"""Looks whether everything that CLaMP 3 needs is there and works, and says what to do where it does not.
+"""Checks that everything CLaMP 3 needs is present and works, and says what to do where it does not.
 
-All checks, with the weights that config.py names (the small model's, where those are not here):
+All checks, with the weights that config.py names (or the small model's, if those are not on this machine):
     python clamp3_doctor.py
 With other weights: those of a release, the small model, or a file of your own:
     python clamp3_doctor.py --variant saas
     python clamp3_doctor.py --weights my_weights.pth
-Some checks only; and whether the Hugging Face hub can be reached, which nothing else asks:
+Some of the checks; and whether the Hugging Face hub can be reached, which is checked only on request:
     python clamp3_doctor.py --only memory "shared memory" threads
     python clamp3_doctor.py --only hub --online
-As JSON, for a report of what is wrong:
+As JSON lines, to attach to a bug report:
     python clamp3_doctor.py --json -
-It looks at the installation (Python, libraries, decoders, converters), the machine (processor, GPUs, threads, memory,
-disks, limits), the folders that are written to, and the weights (whole, finite, not collapsed, with a tokenizer that
-knows its scripts, and with texts closer to their tunes than to others). It changes nothing, and downloads nothing.
-Each finding is ok, a warning (works less well, or not in every use), a fault (does not work, or gives wrong results),
-or unchecked (and why). The exit code is 1 if there is a fault, else 0.
+It checks the installation (Python, libraries, decoders, converters), the machine (processor, GPUs, threads, memory,
+disks, limits), the folders that are written to, and the weights: that the file is intact, its tensors are finite, no
+tower has collapsed, the tokenizer knows ten scripts, and tunes lie closer to their own descriptions than to others.
+It changes nothing and downloads nothing. A finding is ok, a warning (slow, or will fail in some uses), a fault (does
+not work, or gives wrong results) or unchecked (with the reason). The exit code is 1 if there is a fault, else 0.
 """
 
 import sys
@@ -41,21 +41,23 @@ def parse() -> Namespace:
     parser = script_parser(__doc__)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--variant", choices=("saas", "c2", "tiny"), help="the weights to look at, instead of config.py's"
+        "--variant", choices=("saas", "c2", "tiny"), help="the weights to check, in place of config.py's"
     )
     which.add_argument(
-        "--weights", type=Path, metavar="FILE", help="the same, a file; its sizes are those of config.py"
+        "--weights", type=Path, metavar="FILE", help="a file of weights to check; its sizes are those of config.py"
     )
-    parser.add_argument("--output_dir", type=Path, default=Path("."), help="where outputs will go; default: here")
-    parser.add_argument("--only", nargs="+", choices=CHECKS, metavar="CHECK", help=f"of {', '.join(CHECKS)}")
     parser.add_argument(
-        "--online", action="store_true", help="also ask the Hugging Face hub whether it can be reached"
+        "--output_dir", type=Path, default=Path("."), help="where outputs will be written; default: here"
     )
+    parser.add_argument(
+        "--only", nargs="+", choices=CHECKS, metavar="CHECK", help=f"run only these, of: {', '.join(CHECKS)}"
+    )
+    parser.add_argument("--online", action="store_true", help="also contact the Hugging Face hub")
     parser.add_argument(
         "--json",
         type=Path,
         metavar="FILE",
-        help="write the findings as JSON lines too; - prints these instead of the table",
+        help="also write the findings as JSON lines; - prints them, and the table to stderr",
     )
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""What clamp3_doctor.py shows, and the process of their own that its checks run in."""
+"""How clamp3_doctor.py runs its checks, in a process of their own, and shows their findings."""
 
 import contextlib
 import json
@@ -17,18 +17,18 @@ from clamp3.cli.output import save_json
 from clamp3.errors import UserError
 from clamp3.tasks.diagnosis.findings import Check, Finding, Subject, fault, run_check
 
-TIME_LIMIT = 900.0  # seconds for one check: weights may lie on a slow disk
+TIME_LIMIT = 900.0  # seconds for one check; weights may be on a slow disk
 ENDED = {
-    "SIGKILL": "the system ends processes when memory runs out: see the check `memory`",
-    "SIGILL": "a library uses instructions that this processor lacks: install one that is built for it",
+    "SIGKILL": "the system kills processes when memory runs out: see the check `memory`",
+    "SIGILL": "a library uses instructions that this processor lacks: install a build for it",
 }
-BROKEN_LIBRARY = "a library is broken: see the check `libraries`, and install the latest versions"
+BROKEN_LIBRARY = "a library is broken: see the check `libraries`, and reinstall or update it"
 WIDEST = 100  # columns of text beside the names of checks and states
 STATES = {"fault": "faults", "warning": "warnings", "unchecked": "unchecked", "ok": "ok"}
 
 
 def diagnose(checks: Mapping[str, Check], subject: Subject, time_limit: float = TIME_LIMIT) -> Iterator[Finding]:
-    """The findings of `checks`, from another process: a check that ends it or holds it up is a finding too."""
+    """The findings of `checks`, run in another process: a check that crashes it or hangs is a finding too."""
     waiting = dict(checks)
     while waiting:
         with _process(waiting, subject) as (pipe, process):
@@ -36,7 +36,12 @@ def diagnose(checks: Mapping[str, Check], subject: Subject, time_limit: float = 
                 del waiting[name]
                 try:
                     if not pipe.poll(time_limit):
-                        yield _named(name, fault(f"takes longer than {time_limit:g} s", "a disk or a device hangs"))
+                        yield _named(
+                            name,
+                            fault(
+                                f"takes longer than {time_limit:g} s", "a disk, a network or a device does not respond"
+                            ),
+                        )
                         break
                     findings: list[Finding] = pipe.recv()
                 except (EOFError, ConnectionError):
@@ -51,7 +56,7 @@ def _process(
     checks: Mapping[str, Check], subject: Subject
 ) -> Iterator[tuple[Connection, multiprocessing.process.BaseProcess]]:
     """A process that sends the findings of one check after the other. It ends with this block."""
-    # A fork takes no second start of Python. Elsewhere it is unsafe, or there is none.
+    # A fork starts at once; on other systems it is unsafe or missing.
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     pipe, others_end = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(dict(checks), subject, others_end), daemon=True)
@@ -79,12 +84,12 @@ def _named(name: str, finding: Finding) -> Finding:
 
 def _ended(code: int) -> Finding:
     if code >= 0:
-        return fault(f"ended its process, with exit code {code}", BROKEN_LIBRARY)
+        return fault(f"ended its process with exit code {code}", BROKEN_LIBRARY)
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    return fault(f"its process was ended by {name}", ENDED.get(name, BROKEN_LIBRARY))
+    return fault(f"its process was killed by {name}", ENDED.get(name, BROKEN_LIBRARY))
 
 
 # ---------- output ----------

@@ -1,5 +1,6 @@
-"""Checks of what reads files, each on a small example: the decoders of sound, the converters of scores and MIDI."""
+"""Checks of what reads files: audio decoders, and the converters of scores and MIDI, on small examples."""
 
+import contextlib
 import io
 import math
 import re
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 
 from clamp3.tasks.diagnosis.findings import Finding, Subject, fault, ok, warning
 
-# The decoders of the most common kinds of sound, with extensions that need them.
+# Decoders of common audio files, and the files that need them.
 CODECS = {
     "pcm_s16le": ".wav",
     "mp3": ".mp3",
@@ -16,13 +17,13 @@ CODECS = {
     "flac": ".flac",
     "vorbis": ".ogg",
     "opus": ".opus .webm",
-    "alac": ".m4a of Apple Lossless",
+    "alac": ".m4a (Apple Lossless)",
     "wmav2": ".wma",
-    "ac3": ".ac3, films",
+    "ac3": ".ac3 and video files",
 }
 RATE, HEARD_RATE, PITCH = 44_100, 24_000, 440.0  # Hz
 TONE_TOLERANCE = 1e-3  # of a sine of amplitude 0.5, resampled
-CUT = 0.1  # seconds at each end where resampling is no sine
+CUT = 0.1  # seconds at each end, where the resampler rings
 ONSETS = b"\x00\x90\x3c\x40\x60\x80\x3c\x40" + b"\x00\x90\x3e\x40\x60\x80\x3e\x40" + b"\x00\xff\x2f\x00"
 MIDI = b"MThd\0\0\0\6\0\0\0\1\0\x60MTrk" + len(ONSETS).to_bytes(4, "big") + ONSETS
 MTF = "ticks_per_beat 96\nnote_on 0 0 60 64\nnote_off 96 0 60 64\nnote_on 0 0 62 64\nnote_off 96 0 62 64"
@@ -35,7 +36,7 @@ NOTE = "<note><pitch><step>{}</step><octave>4</octave></pitch><duration>1</durat
 
 
 def decoders(_subject: Subject) -> Iterator[Finding]:
-    """PyAV with FFmpeg's decoders, and that a tone comes out as it went in; libsndfile, where it is there."""
+    """PyAV, its decoders and the resampler, by a tone that must come out unchanged."""
     import av
     import numpy as np
     import soxr
@@ -47,17 +48,23 @@ def decoders(_subject: Subject) -> Iterator[Finding]:
     described = (
         f"PyAV {av.__version__} (libavcodec {version}, {len(av.codecs_available)} codecs), soxr {soxr.__version__}"
     )
+    with contextlib.suppress(ImportError, OSError):  # only tests use it
+        import soundfile
+
+        described += f", libsndfile {soundfile.__libsndfile_version__}"
     heard = load_sound(_tone(), RATE, HEARD_RATE)
     expected = 0.5 * np.sin(2 * math.pi * PITCH / HEARD_RATE * np.arange(HEARD_RATE))
     edge = round(CUT * HEARD_RATE)
     if len(heard) != HEARD_RATE or np.abs(heard - expected)[edge:-edge].max() > TONE_TOLERANCE:
-        yield fault(f"{described}: a tone comes out as another", "python -m pip install --force-reinstall av soxr")
+        yield fault(
+            f"{described}: a test tone is decoded incorrectly", "python -m pip install --force-reinstall av soxr"
+        )
     elif lacking:
         yield warning(
             f"{described}; no decoder for {', '.join(lacking)}", "python -m pip install --force-reinstall av"
         )
     else:
-        yield ok(f"{described}; a tone comes out as it went in")
+        yield ok(f"{described}; a test tone is decoded correctly")
 
 
 def _has_decoder(name: str) -> bool:
@@ -86,7 +93,7 @@ def _tone() -> bytes:
 
 
 def converters(_subject: Subject) -> Iterator[Finding]:
-    """abctoolkit and the readers of MIDI and ABC, by the notes that come out."""
+    """abctoolkit, and the readers of MIDI and ABC, by the notes that come out."""
     from importlib.metadata import version
 
     from clamp3.errors import ignore
@@ -105,6 +112,8 @@ def converters(_subject: Subject) -> Iterator[Finding]:
     if midi_to_mtf(MIDI, m3_compatible=True, note=ignore).split("\n")[:5] != MTF.split("\n"):
         wrong.append("MIDI to MTF")
     if wrong:
-        yield fault(f"{described}: {', '.join(wrong)} loses notes", 'python -m pip install --upgrade "abctoolkit"')
+        yield fault(
+            f"{described}: {', '.join(wrong)} gives wrong notes", 'python -m pip install --upgrade "abctoolkit"'
+        )
     else:
-        yield ok(f"{described}; MusicXML, ABC and MIDI come out with their notes")
+        yield ok(f"{described}; MusicXML, ABC and MIDI are converted correctly")

@@ -1,6 +1,6 @@
-"""What a check finds, what it looks at, and how checks are run so that none of them can fail with a traceback.
+"""Findings, what the checks examine, and how a check is run so that its own failure becomes a finding.
 
-Nothing here imports a package that could be the one that is broken.
+This module imports no third-party package, since any of them may be the broken one.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 State = Literal["ok", "warning", "fault", "unchecked"]
 GB = 1e9  # bytes
 LONGEST = 300  # characters of a message
-SEE_LIBRARIES = "mend what the check `libraries` has found, then look again"
-REPORT_IT = "what fails here will fail elsewhere too: see to what it says; if that is in order here, report it"
+SEE_LIBRARIES = "fix what the check `libraries` reports, then run this again"
+REPORT_IT = "the commands are likely to fail in the same way; if the message does not help, please report it"
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Finding:
 
 
 def ok(found: str) -> Finding:
-    """Nothing to do."""
+    """All is well."""
     return Finding("ok", found)
 
 
 def warning(found: str, advice: str) -> Finding:
-    """Something works less well than it could, or not in every use."""
+    """Something is slow, or will fail in some uses."""
     return Finding("warning", found, advice)
 
 
@@ -53,17 +53,17 @@ def fault(found: str, advice: str) -> Finding:
 
 
 def unchecked(found: str, advice: str = "") -> Finding:
-    """Something that could not be looked at, and why."""
+    """Something that could not be examined, and why."""
     return Finding("unchecked", found, advice)
 
 
 class Unchecked(Exception):
-    """Ends a check that cannot look at its subject; the message says why."""
+    """Raised by a check that does not apply or cannot be made; the message says why."""
 
 
 @dataclass
 class Subject:
-    """What is looked at: an installation, the machine, and the weights of one model."""
+    """What is examined: the installation, the machine, and the weights of one model."""
 
     knobs: Mapping[str, Any] = field(default_factory=dict)  # of config.py; empty where it cannot be read
     knobs_error: str = ""  # why it cannot

@@ -1,4 +1,4 @@
-"""Checks of the folders that are written to: what their file systems can do, and whether the cache is sound."""
+"""Checks of the folders that are written to: their file systems, and whether the cache is intact."""
 
 import contextlib
 import os
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from clamp3.tasks.diagnosis.findings import Finding, Subject, fault, ok, one_line, warning
 
-CLOCK_SKEW = 60  # seconds between this machine's clock and a file server's
-READ_LIMIT = 30.0  # seconds, after which the cache is not read any further
+CLOCK_SKEW = 60  # seconds, tolerated between this machine and a file server
+READ_LIMIT = 30.0  # seconds spent on verifying the cache
 STEPS = 100_000  # of SQLite, between looks at the clock
 TRY_LOCK = """
 import fcntl, sys
@@ -27,7 +27,7 @@ REFUSED = 7
 
 
 def folders_in_use(subject: Subject) -> dict[str, Path]:
-    """Where what is written, by its use. Raises RuntimeError where there is no home folder to put a cache in."""
+    """The folders that are written to, by their use. Raises RuntimeError where the home folder is unknown."""
     from huggingface_hub import constants
 
     from clamp3.io.files import user_cache
@@ -41,13 +41,13 @@ def folders_in_use(subject: Subject) -> dict[str, Path]:
 
 
 def existing_parent(folder: Path) -> Path:
-    """`folder`, or the nearest folder above it that is there."""
+    """`folder`, or its nearest parent that exists."""
     return next(one for one in (folder.absolute(), *folder.absolute().parents) if os.path.exists(one))
 
 
 @contextlib.contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
-    """A new folder in `folder`, which is made if need be; afterwards all is as it was. Raises OSError."""
+    """A temporary folder in `folder`, which is created for the time being if it does not exist. Raises OSError."""
     missing = [one for one in (folder.absolute(), *folder.absolute().parents) if not os.path.exists(one)]
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -55,62 +55,64 @@ def scratch(folder: Path) -> Iterator[Path]:
             yield Path(made)
     finally:
         for one in missing:
-            with contextlib.suppress(OSError):  # another program has put something there meanwhile
+            with contextlib.suppress(OSError):  # another program has put something there
                 one.rmdir()
 
 
 def cache(subject: Subject) -> Iterator[Finding]:
-    """The folder of cached features: it can be written, its file system serves, and its database is whole."""
+    """The cache of features: its folder, what the file system supports, and its database."""
     try:
         folder = folders_in_use(subject)["cache"]
     except (RuntimeError, OSError) as error:
-        yield fault(f"no folder for the cache: {one_line(error)}", "set HOME, or CLAMP3_CACHE to a folder of yours")
+        yield fault(
+            f"the cache has no folder: {one_line(error)}", "set HOME, or set CLAMP3_CACHE to a writable folder"
+        )
         return
-    yield from _file_system(folder, needs_locks=True)
+    yield from _file_system(folder, is_cache=True)
     yield from _databases(folder)
 
 
 def outputs(subject: Subject) -> Iterator[Finding]:
-    """The output folder (--output_dir): it can be written, and what its file system can do."""
-    yield from _file_system(Path(os.path.abspath(subject.output_dir)), needs_locks=False)
+    """The output folder (--output_dir), and what its file system supports."""
+    yield from _file_system(Path(os.path.abspath(subject.output_dir)), is_cache=False)
 
 
-def _file_system(folder: Path, needs_locks: bool) -> Iterator[Finding]:
+def _file_system(folder: Path, is_cache: bool) -> Iterator[Finding]:
     try:
         with scratch(folder) as place:
             lacks, facts = _tried(place)
     except OSError as error:
-        use = "set CLAMP3_CACHE to a folder of yours" if needs_locks else "choose another output folder"
-        yield fault(f"{folder} cannot be written: {error.strerror or one_line(error)}", use)
+        use = "set CLAMP3_CACHE to a writable folder" if is_cache else "choose another output folder"
+        yield fault(f"{folder} cannot be written to: {error.strerror or one_line(error)}", use)
         return
-    described = f"{folder}: can be written; {', '.join(facts)}"
+    described = f"{folder}: writable; {', '.join(facts)}"
     if lacks:
-        yield warning(f"{described}; {'; '.join(lacks)}", "take a folder on this machine's own disk where it matters")
+        yield warning(f"{described}; {'; '.join(lacks)}", "use a folder on a local disk if that matters")
     else:
         yield ok(described)
 
 
 def _tried(place: Path) -> tuple[list[str], list[str]]:
-    """What the file system of `place` lacks of what is used, and other facts."""
+    """What the file system of `place` lacks, and what it supports."""
     lacks, facts = [], []
     first, second = place / "first", place / "second"
     first.write_bytes(b"content")
     if abs(first.stat().st_mtime - time.time()) > CLOCK_SKEW:
-        lacks.append("its clock is not this machine's, so that files in use may pass for old ones")
+        lacks.append("its clock differs from this machine's, so files in use may be taken for old ones")
     if (locks := _locks_work(first)) is False:
-        lacks.append("locks have no effect: do not let several processes write here at once")
+        lacks.append("file locks do not work: do not run several commands on it at once")
     elif locks:
         facts.append("locks work")
     try:
         os.link(first, second)
         facts.append("hard links work")
     except OSError:
-        lacks.append("no hard links: training's best and last weights take twice the room")
+        lacks.append("no hard links: training's best and last weights take twice the space")
         second.write_bytes(b"other")
     os.replace(first, second)
     if second.read_bytes() != b"content":
-        lacks.append("a file that replaces another one is not seen at once")
-    facts.append("capitals do not count in names" if (place / "SECOND").exists() else "capitals count in names")
+        lacks.append("a replaced file is not visible at once")
+    facts.append("names are not case-sensitive" if (place / "SECOND").exists() else "names are case-sensitive")
     return lacks, facts
 
 
@@ -130,14 +132,14 @@ def _locks_work(path: Path) -> bool | None:
 
 
 def _databases(folder: Path) -> Iterator[Finding]:
-    """Whether the cached features, if there are any, are whole."""
+    """Whether the databases in the cache, if any, are intact."""
     for path in sorted(folder.glob("*.sqlite")):
         try:
             damage = _damage(path)
         except sqlite3.Error as error:
             damage = one_line(error)
         if damage:
-            advice = f"delete {path}: features are then made anew when they are next needed"
+            advice = f"delete {path}: its features are then computed again when needed"
             yield warning(f"{path}: {damage}", advice)
         else:
             yield ok(f"{path}: {path.stat().st_size / 1e6:.1f} MB, no damage found")

@@ -1,4 +1,4 @@
-"""Checks of the installation: Python, the libraries and their versions, the optional ones, settings, the hub."""
+"""Checks of the installation: Python, required and optional libraries, settings, access to the hub."""
 
 import importlib
 import os
@@ -42,13 +42,15 @@ def python(_subject: Subject) -> Iterator[Finding]:
     if sys.version_info < OLDEST_PYTHON:
         yield fault(described, f"use Python {'.'.join(map(str, OLDEST_PYTHON))} or newer")
     elif sys.maxsize < 2**32:
-        yield fault(f"{described}, of 32 bits", "use a 64-bit Python: PyTorch has no other")
+        yield fault(f"{described}, of 32 bits", "use a 64-bit Python, which PyTorch requires")
     elif sys.flags.optimize:
-        yield warning(f"{described}, with -O", "run without -O (PYTHONOPTIMIZE), which leaves out checks")
+        yield warning(f"{described}, with -O", "run without -O and PYTHONOPTIMIZE, which remove internal checks")
     else:
         yield ok(described)
     if (encoding := sys.getfilesystemencoding()).lower() != "utf-8":
-        yield warning(f"file names are taken as {encoding}", "set PYTHONUTF8=1, else names in other scripts fail")
+        yield warning(
+            f"file names are decoded as {encoding}", "set PYTHONUTF8=1, or files with non-ASCII names will fail"
+        )
 
 
 # ---------- libraries ----------
@@ -85,7 +87,7 @@ def _marked(requirement: str, extra: str) -> str:
 
 
 def requirements(extra: str = "") -> list[Any]:
-    """Those of the package, or of one of its extras, which hold for this Python, as `packaging` reads them."""
+    """Those of the package, or of one of its extras, that apply to this Python, parsed by `packaging`."""
     from packaging.requirements import Requirement
 
     parsed = [Requirement(text) for text in declared()]
@@ -119,7 +121,7 @@ def import_problem(name: str) -> str | None:
 
 
 def libraries(_subject: Subject) -> Iterator[Finding]:
-    """The libraries that all commands need: their versions against pyproject.toml, and that they can be imported."""
+    """Required libraries: that they can be imported, in versions that pyproject.toml allows."""
     yield from _placed()
     needed = requirements()
     problems = {one.name: version_problem(one) or import_problem(one.name) for one in needed}
@@ -132,13 +134,13 @@ def libraries(_subject: Subject) -> Iterator[Finding]:
 
 
 def _placed() -> Iterator[Finding]:
-    """Whether the library in use is the one that belongs to the script."""
+    """Whether the library in use is the one beside the script."""
     script, library = Path(sys.argv[0]).resolve(), Path(clamp3.__file__).resolve()
     beside = script.parent / "clamp3"
     if beside.is_dir() and library.parent != beside:
         yield warning(
             f"the scripts in {script.parent} use the library in {library.parent}",
-            "take PYTHONPATH back, or `pip uninstall clamp3`: commands and library may be of different versions",
+            "unset PYTHONPATH, or `pip uninstall clamp3`: their versions may differ",
         )
 
 
@@ -156,11 +158,11 @@ def _shared_arrays() -> Iterator[Finding]:
         )
         return
     if not same:
-        yield fault("torch changes the arrays that it takes", REINSTALL.format("torch"))
+        yield fault("torch does not return the arrays it is given", REINSTALL.format("torch"))
 
 
 def extras(_subject: Subject) -> Iterator[Finding]:
-    """What is optional: what is there, and what the others would serve."""
+    """Optional libraries: which are installed, and what the others are for."""
     for extra, use in EXTRAS.items():
         needed = requirements(extra)
         if not needed:
@@ -179,17 +181,17 @@ def extras(_subject: Subject) -> Iterator[Finding]:
 def settings(subject: Subject) -> Iterator[Finding]:
     """config.py and CLAMP3_CONFIG."""
     if subject.knobs_error:
-        yield fault(subject.knobs_error, "mend code/config.py or CLAMP3_CONFIG; no command starts before")
+        yield fault(subject.knobs_error, "fix code/config.py or CLAMP3_CONFIG; no command runs until then")
     else:
         said = os.environ.get("CLAMP3_CONFIG", "").strip()
-        yield ok(f"config.py{', changed by CLAMP3_CONFIG' if said else ''}: every knob has a known name and a type")
+        yield ok(f"config.py{', changed by CLAMP3_CONFIG' if said else ''}: all knobs are valid")
 
 
 # ---------- the hub ----------
 
 
 def hub(subject: Subject) -> Iterator[Finding]:
-    """Whether weights can be downloaded; the hub is asked only where that is wanted."""
+    """Whether weights can be downloaded; the hub is contacted only on request."""
     from huggingface_hub import constants
 
     place = constants.ENDPOINT
@@ -197,7 +199,7 @@ def hub(subject: Subject) -> Iterator[Finding]:
         said = "HF_HUB_OFFLINE is set: nothing is downloaded"
         yield warning(said, "unset it to download weights") if subject.online else ok(said)
     elif not subject.online:
-        yield unchecked(f"{place} was not asked", "--online asks it")
+        yield unchecked(f"{place} was not contacted", "--online contacts it")
     else:
         yield from _asked(place)
 
@@ -215,9 +217,9 @@ def _asked(place: str) -> Iterable[Finding]:
         return [
             warning(
                 f"{place} cannot be reached, or has no {release.repository}: {describe(error)}",
-                "see to network, proxy (HTTPS_PROXY) or mirror (HF_ENDPOINT); weights that are here need no network",
+                "check the network, the proxy (HTTPS_PROXY) and HF_ENDPOINT; only downloads need them",
             )
         ]
     if release.size is not None and size != release.size:
-        return [warning(f"{place} has another {release.file_name}: {size} bytes", "see to HF_ENDPOINT")]
-    return [ok(f"{place} answers, and has the released weights ({release.repository})")]
+        return [warning(f"{place} has another {release.file_name}: {size} bytes", "check HF_ENDPOINT")]
+    return [ok(f"{place} can be reached, and has the released weights ({release.repository})")]

@@ -1,4 +1,4 @@
-"""Checks of the machine: processor, accelerators, threads, memory, disks, limits of the system."""
+"""Checks of the machine: processor, accelerators, threads, memory, disks, system limits."""
 
 import contextlib
 import math
@@ -20,11 +20,11 @@ FEATURES = {
     "x86_64": ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16"),
     "aarch64": ("asimd", "sve", "bf16"),
 }
-BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # processors that compute in bf16 instead of converting to fp32 and back
-MATRIX = 512  # rows and columns of the matrices whose product is timed
+BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # any of these: the processor has bf16 arithmetic
+MATRIX = 512  # size of the matrices whose product is timed
 LITTLE_MEMORY, TOO_LITTLE_MEMORY = 2 * GB, 0.5 * GB  # full-size extraction takes 0.8 GB, Python with PyTorch 0.4
 LITTLE_DISK, TOO_LITTLE_DISK = 1 * GB, 0.01 * GB
-FEW_FILES = 1024  # that a process may have open: what Linux gives; training's workers pass files to each other
+FEW_FILES = 1024  # open files; Linux's default limit. Training's workers share memory through open files
 PREFETCHED = 2  # batches that each training worker holds ready: PyTorch's default
 SUM_TOLERANCE = 1e-3  # of a product of matrices on an accelerator, relative to the processor's
 
@@ -33,22 +33,22 @@ SUM_TOLERANCE = 1e-3  # of a product of matrices on an accelerator, relative to 
 
 
 def processor(_subject: Subject) -> Iterator[Finding]:
-    """What the processor can compute in, and how fast bf16 is on it."""
+    """The processor's vector instructions, and how fast it computes in bf16."""
     import torch
 
     name, flags = _processor_facts()
     known = [feature for feature in FEATURES.get(platform.machine(), ()) if feature in flags]
     capability = torch.backends.cpu.get_cpu_capability()
     speed = _bf16_speed()
-    described = f"{name}, PyTorch computes with {capability}"
+    described = f"{name}, PyTorch uses {capability}"
     if known:
         described += f" ({', '.join(known)})"
-    described += f"; products of matrices in bf16 are {speed:.2g}x as fast as in fp32: "
-    described += "take --precision bf16" if speed > 1.2 else "stay with fp32"
+    described += f"; bf16 matrix products run at {speed:.2g}x the speed of fp32: "
+    described += "use --precision bf16" if speed > 1.2 else "use fp32"
     if any(feature in flags for feature in BF16) and speed <= 1:
-        yield warning(described, "the processor has bf16 and PyTorch does not use it: update torch")
+        yield warning(described, "the processor supports bf16 but PyTorch does not use it: update torch")
     elif capability == "DEFAULT" and platform.machine() == "x86_64":
-        yield warning(described, "neither AVX2 nor AVX-512 is used, which makes all slow: unset ATEN_CPU_CAPABILITY")
+        yield warning(described, "everything is slow without AVX2 or AVX-512: unset ATEN_CPU_CAPABILITY if it is set")
     else:
         yield ok(described)
 
@@ -84,7 +84,7 @@ def _bf16_speed() -> float:
 
 
 def accelerators(_subject: Subject) -> Iterator[Finding]:
-    """GPUs: that PyTorch sees those that are there, and that they compute what the processor does."""
+    """GPUs: that PyTorch can use them, and that they compute what the CPU does."""
     import torch
 
     devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
@@ -96,13 +96,13 @@ def accelerators(_subject: Subject) -> Iterator[Finding]:
     if Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi"):
         built = torch.version.cuda
         yield warning(
-            f"this machine has an NVIDIA GPU, and PyTorch {torch.__version__} cannot use it",
-            "its driver is too old, or hidden (CUDA_VISIBLE_DEVICES, docker run --gpus all)"
+            f"this machine has an NVIDIA GPU that PyTorch {torch.__version__} cannot use",
+            "check the driver's version, CUDA_VISIBLE_DEVICES, and in Docker `--gpus all`"
             if built
-            else "this PyTorch is for CPUs alone: install one with CUDA",
+            else "this is a CPU-only build of PyTorch: install one with CUDA",
         )
     else:
-        yield ok("no GPU: the processor computes")
+        yield ok("no GPU: computing on the CPU")
 
 
 def _computes(device: str) -> Finding:
@@ -112,14 +112,14 @@ def _computes(device: str) -> Finding:
     try:
         product = (matrix.to(device) @ matrix.to(device)).cpu()
     except RuntimeError as error:
-        return fault(f"{device}: {one_line(error)}", "see to driver and memory, or compute with --device cpu")
+        return fault(f"{device}: {one_line(error)}", "check its driver and free memory, or use --device cpu")
     expected = matrix @ matrix
     if (product - expected).abs().max() > SUM_TOLERANCE * expected.abs().max():
-        return fault(f"{device} computes other products than the processor", "compute with --device cpu")
+        return fault(f"{device} computes wrong matrix products", "use --device cpu")
     if device == "mps":
         return ok("mps: Apple's GPU")
     facts = torch.cuda.get_device_properties(device)
-    bf16 = "" if torch.cuda.is_bf16_supported(including_emulation=False) else ", without bf16: take fp16"
+    bf16 = "" if torch.cuda.is_bf16_supported(including_emulation=False) else ", no bf16: use fp16"
     free = torch.cuda.mem_get_info(device)[0] / GB
     return ok(f"{device}: {facts.name}, {free:.1f} of {facts.total_memory / GB:.1f} GB free{bf16}")
 
@@ -169,7 +169,7 @@ def _words(path: Path) -> list[str]:
 
 
 def threads(_subject: Subject) -> Iterator[Finding]:
-    """PyTorch's threads against the processors that this process may use."""
+    """PyTorch's number of threads against the CPUs that this process may use."""
     import torch
 
     from clamp3.io.workers import cores
@@ -178,39 +178,37 @@ def threads(_subject: Subject) -> Iterator[Finding]:
 
 
 def threads_finding(used: int, usable: int, quota: float) -> Finding:
-    """What is to be said of so many threads on so many processors, of which a container may use `quota`."""
+    """The finding on `used` threads where `usable` CPUs may be used, for `quota` CPU seconds a second."""
     most = usable if quota >= usable else max(1, math.ceil(quota))
-    described = f"{used} threads, {usable} of {os.cpu_count()} processors usable"
+    described = f"{used} threads, {usable} of {os.cpu_count()} CPUs usable"
     if quota < usable:
-        described += f", of which the container may use {quota:g}"
+        described += f"; the container is limited to {quota:g} CPUs"
     said = os.environ.get("OMP_NUM_THREADS")
     if used > most:
-        return warning(f"{described}: threads wait for each other", f"use --threads {most}, or OMP_NUM_THREADS={most}")
-    if 2 * used < most:  # two threads of a core count as two processors
+        return warning(f"{described}: too many", f"use --threads {most}, or OMP_NUM_THREADS={most}")
+    if 2 * used < most:  # a core's two hardware threads count as two CPUs
         reason = f"OMP_NUM_THREADS={said}: unset it, or " if said else ""
-        return warning(f"{described}: some have nothing to do", f"{reason}use --threads {most}")
+        return warning(f"{described}: too few", f"{reason}use --threads {most}")
     return ok(described)
 
 
 def memory(_subject: Subject) -> Iterator[Finding]:
-    """What is free, of the machine's and of the container's; a limit of this process's."""
+    """Free memory, and the limits of the container and of this process."""
     import psutil
 
     available = psutil.virtual_memory().available
     described = f"{available / GB:.1f} GB free"
     if most := cgroup_limits().get("memory"):
-        described += f"; the container may use {most / GB:.1f} GB"
+        described += f"; the container is limited to {most / GB:.1f} GB"
         available = min(available, most)
     with contextlib.suppress(ImportError):  # Windows has none
         import resource
 
         most = resource.getrlimit(resource.RLIMIT_AS)[0]
         if most != resource.RLIM_INFINITY:
-            described += f"; this process may address {most / GB:.1f} GB (ulimit -v)"
+            described += f"; address space is limited to {most / GB:.1f} GB (ulimit -v)"
             available = min(available, most)
-    advice = (
-        "give the container more, or close other programs; lower --batch_tokens, take --variant tiny to try things"
-    )
+    advice = "close other programs or raise the limit; or lower --batch_tokens, or use --variant tiny"
     if available < TOO_LITTLE_MEMORY:
         yield fault(described, advice)
     else:
@@ -221,7 +219,7 @@ def memory(_subject: Subject) -> Iterator[Finding]:
 
 
 def disk(subject: Subject) -> Iterator[Finding]:
-    """Free space and free names where outputs, cached features, downloads and temporary files go."""
+    """Free space and inodes where outputs, cached features, downloads and temporary files go."""
     sound = []
     for use, folder in folders_in_use(subject).items():
         place = existing_parent(folder)
@@ -230,13 +228,13 @@ def disk(subject: Subject) -> Iterator[Finding]:
         if use == "downloads" and subject.found is None and subject.release and subject.release.size:
             needed += subject.release.size
         described = f"{use} ({folder}): {free / GB:.2f} GB free"
-        advice = f"make room there, or move it: {MOVES[use]}"
+        advice = f"free some space, or use another disk by means of {MOVES[use]}"
         if free < TOO_LITTLE_DISK:
             yield fault(described, advice)
         elif free < needed:
-            yield warning(f"{described} of {needed / GB:.1f} GB that may be needed", advice)
+            yield warning(f"{described}, up to {needed / GB:.1f} GB may be needed", advice)
         elif not _names_left(place):
-            yield fault(f"{use} ({folder}): space, but no room for more files (inodes)", advice)
+            yield fault(f"{use} ({folder}): no inodes left for new files", advice)
         else:
             sound.append(described)
     if sound:
@@ -259,17 +257,17 @@ def _names_left(folder: Path) -> bool:
 
 
 def shared_memory(subject: Subject, folder: Path = Path("/dev/shm")) -> Iterator[Finding]:
-    """Room for the batches that training's worker processes hand over, as config.py sets them."""
+    """Room for the batches that training's worker processes share, at the sizes set in config.py."""
     if sys.platform != "linux":
-        raise Unchecked("only Linux hands batches over through a file system")
+        raise Unchecked("applies to Linux only")
     try:
         batch, workers = audio_batch_bytes(subject.knobs), int(subject.knobs["TRAIN_WORKERS"])
     except KeyError:
-        raise Unchecked("config.py cannot be read, which sets the size of a batch") from None
+        raise Unchecked("the batch size is unknown, since config.py cannot be read") from None
     needed = batch * (PREFETCHED * workers + 1)
     free = shutil.disk_usage(folder).free if folder.is_dir() else 0
     described = (
-        f"{folder} has {free / GB:.2f} GB free; training on audio may put {needed / GB:.2f} GB there, "
+        f"{folder} has {free / GB:.2f} GB free; audio training may need {needed / GB:.2f} GB, "
         f"{PREFETCHED * workers + 1} batches of {batch / 1e6:.0f} MB"
     )
     if free < needed and workers:
@@ -291,11 +289,11 @@ def audio_batch_bytes(knobs: Mapping[str, Any]) -> int:
 
 
 def temporary_files(_subject: Subject) -> Iterator[Finding]:
-    """That TMPDIR is used, and short enough for the sockets by which processes talk to each other."""
+    """That TMPDIR is usable, and short enough for the sockets between training's processes."""
     folder, said = tempfile.gettempdir(), os.environ.get("TMPDIR")
     if said and os.path.abspath(said) != os.path.abspath(folder):
         yield warning(
-            f"TMPDIR is {said}, where nothing can be written; {folder} is used", "set it to a folder that is there"
+            f"TMPDIR ({said}) cannot be written to, so {folder} is used", "set it to an existing, writable folder"
         )
     if not hasattr(socket, "AF_UNIX"):  # Windows
         yield ok(folder)
@@ -305,23 +303,21 @@ def temporary_files(_subject: Subject) -> Iterator[Finding]:
         try:
             listener.bind(f"{scratch}/listener-12345678")
         except OSError as error:
-            reason = (
-                f"{length} bytes long, which is too much for a socket's name" if "too long" in str(error) else error
-            )
+            reason = f"{length} bytes is too long for a socket's path" if "too long" in str(error) else error
             yield fault(
-                f"processes cannot talk to each other through {folder}: {reason}",
-                "training's worker processes need it: export TMPDIR=/tmp, or another short path on a local disk",
+                f"no sockets can be created in {folder}: {reason}",
+                "training's worker processes need them: export TMPDIR=/tmp, or another short path on a local disk",
             )
             return
-    yield ok(f"{folder}: sockets work in it")
+    yield ok(f"{folder}: sockets can be created")
 
 
 def open_files(_subject: Subject) -> Iterator[Finding]:
-    """How many files a process may have open."""
+    """The limit on open files."""
     try:
         import resource
     except ImportError:
-        raise Unchecked("Windows has no such limit") from None
+        raise Unchecked("applies to Unix only") from None
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = "any number of files" if soft == resource.RLIM_INFINITY else f"{soft} files"

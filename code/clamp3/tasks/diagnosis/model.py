@@ -1,4 +1,4 @@
-"""Checks of the weights: the file, its tensors, the tokenizer, and whether the model computes what it has learned."""
+"""Checks of the weights: the file, its tensors, the tokenizer, and what the model computes."""
 
 import unicodedata
 import zipfile
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
     from clamp3.features.embedder import Embedder
 
-DOWNLOAD_AGAIN = "delete the file and get it again"
+DOWNLOAD_AGAIN = "delete the file and download or copy it again"
 TINY_SHA256 = "50d0975c2421190cb0fa6e952e5992f240d971bc4c39aadc70e00d806fda3c6e"  # of clamp3.safetensors
-COLLAPSED = 0.02  # mean distance to the mean feature, relative to the features' length; 0.1 to 0.2 at random weights
-ONE_DIRECTION = 0.98  # share of the variance along the strongest direction; 0.2 to 0.4 at random weights
-MOSTLY = 0.5  # share of unknown tokens that makes a text unreadable
-# Ids of a text by known tokenizers, which are told by their size: XLM-R's and the small model's.
+COLLAPSED = 0.02  # relative spread (see `_spread`); untrained models have 0.1 to 0.2
+ONE_DIRECTION = 0.98  # share of the variance along the first principal axis; untrained models have 0.2 to 0.4
+MOSTLY = 0.5  # share of unknown tokens from which a text counts as unreadable
+# The ids of a text, by the vocabulary's size: of XLM-R's tokenizer and the small model's.
 KNOWN_TEXT = "a lively Irish reel"
 KNOWN_IDS = {250_002: [0, 10, 6867, 538, 120552, 156735, 2], 6000: [0, 285, 1734, 4578, 602, 439, 2]}
 PERMUTATIONS, CHANCE = 9999, 0.05
@@ -37,7 +37,7 @@ RECORDED = {
 
 
 def weights(subject: Subject) -> Iterator[Finding]:
-    """Where the weights are, and that the file is whole and the known one."""
+    """The file of weights: where it is, and that it is intact."""
     if subject.found is None:
         yield _missing(subject)
     path = subject.weights
@@ -46,13 +46,13 @@ def weights(subject: Subject) -> Iterator[Finding]:
     size, sha256 = _known(subject)
     described = f"{path}: {path.stat().st_size / 1e6:,.1f} MB"
     if size is not None and path.stat().st_size != size:
-        yield fault(f"{described}, {path.stat().st_size:,} bytes; the known file has {size:,}", DOWNLOAD_AGAIN)
+        yield fault(f"{described}, {path.stat().st_size:,} bytes; the released file has {size:,}", DOWNLOAD_AGAIN)
     elif problem := _damage(path, sha256):
         yield fault(f"{described}, {problem}", DOWNLOAD_AGAIN)
     elif sha256:
-        yield ok(f"{described}, with the known SHA-256")
+        yield ok(f"{described}, with the expected SHA-256")
     else:
-        yield ok(f"{described}; its SHA-256 is not known here")
+        yield ok(f"{described}; no SHA-256 is known for it")
 
 
 def _missing(subject: Subject) -> Finding:
@@ -61,22 +61,22 @@ def _missing(subject: Subject) -> Finding:
     release, paths = subject.release, [path.absolute() for path in subject.candidates]
     if release is None:
         places = " or ".join(map(str, dict.fromkeys(paths)))
-        return fault(f"no weights at {places}", "put the file there, or see to the knobs that name it")
+        return fault(f"no weights at {places}", "put the file there, or fix the knobs from which its name follows")
     folders = " or ".join(dict.fromkeys(str(path.parent) for path in paths))
     if not is_offline():
         size = f"{release.size / GB:.2f} GB" if release.size else "of unknown size"
         return warning(
             f"{release.file_name} is not on this machine",
-            f"it is downloaded ({size}) when it is first needed; or put it into {folders}",
+            f"it is downloaded ({size}) when first needed; or put it into {folders}",
         )
     return fault(
-        f"{release.file_name} is not on this machine, and HF_HUB_OFFLINE forbids to download it",
-        f"get {file_url(release.repository, release.file_name)}, and put it into {folders}",
+        f"{release.file_name} is not on this machine, and HF_HUB_OFFLINE forbids downloading it",
+        f"download {file_url(release.repository, release.file_name)} and put it into {folders}",
     )
 
 
 def _known(subject: Subject) -> tuple[int | None, str | None]:
-    """Size in bytes and SHA-256 that the file should have, where they are known."""
+    """The size in bytes and the SHA-256 that the file should have, where known."""
     from clamp3.models.releases import release_named
 
     assert subject.weights is not None
@@ -87,34 +87,36 @@ def _known(subject: Subject) -> tuple[int | None, str | None]:
 
 
 def _damage(path: Path, sha256: str | None) -> str | None:
-    """What is wrong with the bytes of a file, by the known SHA-256, else by the checksums that it holds itself."""
+    """What is wrong with a file, by its known SHA-256, or else by the checksums stored in it."""
     from clamp3.io.files import content_hash
 
     if sha256:
-        return None if content_hash(path) == sha256 else "damaged or another file: its SHA-256 is not the known one"
+        return None if content_hash(path) == sha256 else "damaged or modified: its SHA-256 is not the expected one"
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             part = archive.testzip()
-        return f"damaged: {part} has another checksum than is stored with it" if part else None
+        return f"damaged: the checksum of {part} is wrong" if part else None
     return None
 
 
 def tensors(subject: Subject) -> Iterator[Finding]:
-    """That the weights fit the model and are numbers throughout."""
+    """That all weights are finite, and no matrix is zero."""
     network = subject.embedder
     named = list(network.named_parameters())
     advice = (
-        "take weights of another epoch, or train anew with a lower rate" if not subject.release else DOWNLOAD_AGAIN
+        "use another epoch's weights, or train again with a lower learning rate"
+        if not subject.release
+        else DOWNLOAD_AGAIN
     )
     infinite = [name for name, tensor in named if not tensor.isfinite().all()]
     empty = [name for name, tensor in named if min(tensor.shape, default=0) > 1 and not tensor.any()]
     if infinite:
-        yield fault(f"NaN or infinite numbers in {_listed(infinite)}", advice)
+        yield fault(f"NaN or infinite values in {_listed(infinite)}", advice)
     if empty:
-        yield fault(f"nothing but zeros in {_listed(empty)}", advice)
+        yield fault(f"only zeros in {_listed(empty)}", advice)
     if not infinite and not empty:
         count = sum(tensor.numel() for _, tensor in named)
-        yield ok(f"{len(named)} tensors with {count / 1e6:.1f} M numbers, all finite, and none is zero throughout")
+        yield ok(f"{len(named)} tensors, {count / 1e6:.1f} M parameters, all finite")
 
 
 def _listed(names: list[str]) -> str:
@@ -125,7 +127,7 @@ def _listed(names: list[str]) -> str:
 
 
 def towers(subject: Subject) -> Iterator[Finding]:
-    """That no tower has collapsed: different inputs have different features."""
+    """That no tower has collapsed: different inputs must have different features."""
     network = subject.embedder
     symbolic = [tune.abc for tune in TUNES] + [mtf(piece) for piece in range(PIECES)]
     if _is_m3(network):
@@ -141,7 +143,11 @@ def towers(subject: Subject) -> Iterator[Finding]:
         yield _spread("audio", heard, f"{PIECES} sounds")
     else:
         made = [frames(piece, network.sizes.audio_hidden_size) for piece in range(PIECES)]
-        yield _spread("audio", network.embed_audio_features(made), f"{PIECES} made-up series of frames (no MERT here)")
+        yield _spread(
+            "audio",
+            network.embed_audio_features(made),
+            f"{PIECES} synthetic sequences of frames (MERT is not on this machine)",
+        )
 
 
 def _is_m3(network: "Embedder") -> bool:
@@ -149,39 +155,41 @@ def _is_m3(network: "Embedder") -> bool:
 
 
 def _hears(network: "Embedder") -> bool:
-    """Whether what listens to sound is on this machine."""
+    """Whether the model's audio encoder is on this machine."""
     from clamp3.audio.mert import RELEASED, WEIGHTS_FILES
     from clamp3.models.hub import cached_file
+    from clamp3.sizes import ModelSizes
 
-    return network.audio_encoder_name is not None or any(cached_file(RELEASED, name) for name in WEIGHTS_FILES)
+    if network.audio_encoder_name is not None:
+        return True
+    is_released_width = network.sizes.audio_hidden_size == ModelSizes().audio_hidden_size
+    return is_released_width and any(cached_file(RELEASED, name) for name in WEIGHTS_FILES)
 
 
 def _spread(tower: str, features: "np.ndarray | list[np.ndarray]", inputs: str) -> Finding:
     import numpy as np
 
     rows = np.asarray(features, np.float64)
-    advice = (
-        f"these weights do not tell {tower} inputs apart: take other ones (an earlier epoch, or the released ones)"
-    )
+    advice = f"use other weights (an earlier epoch's, or the released ones): these cannot tell {tower} inputs apart"
     if not np.isfinite(rows).all():
-        return fault(f"{tower}: features of {inputs} are not finite", advice)
+        return fault(f"{tower}: the features of {inputs} are not finite", advice)
     around = rows - rows.mean(axis=0)
     spread = np.linalg.norm(around, axis=1).mean() / max(np.linalg.norm(rows, axis=1).mean(), 1e-30)
-    described = f"{tower}: features of {inputs} lie {spread:.2g} of their length around their mean"
+    described = f"{tower}: the features of {inputs} have a relative spread of {spread:.2g}"
     if spread < COLLAPSED:
-        return fault(f"{described}: all alike", advice)
+        return fault(f"{described}: all the same", advice)
     variances = np.linalg.svd(around, compute_uv=False) ** 2
     if variances[0] > ONE_DIRECTION * variances.sum():
-        return fault(f"{described}, all along one direction", advice)
+        return fault(f"{described}, along one direction only", advice)
     return ok(described)
 
 
 def tokenizer(subject: Subject) -> Iterator[Finding]:
-    """That texts in ten scripts become tokens that stand for them."""
+    """That texts in ten scripts become meaningful tokens."""
     if _is_m3(subject.embedder):
         raise Unchecked("M3 reads no texts")
     known = subject.embedder.tokenizer
-    advice = "take the tokenizer that the weights were trained with: TEXT_MODEL_NAME, or tokenizer.json beside them"
+    advice = "use the tokenizer that the weights were trained with: TEXT_MODEL_NAME, or tokenizer.json beside them"
     unreadable, changed, seen = [], [], {}
     for script, text in TEXTS.items():
         ids = known(text, add_special_tokens=False)["input_ids"]
@@ -193,27 +201,27 @@ def tokenizer(subject: Subject) -> Iterator[Finding]:
     described = f"{len(known):,} tokens"
     expected = KNOWN_IDS.get(len(known))
     if expected and known(KNOWN_TEXT)["input_ids"] != expected:
-        yield fault(f"{described}, as many as a known tokenizer's, which gives other ids", advice)
+        yield fault(f"{described}, but it does not give the ids of the known tokenizer of that size", advice)
     if len(set(seen.values())) < len(seen) - len(unreadable):
         yield fault(f"{described}: different texts have the same ids", advice)
     if unreadable:
-        found = f"{described}: texts become mostly {known.unk_token or 'nothing'} in {', '.join(unreadable)}"
-        only_some = "Latin" not in unreadable and len(unreadable) <= len(TEXTS) / 2
-        yield warning(found, "texts in them mean nothing to this model") if only_some else fault(found, advice)
+        found = f"{described}: texts in {', '.join(unreadable)} become mostly {known.unk_token or 'nothing'}"
+        only_some = not expected and "Latin" not in unreadable and len(unreadable) <= len(TEXTS) / 2
+        yield warning(found, "this model cannot read such texts") if only_some else fault(found, advice)
     if changed:
-        yield warning(f"{described}: texts do not come back from their ids in {', '.join(changed)}", advice)
+        yield warning(f"{described}: texts in {', '.join(changed)} are not restored from their ids", advice)
     if not unreadable and not changed:
-        yield ok(f"{described}: texts in {len(TEXTS)} scripts become known tokens, and come back from their ids")
+        yield ok(f"{described}: texts in {len(TEXTS)} scripts are tokenized and restored")
 
 
 def _plain(text: str) -> str:
-    """`text` without what tokenizers change: capitals, accents, spaces, other forms of characters."""
+    """`text` without what tokenizers normalize: case, accents, spaces, compatibility forms."""
     parts = unicodedata.normalize("NFKD", text).casefold()
     return "".join(one for one in parts if not one.isspace() and not unicodedata.combining(one))
 
 
 def pairs(subject: Subject) -> Iterator[Finding]:
-    """That texts and the tunes that they describe lie closer than others do."""
+    """That tunes lie closer to their own descriptions than to others."""
     import numpy as np
 
     if _is_m3(subject.embedder):
@@ -228,46 +236,44 @@ def pairs(subject: Subject) -> Iterator[Finding]:
     others = [cosines[np.arange(count), rng.permutation(count)].mean() for _ in range(PERMUTATIONS)]
     chance = (1 + sum(other >= paired for other in others)) / (1 + PERMUTATIONS)
     described = (
-        f"cosines of {count} folk tunes with their own descriptions are {margin:.3f} higher than with others' "
-        f"(by chance so high: {chance:.4f})"
+        f"the cosine of {count} folk tunes to their own descriptions is on average {margin:.3f} higher than to the "
+        f"others' (permutation test: p = {chance:.4f})"
     )
     if chance < CHANCE:
         yield ok(described)
     elif subject.is_tiny or subject.release:
-        yield fault(described, f"these weights or their tokenizer are not what they should be; {DOWNLOAD_AGAIN}")
+        yield fault(described, f"the weights or the tokenizer are not the right ones; {DOWNLOAD_AGAIN}")
     else:
-        yield warning(
-            described, "untrained, trained on other music, or with another tokenizer: compare with --variant tiny"
-        )
+        yield warning(described, "the weights are untrained, were trained on other music, or have the wrong tokenizer")
 
 
 def numerics(_subject: Subject) -> Iterator[Finding]:
-    """That the small model's features are on this machine what they are elsewhere, and how far bf16 is from them."""
+    """That this machine computes the recorded features of the small model, and how close bf16 comes to them."""
     import numpy as np
 
     from clamp3.distributed import default_device
     from clamp3.models.releases import TINY
 
     if not TINY.is_dir():
-        raise Unchecked("the small model is not here, whose features are known")
+        raise Unchecked("needs the small model, which is not installed")
     found = small_features("cpu")
     for name, expected in RECORDED.items():
         off = np.abs(found[name][: len(expected)] - expected).max() / np.abs(expected).max()
         if not off <= TOLERANCE:
             yield fault(
-                f"features of {name} differ by {off:.1g} of their size from the recorded ones",
-                "this machine, PyTorch or the small model is broken: try another version, and see the check `weights`",
+                f"the small model's features of {name} differ from the recorded ones (relative error {off:.1g})",
+                "try another version of PyTorch; --variant tiny tells whether the small model's file is intact",
             )
             return
     lower = small_features("cpu", "bf16")
     cosine = min(_cosine(found[name], lower[name]) for name in found)
-    described = f"fp32 gives the recorded features to {TOLERANCE:g}; bf16's have a cosine of {cosine:.5f} to them"
-    yield ok(described) if cosine > LOWEST_BF16_COSINE else warning(described, "stay with --precision fp32")
+    described = f"fp32 gives the recorded features (to {TOLERANCE:g}); bf16's have a cosine of {cosine:.5f} to them"
+    yield ok(described) if cosine > LOWEST_BF16_COSINE else warning(described, "use --precision fp32")
     if (device := default_device()).type != "cpu":
         there = small_features(str(device))
         off = max(np.abs(there[name] - found[name]).max() / np.abs(found[name]).max() for name in found)
-        described = f"features on {device} differ by {off:.1g} of their size from the processor's"
-        yield ok(described) if off <= DEVICE_TOLERANCE else fault(described, "compute with --device cpu")
+        described = f"features on {device} differ from the CPU's by a relative error of {off:.1g}"
+        yield ok(described) if off <= DEVICE_TOLERANCE else fault(described, "use --device cpu")
 
 
 def _cosine(a: "np.ndarray", b: "np.ndarray") -> float:
