@@ -209,7 +209,7 @@ assert not model.audio_proj.weight.requires_grad and model.motion_proj.weight.re
 text, masks = torch.randint(4, 200, (3, 5)), torch.ones(3, 5)
 steps = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3)
 losses = []
-for _ in range(20):
+for _ in range(12):
     losses.append(model(text, masks, torch.from_numpy(frames[:30].reshape(3, 10, 64)), torch.ones(3, 10), "motion"))
     steps.zero_grad()
     losses[-1].backward()

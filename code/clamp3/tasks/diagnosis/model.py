@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clamp3.errors import UserError
 from clamp3.tasks.diagnosis.findings import GB, Finding, Subject, Unchecked, fault, ok, warning
 from clamp3.tasks.diagnosis.samples import PIECES, TEXTS, TUNES, frames, mtf, sound
 
@@ -87,11 +88,16 @@ def _known(subject: Subject) -> tuple[int | None, str | None]:
 
 
 def _damage(path: Path, sha256: str | None) -> str | None:
-    """What is wrong with a file, by its known SHA-256, or else by the checksums stored in it."""
+    """What is wrong with a file, by its known SHA-256, or else by reading it and the checksums stored in it."""
     from clamp3.io.files import content_hash
+    from clamp3.models.weight_files import read_checkpoint
 
     if sha256:
         return None if content_hash(path) == sha256 else "damaged or modified: its SHA-256 is not the expected one"
+    try:
+        read_checkpoint(path)
+    except UserError as error:
+        return str(error)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             part = archive.testzip()
