@@ -437,3 +437,4 @@ def test_an_m3_checkpoint(small_model):
     found = doctor("--weights", small_model.m3, only=["tensors", "tokenizer", "towers", "pairs"], **env)
     assert states(found["towers"]) == states(found["tensors"]) == {"ok"}
     assert states(found["pairs"]) == states(found["tokenizer"]) == {"unchecked"}
+    assert states(doctor("--weights", TINY / "m3.safetensors", only=["weights"])["weights"]) == {"ok"}

@@ -115,10 +115,13 @@ def test_recomputed_layers_have_the_same_gradients(model):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("clang")), reason="needs a C++ compiler")
+@pytest.mark.skipif(
+    not (shutil.which("gcc") or shutil.which("clang")), reason="torch.compile needs a C++ compiler on CPUs"
+)
 @pytest.mark.parametrize("family", ["modernbert"], indirect=True)
 def test_compiled_layers_have_the_same_gradients(model):
-    """Without dropout, which compiled code draws in another order."""
+    """Of a layer of global and one of local attention, without dropout, which compiled code draws otherwise."""
+    model.text_model.layers = model.text_model.layers[:2]
     changed = copy.deepcopy(model)
     prepare_layers(changed.towers.values(), compile_layers=True, recompute_layers=False)
     plain, compiled = gradients(model.eval()), gradients(changed.eval())

@@ -24,7 +24,7 @@ ENDED = {
 }
 BROKEN_LIBRARY = "a library is broken: see the check `libraries`, and reinstall or update it"
 WIDEST = 100  # columns of text beside the names of checks and states
-STATES = {"fault": "faults", "warning": "warnings", "unchecked": "unchecked", "ok": "ok"}
+PLURALS = {"fault": "faults", "warning": "warnings", "unchecked": "unchecked", "ok": "ok"}
 
 
 def diagnose(checks: Mapping[str, Check], subject: Subject, time_limit: float = TIME_LIMIT) -> Iterator[Finding]:
@@ -110,7 +110,8 @@ def show(findings: Iterator[Finding], names: list[str], file: TextIO) -> list[Fi
             name, state = ("", "") if line else (finding.check, finding.state)
             print(f"{name:{first}}  {state:9}  {text}", file=file, flush=True)
     counts: Counter[str] = Counter(finding.state for finding in shown)
-    print(", ".join(f"{counts[state]} {name}" for state, name in STATES.items() if counts[state]), file=file)
+    named = (f"{counts[one]} {one if counts[one] == 1 else many}" for one, many in PLURALS.items() if counts[one])
+    print(", ".join(named), file=file)
     return shown
 
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from clamp3.features.embedder import Embedder
 
 DOWNLOAD_AGAIN = "delete the file and download or copy it again"
-TINY_SHA256 = "50d0975c2421190cb0fa6e952e5992f240d971bc4c39aadc70e00d806fda3c6e"  # of clamp3.safetensors
+TINY_SHA256 = {
+    "clamp3.safetensors": "50d0975c2421190cb0fa6e952e5992f240d971bc4c39aadc70e00d806fda3c6e",
+    "m3.safetensors": "fa9972ba8cf9f863661fb6d620ba6e354851b60853ee8d4c991457f0cbd35e8d",
+}
 COLLAPSED = 0.02  # relative spread (see `_spread`); untrained models have 0.1 to 0.2
 ONE_DIRECTION = 0.98  # share of the variance along the first principal axis; untrained models have 0.2 to 0.4
 MOSTLY = 0.5  # share of unknown tokens from which a text counts as unreadable
@@ -82,7 +85,7 @@ def _known(subject: Subject) -> tuple[int | None, str | None]:
 
     assert subject.weights is not None
     if subject.is_tiny:
-        return None, TINY_SHA256
+        return None, TINY_SHA256.get(subject.weights.name)
     release = release_named(subject.weights.name)
     return (release.size, release.sha256) if release else (None, None)
 
