@@ -4,7 +4,9 @@ import io
 import re
 import threading
 import warnings
+from fractions import Fraction
 from functools import reduce
+from importlib.util import find_spec, module_from_spec
 from math import gcd
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,17 +16,37 @@ from xml.etree import ElementTree
 from clamp3.errors import Note, warn
 from clamp3.formats.abc import check_one_tune, read_abc, split_tunes, with_unit_length
 from clamp3.formats.musicxml_cleaning import MENDED, clean
+from clamp3.formats.musicxml_time import QUARTERS, number
 from clamp3.formats.mxl import extracted, in_its_own_encoding, root_name
 
-with warnings.catch_warnings():  # for each process that first compiles them: of strings and names of old Pythons
-    warnings.simplefilter("ignore")
-    from abctoolkit import abc2xml, xml2abc
+
+def _own_copy(name: str) -> Any:
+    """A converter's module that only this one uses, and so may change: the converters keep their state in globals."""
+    spec = find_spec(f"abctoolkit.{name}")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    with warnings.catch_warnings():  # in each process that first compiles it: of strings and names of old Pythons
+        warnings.simplefilter("ignore")
+        spec.loader.exec_module(module)
+    return module
+
+
+xml2abc = _own_copy("xml2abc")
+abc2xml = _own_copy("abc2xml")
 # The command's options -d 8 -x: unit length 1/8, no line breaks; the others at their defaults.
 OPTIONS = SimpleNamespace(
     u=None, m=0, c=0, d=8, n=0, b=0, o="", v=0, x=True, p=[], j=None, t=None, s=None, v1=None, ped=True, stm=False
 )
 # What they say when they change or leave out notes.
 CHANGED = re.compile(r"overlap|smaller then|too small|misplaced|illegal|error in|not recognized|not allowed")
+# An accidental of a part of a semitone or of more, in music; what is quoted or a decoration is none.
+MICROTONE = re.compile(r""""[^"]*"|![^!\s]*!|((?:\^|_)\d*/\d*)(?=[A-Ga-g])""")
+MICROTONES = {
+    "0.5": "quarter-sharp",
+    "-0.5": "quarter-flat",
+    "1.5": "three-quarters-sharp",
+    "-1.5": "three-quarters-flat",
+}
 STRAY_LINE_END = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # a new line for some readers, not for others
 LOCK = threading.Lock()  # both converters keep what they work on in global variables
 
@@ -69,8 +91,21 @@ def _written(score: bytes) -> tuple[str, list[str]]:
         return output.outfile.getvalue(), said
 
 
-class _Parser(xml2abc.Parser):
-    """xml2abc's parser, with directions that stay in their part, closed grace notes and ties of the right pitch."""
+class _Music(xml2abc.Music):  # type: ignore[name-defined]
+    """xml2abc's music, with grace notes that are closed where a part ends with them."""
+
+    def outVoices(self, divisions: list[int], part: int, is_sibelius: bool) -> dict[int, int]:
+        if self.lastnote is not None and self.lastnote.grace and not self.lastnote.after.endswith("}"):
+            self.lastnote.after += "}"
+        return super().outVoices(divisions, part, is_sibelius)
+
+
+class _Parser(xml2abc.Parser):  # type: ignore[name-defined]
+    """xml2abc's parser, with directions that stay in their part, closed grace notes and notes of the right pitch."""
+
+    def __init__(self, options: SimpleNamespace):
+        super().__init__(options)
+        self.msc = _Music(options)
 
     def locStaffMap(self, part: ElementTree.Element, measures: list[ElementTree.Element]) -> None:
         """Begin a part: what an earlier one left open is not of this one."""
@@ -80,13 +115,31 @@ class _Parser(xml2abc.Parser):
         if getattr(self, "pedVce", None) not in self.msc.vnums:
             self.pedVce: int | None = None
         self.ingrace = 0
-        part_end = measures[-1] if measures else part
-        last = [note for note in part.iterfind("measure/note")][-1:]
-        if last and last[0].find("grace") is not None and last[0].find("chord") is None:
-            rest = ElementTree.SubElement(part_end, "note")  # of no length: it closes the brace
-            ElementTree.SubElement(rest, "rest")
-            ElementTree.SubElement(rest, "voice").text = last[0].findtext("voice", "1")
-            ElementTree.SubElement(rest, "duration").text = "0"
+        self.msc.lastnote = None
+        self.grace_voice = ""
+        self.transposed = False
+
+    def doAttr(self, attributes: ElementTree.Element) -> None:
+        """Attributes; a clef at which a transposition ends says so."""
+        super().doAttr(attributes)
+        transpose = attributes.find("transpose")
+        if transpose is None:
+            return
+        steps = int(transpose.findtext("chromatic") or 0) + 12 * int(transpose.findtext("octave-change") or 0)
+        if self.transposed and not steps:
+            for element in (voice[-1] for voice in self.msc.voices.values() if voice):
+                if isinstance(element, xml2abc.Elem) and element.str.startswith("[K:"):
+                    element.str = f"{element.str[:-1]} transpose=0]"
+        self.transposed = bool(steps)
+
+    def doNote(self, note: ElementTree.Element) -> None:
+        """A note; one of another voice than the grace notes before it ends them."""
+        voice = note.findtext("voice", "1")
+        if self.ingrace and voice != self.grace_voice:
+            self.msc.lastnote.after += "}"
+            self.ingrace = 0
+        self.grace_voice = voice
+        super().doNote(note)
 
     def ntAbc(self, step: str, octave: int, note: ElementTree.Element, voice: int, record: Any, is_tab: bool) -> str:
         """A note's pitch; that at the end of a tie without accidental only where the same pitch began it."""
@@ -96,11 +149,63 @@ class _Parser(xml2abc.Parser):
         begun = place in self.tied and self.tied.pop(place) == alter
         if "start" in kinds:
             self.tied[place] = alter
+        if (value := number(alter)) is not None and value.denominator > 1:
+            return self._microtone(
+                value, xml2abc.addoct(step, octave + self.clefOct.get(self.curStf[voice], 0)), voice
+            )
         if "stop" not in kinds or begun:
             return super().ntAbc(step, octave, note, voice, record, is_tab)
         untied = ElementTree.Element("note")
         untied.extend(child for child in note if child.tag in ("pitch", "accidental", "unpitched"))
         return super().ntAbc(step, octave, untied, voice, record, is_tab)
+
+    def _microtone(self, alter: Fraction, pitch: str, voice: int) -> str:
+        """A note that is altered by a fraction of a semitone: `^/F`, `_3/2B`."""
+        if self.curalts.get((pitch, voice)) == alter:
+            return pitch
+        self.curalts[pitch, voice] = alter
+        size = abs(alter)
+        amount = "/" if size == Fraction(1, 2) else f"{size.numerator}/{size.denominator}"
+        return f"{'^' if alter > 0 else '_'}{amount}{pitch}"
+
+
+def _length(note: Any, divisions: int, unit: int) -> str:
+    """A duration in ABC: exactly, unless the original's, of 64ths of a unit at most, differs by a rounding alone."""
+    original = _original_length(note, divisions, unit)
+    if note.dur == 0:
+        return original
+    factor = Fraction(*note.fact) if note.fact else 1
+    exact = Fraction(unit * note.dur, 4 * divisions) * factor
+    upper, _, lower = original.partition("/")
+    rounded = Fraction(int(upper or 1), int(lower or 2) if "/" in original else 1)
+    if exact.denominator <= 64 or abs(rounded - exact) <= Fraction(unit, 4 * divisions) * factor:
+        return original
+    near = max(exact.limit_denominator(1024), Fraction(1, 1024))
+    return f"{near.numerator}/{near.denominator}"
+
+
+def _tuplet(index: int, notes: list, _outer: tuple[int, int]) -> tuple[int, int]:
+    """Mark the notes from `index` on that last as long as one ratio says; the last one's index, and how many they are.
+
+    ABC knows no tuplet in a tuplet: of one in another, each stretch of one ratio is a tuplet for itself.
+    """
+    first, last, count = notes[index], index, 0
+    for at in range(index, len(notes)):
+        note = notes[at]
+        if isinstance(note, xml2abc.Elem) or note.grace:
+            continue
+        if not note.fact or Fraction(*note.fact) != Fraction(*first.fact) or (count and "start" in note.tup):
+            break
+        last, count = at, count + 1
+        if "stop" in note.tup:
+            break
+    ratio = f"{first.fact[0]}:{first.fact[1]}:{count}"
+    first.tupabc = "(3" if ratio == "3:2:3" else f"({ratio}"
+    return last, count
+
+
+_original_length, xml2abc.abcdur, xml2abc.insTup = xml2abc.abcdur, _length, _tuplet
+xml2abc.chkbug = lambda duration, measure: duration > measure.divs / 16  # the original's, which says so each time
 
 
 def _partwise(score: bytes) -> bytes:
@@ -131,6 +236,7 @@ def abc_to_musicxml(abc: str, note: Note = warn) -> str:
     """The MusicXML of one tune, in standard or interleaved ABC. Raises ValueError where it holds no notes."""
     check_one_tune(abc)
     tune = with_unit_length(abc if re.search(r"^X:", abc, flags=re.MULTILINE) else f"X:1\n{abc}")
+    tune = _with_marked_microtones(tune)
     with LOCK:
         said = _listen(abc2xml)
         abc2xml.prevloc = 0
@@ -149,15 +255,68 @@ def abc_to_musicxml(abc: str, note: Note = warn) -> str:
     return abc2xml.fixDoctype(score)
 
 
-class _Builder(abc2xml.MusicXml):
-    """abc2xml's builder of scores, with what it needs to be right on a second tune, on short notes and on bad ties."""
+def _with_marked_microtones(abc: str) -> str:
+    """`abc` with a decoration `!^/!` for an accidental `^/`, which abc2xml's grammar lacks."""
+    if not re.search(r"[\^_]\d*/\d*[A-Ga-g]", abc):
+        return abc
 
-    DIVISIONS = 8 * 2520  # of a quarter; with abc2xml's own 2520 a dotted 64th, or one in a tuplet, is no whole number
+    def mark(found: re.Match) -> str:
+        return f"!{found[1]}!" if found[1] else found[0]
+
+    lines = abc.split("\n")
+    return "\n".join(line if re.match("%|[A-Za-z]:", line) else MICROTONE.sub(mark, line) for line in lines)
+
+
+class _Builder(abc2xml.MusicXml):  # type: ignore[name-defined]
+    """abc2xml's builder of scores: right on a second tune, on short notes, microtones and bad ties too."""
+
+    # Of a quarter; with abc2xml's own 2520, which is 2^3 * 3^2 * 5 * 7, short notes and those of tuplets are no whole
+    # numbers.
+    DIVISIONS = 2**9 * 3**2 * 5 * 7 * 11 * 13
+    alterTab: dict[str, str]
+    accTab: dict[str, str]
+    nextdecos: list[str]
+    TYPES = {str(4 / Fraction(quarters)): name for name, quarters in QUARTERS.items()}  # by the part of a whole note
 
     def reset(self, *options: Any) -> None:
         super().reset(*options)
         self.divisions = self.DIVISIONS
         self.usrSyms = dict(self.uSyms)  # else the symbols that a tune defines would hold for the next
+
+    def mkNote(self, note: Any, level: int) -> ElementTree.Element:
+        """A note, a rest or a note of a chord; those shorter than a 64th, which abc2xml rounds, at their length."""
+        decorations = [*getattr(getattr(note, "deco", None), "t", ()), *self.nextdecos]
+        for mark in decorations:
+            if found := re.fullmatch(r"!?([\^_])(\d*)/(\d*)!?", mark):
+                self._alter(note, found)
+        numerator, denominator = note.dur.t
+        exact = Fraction(numerator, denominator or 1) * Fraction(*self.unitLcur)
+        if exact.denominator <= 64 or (note.name == "rest" and {"Z", "X"} & set(note.t)):
+            return super().mkNote(note, level)
+        note.dur.t = self.unitLcur[1], 64 * self.unitLcur[0]  # a 64th
+        element = super().mkNote(note, level)
+        duration = element.find("duration")
+        if duration is not None:
+            duration.text = str(round(int(duration.text) * 64 * exact))
+        dots = 1 if exact.numerator == 3 else 2 if exact.numerator == 7 else 0
+        written = element.find("type")
+        if written is not None and (name := self.TYPES.get(str(Fraction(exact.denominator, 2**dots)))):
+            written.text = name
+            at = list(element).index(written) + 1
+            for _ in range(dots):
+                element.insert(at, ElementTree.Element("dot"))
+        return element
+
+    def _alter(self, note: Any, found: re.Match) -> None:
+        """Give `note` the accidental of a microtone, which stands among its decorations."""
+        alter = Fraction(int(found[2] or 1), int(found[3] or 2)) * (1 if found[1] == "^" else -1)
+        sign, value = found[0].strip("!"), str(float(alter))
+        self.alterTab = {**self.alterTab, sign: value}
+        self.accTab = {**self.accTab, sign: MICROTONES.get(value, "other")}
+        note.pitch.t = [sign, *note.pitch.t[-2:]]
+        self.nextdecos = [mark for mark in self.nextdecos if mark != found[0]]
+        if hasattr(note, "deco"):
+            note.deco.t = [mark for mark in note.deco.t if mark != found[0]]
 
     def mkPitch(self, accidental: str, note: str, octave: int, level: Any) -> Any:
         """The pitch of a note: where it has an accidental of its own, that and no other that a tie brings along."""

@@ -4,10 +4,13 @@ Only elements that stop the converter, or mislead it, are touched: a score that 
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from copy import deepcopy
 from fractions import Fraction
-from math import lcm
 from xml.etree.ElementTree import Element, SubElement
+
+from clamp3.formats.musicxml_time import is_whole, measure_length, number, unify_divisions
+from clamp3.formats.musicxml_voices import MAX_VOICES, separate_voices
 
 ACCIDENTALS = {
     "double-flat": -2,
@@ -18,6 +21,7 @@ ACCIDENTALS = {
     "sharp-sharp": 2,
     "double-sharp": 2,
 }
+SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}  # of the steps above C
 MODES = ("maj", "ion", "m", "min", "aeo", "mix", "dor", "phr", "lyd", "loc", "non")
 SPANS = {
     "pedal": ("start", "stop"),
@@ -25,25 +29,11 @@ SPANS = {
     "octave-shift": ("up", "down", "stop"),
 }
 MAX_OCTAVE = 20  # ABC writes a sign for each octave
-MAX_VOICES = 64  # of a part
 MAX_CELLS = 200_000  # voices x measures of a score: xml2abc makes a list for each
-MAX_QUARTERS = 10_000  # of a note, a rest or a measure
 MAX_VERSES = 99
-MAX_DIVISIONS = 10**6
-QUARTERS: dict[str, int | Fraction] = {
-    "maxima": 32,
-    "long": 16,
-    "breve": 8,
-    "whole": 4,
-    "half": 2,
-    "quarter": 1,
-    "eighth": Fraction(1, 2),
-}
-QUARTERS |= {f"{2**power}{'nd' if power == 5 else 'th'}": Fraction(4, 2**power) for power in range(4, 11)}
 MENDED = frozenset(
-    ("display-octave", "divisions or duration", "part-list", "quarter tones, which became semitones", "voice")
+    ("display-octave", "divisions or duration", "part-list", "microtones, rounded to quarter tones", "voice")
 )
-WHOLE = re.compile(r"\s*[+-]?\d{1,9}\s*$")
 
 
 def clean(root: Element) -> set[str]:
@@ -52,29 +42,22 @@ def clean(root: Element) -> set[str]:
     _check_bounds(root)
     _complete_part_list(root, changed)
     for part in root.iterfind("part"):
+        if any(note.get("print-object") == "no" and note.find("rest") is None for note in part.iter("note")):
+            changed.add("hidden notes")
         _name_voices(part, changed)
-        _unify_divisions(part, changed)
+        unify_divisions(part, changed)
         _clean_staves(part, changed)
+        _give_transpositions_clefs(part)
         _match_spans(part, changed)
+        _show_heads(part)
+        separate_voices(part)
         _cut_ties(part, changed)
     _clean_values(root, changed)
     _fill_empty_measures(root)
     return changed
 
 
-# ---------- numbers ----------
-
-
-def number(text: str | None) -> Fraction | None:
-    """The number that `text` is, if it is one of sensible length."""
-    try:
-        return Fraction((text or "").strip()) if len(text or "") < 40 and "e" not in (text or "").lower() else None
-    except (ValueError, ZeroDivisionError):
-        return None
-
-
-def _is_whole(text: str | None) -> bool:
-    return bool(WHOLE.match(text or ""))
+# ---------- bounds ----------
 
 
 def _check_bounds(root: Element) -> None:
@@ -119,11 +102,11 @@ def _complete_part_list(root: Element, changed: set[str]) -> None:
 def _name_voices(part: Element, changed: set[str]) -> None:
     """Number the voices that have names."""
     voices = list(part.iterfind("measure/note/voice"))
-    taken = {int(voice.text or "") for voice in voices if _is_whole(voice.text)}
+    taken = {int(voice.text or "") for voice in voices if is_whole(voice.text)}
     free = iter(set(range(1, len(voices) + len(taken) + 2)) - taken)
     numbers: dict[str, str] = {"": "1"}
     for voice in voices:
-        if not _is_whole(voice.text):
+        if not is_whole(voice.text):
             name = (voice.text or "").strip()
             if name not in numbers:
                 numbers[name] = str(next(free))
@@ -134,7 +117,7 @@ def _name_voices(part: Element, changed: set[str]) -> None:
 def _clean_staves(part: Element, changed: set[str]) -> None:
     """Take out what stands on a staff that has no notes, and give the staff of an unpitched note a clef."""
     for staff in list(part.iterfind("measure/*/staff")):
-        if not _is_whole(staff.text):
+        if not is_whole(staff.text):
             staff.text = "1"
             changed.add("staff")
     notes = part.findall("measure/note")
@@ -150,7 +133,7 @@ def _clean_staves(part: Element, changed: set[str]) -> None:
                     SubElement(child, "staff").text = str(min(staves))
         for attributes in measure.iterfind("attributes"):
             for child in attributes.findall("clef") + attributes.findall("measure-style"):
-                if not _is_whole(child.get("number", "1")) or int(child.get("number", "1")) not in staves:
+                if not is_whole(child.get("number", "1")) or int(child.get("number", "1")) not in staves:
                     attributes.remove(child)
     if any(note.find("unpitched") is not None for note in notes):
         _add_clefs(part, staves)
@@ -160,120 +143,36 @@ def _add_clefs(part: Element, staves: set[int]) -> None:
     first = part.find("measure")
     assert first is not None
     named = {clef.get("number", "1") for clef in first.iterfind("attributes/clef")}
-    for staff in sorted(staves - {int(name) for name in named if _is_whole(name)}):
+    for staff in sorted(staves - {int(name) for name in named if is_whole(name)}):
         attributes = first.find("attributes")
         if attributes is None:
             attributes = Element("attributes")
             first.insert(0, attributes)
-        clef = SubElement(attributes, "clef", number=str(staff))
-        SubElement(clef, "sign").text, SubElement(clef, "line").text = "G", "2"
+        attributes.append(_clef("G", "2", str(staff)))
+
+
+def _clef(sign: str, line: str, staff: str = "1") -> Element:
+    clef = Element("clef", number=staff)
+    SubElement(clef, "sign").text, SubElement(clef, "line").text = sign, line
+    return clef
+
+
+def _give_transpositions_clefs(part: Element) -> None:
+    """Have each transposition stand beside a clef, where alone xml2abc reads it; at first, beside the last one."""
+    clefs: dict[str, Element] = {}
+    stated: Element | None = None
+    for index, measure in enumerate(part.iterfind("measure")):
+        for attributes in measure.iterfind("attributes"):
+            here = attributes.find("transpose")
+            if here is not None and attributes.find("clef") is None:
+                attributes.extend(map(deepcopy, clefs.values()) if clefs else [_clef("G", "2")])
+            clefs |= {clef.get("number", "1"): clef for clef in attributes.iterfind("clef")}
+            if here is None and stated is not None and not index and attributes.find("clef") is not None:
+                attributes.append(deepcopy(stated))
+            stated = here if here is not None else stated
 
 
 # ---------- time ----------
-
-
-def _written_length(note: Element) -> Fraction | None:
-    """The quarters of a note's type, dots and tuplet."""
-    base = QUARTERS.get((note.findtext("type") or "").strip())
-    if base is None:
-        return None
-    length = Fraction(base) * (2 - Fraction(1, 2 ** min(len(note.findall("dot")), 6)))
-    actual, normal = (number(note.findtext(f"time-modification/{name}-notes")) for name in ("actual", "normal"))
-    return length * normal / actual if actual and normal else length
-
-
-def _timed(part: Element) -> Iterator[Element]:
-    for child in part.iterfind("measure/*"):
-        if child.tag in ("backup", "forward") or child.tag == "note" and child.find("grace") is None:
-            yield child
-
-
-def _unify_divisions(part: Element, changed: set[str]) -> None:
-    """Give a part whose durations are not all whole numbers of known divisions one that they are."""
-    said = [child.findtext("duration") for child in _timed(part)]
-    if any(text and text.strip() and number(text) is None for text in said):
-        return  # damaged: the converter refuses it
-    divisions = part.findall("measure/attributes/divisions")
-    stated = _states_divisions_first(part)
-    sound = stated and all(_is_whole(element.text) and int(element.text or "") > 0 for element in divisions)
-    sound = sound and all(_is_whole(child.findtext("duration")) for child in _timed(part))
-    if not sound and next(_timed(part), None) is not None:
-        _rewrite_durations(part)
-        changed.add("divisions or duration")
-    for child in _timed(part):
-        if len(child.findtext("duration", "")) > 9:
-            raise ValueError(f"a duration of {child.findtext('duration', '')[:20]}")
-    current = 1
-    for measure in part.iterfind("measure"):
-        for child in measure:
-            if child.tag == "attributes":
-                current = int(child.findtext("divisions") or current)
-            elif child.tag in ("note", "forward") and int(child.findtext("duration") or 0) > MAX_QUARTERS * current:
-                raise ValueError(f"a duration of more than {MAX_QUARTERS} quarters")
-
-
-def _states_divisions_first(part: Element) -> bool:
-    """Whether `part` says its divisions before anything that takes time."""
-    for child in part.iterfind("measure/*"):
-        if child.tag == "attributes" and child.find("divisions") is not None:
-            return True
-        if child.tag in ("note", "forward", "backup") and child.find("grace") is None:
-            return False
-    return False
-
-
-def _rewrite_durations(part: Element) -> None:
-    """Set all durations of `part` in one `divisions`, those that are missing by the notes' types."""
-    lengths: list[tuple[Element, Fraction]] = []
-    divisions = _implied_divisions(part)
-    chord_length = Fraction(0)
-    for child in part.iterfind("measure/*"):
-        if child.tag == "attributes" and (stated := number(child.findtext("divisions"))) and stated > 0:
-            divisions = stated
-        elif child.tag in ("note", "forward", "backup") and child.find("grace") is None:
-            duration, written = number(child.findtext("duration")), _written_length(child)
-            if duration is not None and duration >= 0:
-                length = duration / divisions
-            elif written is not None:
-                length = written
-            else:
-                length = chord_length if child.find("chord") is not None else Fraction(int(child.tag == "note"))
-            lengths.append((child, length))
-            chord_length = length
-    common = lcm(*(length.denominator for _, length in lengths))
-    common = common if common <= MAX_DIVISIONS else 10080
-    for attributes in part.iterfind("measure/attributes"):
-        for element in attributes.findall("divisions"):
-            attributes.remove(element)
-    measure = part.find("measure")
-    assert measure is not None
-    start = Element("attributes")
-    SubElement(start, "divisions").text = str(common)
-    measure.insert(0, start)
-    for child, length in lengths:
-        found = child.find("duration")
-        (SubElement(child, "duration") if found is None else found).text = str(round(length * common))
-
-
-def _implied_divisions(part: Element) -> Fraction:
-    """The divisions before any are stated: what the types of the first notes say, else the first that are stated."""
-    for note in part.iterfind("measure/note"):
-        duration, written = number(note.findtext("duration")), _written_length(note)
-        if duration and written and duration > 0:
-            return duration / written
-    first = number(part.findtext("measure/attributes/divisions"))
-    return first if first and first > 0 else Fraction(1)
-
-
-def _measure_length(measure: Element) -> Fraction:
-    """The divisions that the notes, rests and skips of a measure last."""
-    time = longest = Fraction(0)
-    for child in measure:
-        if child.tag in ("note", "forward", "backup") and child.find("grace") is None and child.find("chord") is None:
-            length = number(child.findtext("duration")) or Fraction(0)
-            time = max(Fraction(0), time - length if child.tag == "backup" else time + length)
-            longest = max(longest, time)
-    return longest
 
 
 def _fill_empty_measures(root: Element) -> None:
@@ -288,17 +187,32 @@ def _fill_empty_measures(root: Element) -> None:
                 divisions = number(attributes.findtext("divisions")) or divisions
                 beats, unit = (number(attributes.findtext(f"time/{name}")) for name in ("beats", "beat-type"))
                 metre = 4 * beats / unit if beats and unit else metre
-            length = _measure_length(measure) / divisions
+            length = measure_length(measure) / divisions
             longest[index] = max(longest.get(index, Fraction(0)), length)
             if not length:
                 around = [measures[at] for at in (index - 1, index + 1) if 0 <= at < len(measures)]
-                alone = len(around) == 2 and all(map(_measure_length, around))  # interleaving fills such a one
+                alone = len(around) == 2 and all(map(measure_length, around))  # interleaving fills such a one
                 empty.append((index, measure, divisions, metre, alone))
     for index, measure, divisions, metre, alone in empty:
         quarters = longest[index] or metre
         duration = quarters * divisions
         if not (alone and quarters == metre) and duration.denominator == 1 and 0 < duration < 10**9:
             SubElement(SubElement(measure, "forward"), "duration").text = str(duration)
+
+
+def _show_heads(part: Element) -> None:
+    """Have a chord begin with a note that is shown, and a note of no length be a grace note."""
+    for measure in part.iterfind("measure"):
+        head = None  # of a chord: a hidden note
+        for note in measure.findall("note"):
+            if note.find("chord") is None:
+                head = note if note.get("print-object") == "no" and note.find("rest") is None else None
+            elif head is not None and note.get("print-object") != "no":
+                note.remove(note.find("chord"))  # type: ignore[arg-type]
+                measure.remove(head)
+                head = None
+            if note.find("grace") is None and note.find("rest") is None and number(note.findtext("duration")) == 0:
+                note.insert(0, Element("grace"))
 
 
 # ---------- directions and ties ----------
@@ -385,12 +299,12 @@ def _time(element: Element) -> bool:
     beats, unit = element.find("beats"), element.find("beat-type")
     if beats is None:
         return True
-    if not _is_whole(beats.text):
+    if not is_whole(beats.text):
         counts = [number(count) for count in (beats.text or "").split("+")]
         if any(count is None or count.denominator > 1 for count in counts):
             return False
         beats.text = str(sum(int(count) for count in counts if count))
-    whole = unit is not None and _is_whole(unit.text)
+    whole = unit is not None and is_whole(unit.text)
     return whole and int(beats.text or "") > 0 and 0 < int(unit.text or "") <= 1024  # type: ignore[union-attr]
 
 
@@ -405,36 +319,36 @@ def _accidental_of(note: Element) -> bool:
 
 def _key(element: Element) -> bool:
     fifths = element.findtext("fifths")
-    return not fifths or (_is_whole(fifths) and abs(int(fifths)) <= 7)
+    return not fifths or (is_whole(fifths) and abs(int(fifths)) <= 7)
 
 
 def _midi(element: Element) -> bool:
     texts = [element.findtext(name) for name in ("midi-channel", "midi-program", "midi-unpitched")]
     loud = [element.findtext(name) for name in ("volume", "pan")]
-    return all(text is None or _is_whole(text) for text in texts) and all(
+    return all(text is None or is_whole(text) for text in texts) and all(
         text is None or number(text) is not None for text in loud
     )
 
 
 def _ratio(element: Element) -> bool:
     texts = [element.findtext(f"{name}-notes") for name in ("actual", "normal")]
-    return all(text is not None and _is_whole(text) and 0 < int(text) < 1000 for text in texts)
+    return all(text is not None and is_whole(text) and 0 < int(text) < 1000 for text in texts)
 
 
 KNOWN: dict[str, Callable[[Element], bool]] = {
-    "clef-octave-change": lambda element: _is_whole(element.text) and abs(int(element.text or "")) <= 4,
-    "chromatic": lambda element: _is_whole(element.text),
-    "octave-change": lambda element: _is_whole(element.text) and abs(int(element.text or "")) <= 4,
+    "clef-octave-change": lambda element: is_whole(element.text) and abs(int(element.text or "")) <= 4,
+    "chromatic": lambda element: is_whole(element.text),
+    "octave-change": lambda element: is_whole(element.text) and abs(int(element.text or "")) <= 4,
     "key": _key,
     "metronome": _metronome,
     "midi-instrument": _midi,
     "mode": lambda element: (element.text or "").lower()[:3] in MODES,
     "time": _time,
     "time-modification": _ratio,
-    "tremolo": lambda element: _is_whole(element.text) and 0 <= int(element.text or "") <= 8,
+    "tremolo": lambda element: is_whole(element.text) and 0 <= int(element.text or "") <= 8,
     "kind": lambda element: (element.text or "").count("-") <= 1 or element.text == "half-diminished",
     "measure-style": lambda element: element.find("measure-repeat") is None,
-    "staff-lines": lambda element: _is_whole(element.text) and 0 <= int(element.text or "") <= 20,
+    "staff-lines": lambda element: is_whole(element.text) and 0 <= int(element.text or "") <= 20,
 }
 
 
@@ -457,22 +371,37 @@ def _clean_values(root: Element, changed: set[str]) -> None:
 
 def _clean_note(note: Element, changed: set[str]) -> None:
     alter = note.find("pitch/alter")
-    if alter is not None and not _is_whole(alter.text):
-        value = number(alter.text) or Fraction(0)
-        if value.denominator > 1:
-            changed.add("quarter tones, which became semitones")
-        alter.text = str(max(-2, min(2, int(value))))
+    if alter is not None and not (is_whole(alter.text) and abs(int(alter.text or "")) <= 2):
+        _clean_alter(note, alter, changed)
     if not _accidental_of(note):
         note.remove(note.find("accidental"))  # type: ignore[arg-type]
     for lyric in note.iterfind("lyric"):
         verse = re.sub(r"^.*verse", "", lyric.get("number", "1"))
-        if not (_is_whole(verse) and 0 <= int(verse) <= MAX_VERSES):
+        if not (is_whole(verse) and 0 <= int(verse) <= MAX_VERSES):
             lyric.attrib.pop("number")
             changed.add("lyric number")
     octave = note.find("unpitched/display-octave")
-    if octave is not None and not (_is_whole(octave.text) and abs(int(octave.text or "")) <= MAX_OCTAVE):
+    if octave is not None and not (is_whole(octave.text) and abs(int(octave.text or "")) <= MAX_OCTAVE):
         octave.text = "5"
         changed.add("display-octave")
+
+
+def _clean_alter(note: Element, alter: Element, changed: set[str]) -> None:
+    """Round an alteration to quarter tones, and write one of more than two semitones as one of another note."""
+    value = number(alter.text) or Fraction(0)
+    rounded = round(2 * value) / Fraction(2)
+    if rounded != value:
+        changed.add("microtones, rounded to quarter tones")
+    step, octave = note.find("pitch/step"), note.find("pitch/octave")
+    while abs(rounded) > 2 and step is not None and octave is not None and step.text in SEMITONES:
+        if abs(rounded) > 12:
+            raise ValueError(f"a note altered by {rounded} semitones")
+        up = 1 if rounded > 0 else -1
+        names = list(SEMITONES)
+        at = names.index(step.text) + up
+        step.text, octave.text = names[at % 7], str(int(octave.text or "") + at // 7)
+        rounded -= up * (2 if SEMITONES[names[at % 7]] - SEMITONES[names[(at - up) % 7]] in (2, -2) else 1)
+    alter.text = str(int(rounded) if rounded.denominator == 1 else float(rounded))
 
 
 def _join_lines(parent: Element) -> None:
