@@ -212,9 +212,11 @@ class _Voice:
 
     def note(self, token: re.Match) -> None:
         letter, length = token["letter"], _length(token["length"])
-        if letter in "zx":
+        if letter in "ZX":  # bars
+            beats, _, unit = self.metre.partition("/")
+            length *= Fraction(4 * int(beats), int(unit)) / self.unit
+        if letter in "zxZX":
             return self.add([(None, None, length, "")])
-        assert letter not in "ZX", "a bar's rest, whose length this reader does not know"
         name = letter + token["octave"]
         accidental = token["accidental"]
         if accidental:

@@ -47,6 +47,7 @@ MICROTONES = {
     "1.5": "three-quarters-sharp",
     "-1.5": "three-quarters-flat",
 }
+PERCENT = "\ue000"  # stands for it in text, where abc2xml would begin a comment
 STRAY_LINE_END = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # a new line for some readers, not for others
 LOCK = threading.Lock()  # both converters keep what they work on in global variables
 
@@ -236,7 +237,7 @@ def abc_to_musicxml(abc: str, note: Note = warn) -> str:
     """The MusicXML of one tune, in standard or interleaved ABC. Raises ValueError where it holds no notes."""
     check_one_tune(abc)
     tune = with_unit_length(abc if re.search(r"^X:", abc, flags=re.MULTILINE) else f"X:1\n{abc}")
-    tune = _with_marked_microtones(tune)
+    tune = _in_its_grammar(tune)
     with LOCK:
         said = _listen(abc2xml)
         abc2xml.prevloc = 0
@@ -252,19 +253,21 @@ def abc_to_musicxml(abc: str, note: Note = warn) -> str:
     for element in (*durations, *score.iter("divisions")):
         element.text = str(int(element.text) // common)
     _note_changes(said, note)
-    return abc2xml.fixDoctype(score)
+    return abc2xml.fixDoctype(score).replace(PERCENT, "%")
 
 
-def _with_marked_microtones(abc: str) -> str:
-    """`abc` with a decoration `!^/!` for an accidental `^/`, which abc2xml's grammar lacks."""
-    if not re.search(r"[\^_]\d*/\d*[A-Ga-g]", abc):
+def _in_its_grammar(abc: str) -> str:
+    """`abc` with what abc2xml's grammar lacks in other signs: accidentals like `^/`, quotes and `%` in quoted text."""
+    if not re.search(r'\\"|"[^"\n]*%|[\^_]\d*/\d*[A-Ga-g]', abc):
         return abc
 
-    def mark(found: re.Match) -> str:
-        return f"!{found[1]}!" if found[1] else found[0]
+    def mend(found: re.Match) -> str:
+        return f"!{found[1]}!" if found[1] else found[0].replace("%", PERCENT)
 
     lines = abc.split("\n")
-    return "\n".join(line if re.match("%|[A-Za-z]:", line) else MICROTONE.sub(mark, line) for line in lines)
+    return "\n".join(
+        line if re.match("%|[A-Za-z]:", line) else MICROTONE.sub(mend, line.replace('\\"', "'")) for line in lines
+    )
 
 
 class _Builder(abc2xml.MusicXml):  # type: ignore[name-defined]

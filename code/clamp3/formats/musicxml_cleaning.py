@@ -9,7 +9,7 @@ from copy import deepcopy
 from fractions import Fraction
 from xml.etree.ElementTree import Element, SubElement
 
-from clamp3.formats.musicxml_time import is_whole, measure_length, number, unify_divisions
+from clamp3.formats.musicxml_time import is_whole, measure_end, measure_length, number, unify_divisions
 from clamp3.formats.musicxml_voices import MAX_VOICES, separate_voices
 
 ACCIDENTALS = {
@@ -53,7 +53,7 @@ def clean(root: Element) -> set[str]:
         separate_voices(part)
         _cut_ties(part, changed)
     _clean_values(root, changed)
-    _fill_empty_measures(root)
+    _fill_measures(root)
     return changed
 
 
@@ -175,11 +175,14 @@ def _give_transpositions_clefs(part: Element) -> None:
 # ---------- time ----------
 
 
-def _fill_empty_measures(root: Element) -> None:
-    """Have a measure of no length last as long as in the other parts, or as its metre: else later notes move up."""
+def _fill_measures(root: Element) -> None:
+    """Have each measure last as long as in the other parts, an empty one at least as its metre: else music moves up.
+
+    Only what a part ends with may be short.
+    """
     parts = [part.findall("measure") for part in root.iterfind("part")]
     longest: dict[int, Fraction] = {}  # quarters of the measures, by their indices
-    empty: list[tuple[int, Element, Fraction, Fraction, bool]] = []  # index, measure, divisions, its metre, if alone
+    short: list[tuple[int, Element, Fraction, Fraction, bool]] = []  # index, measure, divisions, its metre, if kept
     for measures in parts:
         divisions, metre = Fraction(1), Fraction(4)
         for index, measure in enumerate(measures):
@@ -189,15 +192,23 @@ def _fill_empty_measures(root: Element) -> None:
                 metre = 4 * beats / unit if beats and unit else metre
             length = measure_length(measure) / divisions
             longest[index] = max(longest.get(index, Fraction(0)), length)
-            if not length:
-                around = [measures[at] for at in (index - 1, index + 1) if 0 <= at < len(measures)]
-                alone = len(around) == 2 and all(map(measure_length, around))  # interleaving fills such a one
-                empty.append((index, measure, divisions, metre, alone))
-    for index, measure, divisions, metre, alone in empty:
+            around = [measures[at] for at in (index - 1, index + 1) if 0 <= at < len(measures)]
+            alone = (
+                not length and len(around) == 2 and all(map(measure_length, around))
+            )  # interleaving fills such a one
+            if not length or index < len(measures) - 1:
+                short.append((index, measure, divisions, metre, alone))
+    for index, measure, divisions, metre, alone in short:
         quarters = longest[index] or metre
-        duration = quarters * divisions
-        if not (alone and quarters == metre) and duration.denominator == 1 and 0 < duration < 10**9:
-            SubElement(SubElement(measure, "forward"), "duration").text = str(duration)
+        if not (alone and quarters == metre):
+            _fill(measure, quarters * divisions, divisions / 16)
+
+
+def _fill(measure: Element, length: Fraction, least: Fraction) -> None:
+    """Let a measure last for `length` divisions, if more than `least` is missing."""
+    end, longest = measure_end(measure)
+    if length - longest > least and length.denominator == 1 and 0 < length - end < 10**9:
+        SubElement(SubElement(measure, "forward"), "duration").text = str(length - end)
 
 
 def _show_heads(part: Element) -> None:
@@ -284,6 +295,13 @@ def _untie(note: Element, changed: set[str]) -> None:
 # ---------- values ----------
 
 
+def _fingering(element: Element) -> bool:
+    """Whether a fingering has any text; only what may stand in a decoration of ABC is kept."""
+    if re.search(r"[^\w.,+-]", element.text or ""):
+        element.text = re.sub(r"[^\w.,+-]", "", element.text or "")
+    return bool(element.text)
+
+
 def _metronome(element: Element) -> bool:
     tempo = element.find("per-minute")
     found = re.search(r"\d{1,6}(\.\d{1,6})?", (tempo.text or "") if tempo is not None else "")
@@ -339,6 +357,8 @@ KNOWN: dict[str, Callable[[Element], bool]] = {
     "clef-octave-change": lambda element: is_whole(element.text) and abs(int(element.text or "")) <= 4,
     "chromatic": lambda element: is_whole(element.text),
     "octave-change": lambda element: is_whole(element.text) and abs(int(element.text or "")) <= 4,
+    "clef": lambda element: bool(element.findtext("sign")),
+    "fingering": _fingering,
     "key": _key,
     "metronome": _metronome,
     "midi-instrument": _midi,
@@ -348,6 +368,7 @@ KNOWN: dict[str, Callable[[Element], bool]] = {
     "tremolo": lambda element: is_whole(element.text) and 0 <= int(element.text or "") <= 8,
     "kind": lambda element: (element.text or "").count("-") <= 1 or element.text == "half-diminished",
     "measure-style": lambda element: element.find("measure-repeat") is None,
+    "staff-tuning": lambda element: bool(element.findtext("tuning-step") and element.findtext("tuning-octave")),
     "staff-lines": lambda element: is_whole(element.text) and 0 <= int(element.text or "") <= 20,
 }
 
@@ -362,6 +383,8 @@ def _clean_values(root: Element, changed: set[str]) -> None:
                 changed.add(child.tag)
         if parent.tag in ("note", "harmony", "barline"):
             _join_lines(parent)
+        if parent.tag in ("harmony", "barline"):
+            _unquote(parent)
         for name in ("tempo", "default-y"):
             if parent.tag in ("sound", "words", "rehearsal") and name in parent.attrib:
                 if number(parent.attrib[name]) is None:
@@ -402,6 +425,15 @@ def _clean_alter(note: Element, alter: Element, changed: set[str]) -> None:
         step.text, octave.text = names[at % 7], str(int(octave.text or "") + at // 7)
         rounded -= up * (2 if SEMITONES[names[at % 7]] - SEMITONES[names[(at - up) % 7]] in (2, -2) else 1)
     alter.text = str(int(rounded) if rounded.denominator == 1 else float(rounded))
+
+
+def _unquote(parent: Element) -> None:
+    """Make double quotes single: in ABC, they would end the text."""
+    for element in parent.iter():
+        if '"' in (element.text or ""):
+            element.text = (element.text or "").replace('"', "'")
+        for name, value in element.attrib.items():
+            element.set(name, value.replace('"', "'"))
 
 
 def _join_lines(parent: Element) -> None:

@@ -58,7 +58,7 @@ def unify_divisions(part: Element, changed: set[str]) -> None:
     stated = _states_divisions_first(part)
     sound = stated and all(is_whole(element.text) and int(element.text or "") > 0 for element in divisions)
     sound = sound and all(is_whole(child.findtext("duration")) for child in _timed(part))
-    sound = sound and not any(map(_changes_divisions, part.iterfind("measure")))
+    sound = sound and not _changes_divisions(part)
     if not sound and next(_timed(part), None) is not None:
         _rewrite_durations(part)
         changed.add("divisions or duration")
@@ -84,12 +84,18 @@ def _states_divisions_first(part: Element) -> bool:
     return False
 
 
-def _changes_divisions(measure: Element) -> bool:
-    """Whether divisions are stated anew between the notes of a measure."""
-    found = [child for child in measure if child.tag in ("note", "attributes")]
-    stated = [child.findtext("divisions") for child in found if child.find("divisions") is not None]
-    at = next((index for index, child in enumerate(found) if child.tag == "note"), len(found))
-    return len(set(stated)) > 1 and any(child.find("divisions") is not None for child in found[at:])
+def _changes_divisions(part: Element) -> bool:
+    """Whether divisions change between the notes of a measure: xml2abc reads one of them for all."""
+    current = ""
+    for measure in part.iterfind("measure"):
+        begun = False
+        for child in measure:
+            stated = child.findtext("divisions") if child.tag == "attributes" else None
+            if stated and begun and stated != current:
+                return True
+            current = stated or current
+            begun |= child.tag in ("note", "forward")
+    return False
 
 
 def _rewrite_durations(part: Element) -> None:
@@ -135,12 +141,17 @@ def _implied_divisions(part: Element) -> Fraction:
     return first if first and first > 0 else Fraction(1)
 
 
-def measure_length(measure: Element) -> Fraction:
-    """The divisions that the notes, rests and skips of a measure last."""
+def measure_end(measure: Element) -> tuple[Fraction, Fraction]:
+    """The divisions at the end of a measure's last element, and those that its notes, rests and skips last."""
     time = longest = Fraction(0)
     for child in measure:
         if child.tag in ("note", "forward", "backup") and child.find("grace") is None and child.find("chord") is None:
             length = number(child.findtext("duration")) or Fraction(0)
             time = max(Fraction(0), time - length if child.tag == "backup" else time + length)
             longest = max(longest, time)
-    return longest
+    return time, longest
+
+
+def measure_length(measure: Element) -> Fraction:
+    """The divisions that the notes, rests and skips of a measure last."""
+    return measure_end(measure)[1]
