@@ -139,9 +139,14 @@ def _read(measure: Element, divisions: Fraction, slack: Fraction) -> Measure:
 
 
 def _join(note: Element, length: Fraction, first: Event, events: list[Event]) -> bool:
-    """Add a chord's further note to the event that is as long; whether that is the chord's first."""
+    """Add a chord's further note to the event that is as long; whether that is the chord's first.
+
+    Some programs write nonsense for the durations of further notes: of two that look alike, the first one's counts.
+    """
+    written = written_length(note)
+    alike = written is not None and written == written_length(first.notes[0])
     for event in reversed(events):
-        if abs(event.length - length) <= 1:
+        if abs(event.length - length) <= 1 or (alike and event is first):
             event.notes.append(note)
             return event is first
         if event is first:

@@ -53,17 +53,18 @@ def musicxml_notes(score: bytes) -> Notes:
     for part in parts:
         start, raw = Fraction(0), []
         for bar, (_, found) in enumerate(part):
-            raw += [(start + onset, length, pitch, ties) for onset, length, pitch, ties in found]
+            raw += [(start + onset, *rest) for onset, *rest in found]
             start += lengths[bar]
         notes += _bound(raw)
     return sorted(notes)
 
 
 def _part(part: ElementTree.Element) -> list[tuple[Fraction, list[tuple]]]:
-    """Each measure's length and its notes (onset, duration, pitch, ties)."""
+    """Each measure's length and its notes (onset, duration, pitch, voice, ties)."""
     measures, divisions, transposed = [], Fraction(1), 0
     for measure in part.iterfind("measure"):
         time = onset = longest = Fraction(0)
+        head = Fraction(0), ("",)  # of a chord: its length and looks
         notes = []
         for child in measure:
             divisions = Fraction(child.findtext("divisions", str(divisions)))
@@ -75,13 +76,21 @@ def _part(part: ElementTree.Element) -> list[tuple[Fraction, list[tuple]]]:
                 time = max(Fraction(0), time + (length if child.tag == "forward" else -length))
             elif child.tag == "note" and child.find("grace") is None and length:
                 if child.find("chord") is None:
-                    onset, time = time, time + length
+                    onset, time, head = time, time + length, (length, _looks(child))
+                elif head[1] == _looks(child):
+                    length = head[0]
                 if child.find("rest") is None and child.get("print-object") != "no":
                     ties = {tie.get("type") for tie in child.findall("tie") + child.findall("notations/tied")}
-                    notes.append((onset, length, _pitch(child) + transposed, ties))
+                    notes.append((onset, length, _pitch(child) + transposed, child.findtext("voice", "1"), ties))
             longest = max(longest, time)
         measures.append((longest, notes))
     return measures
+
+
+def _looks(note: ElementTree.Element) -> tuple:
+    """What a note's length shows in; what programs write as a duration of a chord's further notes is often wrong."""
+    shown = note.findtext("type"), len(note.findall("dot")), note.findtext("time-modification/actual-notes")
+    return shown if shown[0] else (id(note),)
 
 
 def _pitch(note: ElementTree.Element) -> float:
@@ -92,18 +101,22 @@ def _pitch(note: ElementTree.Element) -> float:
 
 
 def _bound(raw: list[tuple]) -> Notes:
-    """Notes with those as one that a tie binds: both ends must say so, and meet."""
+    """Notes with those as one that a tie binds: where both ends say so, or the first one and both are of one voice."""
     notes: list[list] = []
-    waiting: dict[tuple[float, Fraction], list[list]] = defaultdict(list)  # (pitch, end) -> notes
-    for onset, length, pitch, ties in sorted(raw, key=lambda note: note[:3]):
-        if ties & {"stop", "continue"} and waiting[pitch, onset]:
-            note = waiting[pitch, onset].pop()
+    waiting: dict[tuple[float, Fraction], list[tuple[list, str]]] = defaultdict(list)  # (pitch, end) -> notes
+    for onset, length, pitch, voice, ties in sorted(raw, key=lambda note: note[:3]):
+        candidates = waiting[pitch, onset]
+        same = [found for found in candidates if found[1] == voice]
+        found = (same or candidates if ties & {"stop", "continue"} else same)[-1:]
+        if found:
+            candidates.remove(found[0])
+            note = found[0][0]
             note[1] += length
         else:
             note = [onset, length, pitch]
             notes.append(note)
         if ties & {"start", "continue"}:
-            waiting[pitch, onset + length].append(note)
+            waiting[pitch, onset + length].append((note, voice))
     return [tuple(note) for note in notes]
 
 
@@ -148,7 +161,7 @@ class _Voice:
 
     def __init__(self, common: dict):
         self.notes: list[list] = []
-        self.unit, self.metre, self.shift = common["L"], common["M"], 0
+        self.unit, self.metre, self.octaves, self.transposed = common["L"], common["M"], 0, 0
         self.set_key(common["K"])
         self.accidentals: dict[str, float] = {}
         self.now = Fraction(0)
@@ -160,10 +173,10 @@ class _Voice:
 
     def set_clef(self, line: str) -> None:
         found = re.search(r"([+-])(8|15)\b", line)
-        octaves = {"8": 12, "15": 24}[found[2]] * (1 if found[1] == "+" else -1) if found else 0
         transposed = re.search(r"transpose=(-?\d+)", line)
-        if found or transposed or re.search(r"treble|bass|alto|tenor|perc|tab", line):
-            self.shift = octaves + int(transposed[1] if transposed else 0)
+        if re.search(r"treble|bass|alto|tenor|perc|tab", line):
+            self.octaves = {"8": 12, "15": 24}[found[2]] * (1 if found[1] == "+" else -1) if found else 0
+        self.transposed = int(transposed[1]) if transposed else self.transposed
 
     def set_key(self, key: str) -> None:
         found = re.match(r"([A-G])([#b]?)\s*([A-Za-z]*)", key)
@@ -176,9 +189,9 @@ class _Voice:
 
     def field(self, name: str, value) -> None:
         if name == "K":
-            if re.match(r"[A-G](?![a-z]{3,} *$)|none", value) and not re.match(r"(treble|bass|alto|tenor)", value):
+            if re.match("[A-G]|none", value):
                 self.set_key(value)
-            self.set_clef(value) if re.search("treble|bass|alto|tenor|perc|tab", value) else None
+            self.set_clef(value)
         elif name == "L":
             self.unit = value if isinstance(value, Fraction) else Fraction(value) * 4
         elif name == "M":
@@ -228,7 +241,7 @@ class _Voice:
         if name in self.open and not accidental and self.open[name][0] + self.open[name][1] == self.now:
             pitch = self.open[name][2]  # a tie carries an accidental over a barline
         else:
-            pitch = float(60 + STEPS[letter.upper()] + 12 * octave + alter + self.shift)
+            pitch = float(60 + STEPS[letter.upper()] + 12 * octave + alter + self.octaves + self.transposed)
         if self.chord is None:
             self.add([(name, pitch, length, token["tie"])])
         else:
