@@ -4,15 +4,17 @@
     python benchmarks/roundtrip.py --markdown benchmarks/roundtrip.md     and write those that do not come back
     python benchmarks/roundtrip.py --limit 50
 Compared are, part by part, the sounding pitches, their onsets and their durations with ties merged, and the pitches
-of the grace notes. A tie of which only one end is marked may or may not bind, if only it does so in all of a
-part. A score that differs is listed with its first difference and where that comes from:
-    half tie      a tie that the score does not end: in ABC it binds the next note of that name, whatever its pitch
-    hidden notes  the part has notes that are to sound and not to be shown: abctoolkit's converters leave them out
-    short note    a note shorter than a 64th: abctoolkit's converters round it
-    converters    something else that abctoolkit's converters lose: it is lost without interleaving too
-    interleaving  something that interleaving loses
-    not converted the converters refuse it
-    not compared  music21 cannot read it, or it takes longer than --time_limit
+of the grace notes, as music21 reads both scores. Onsets count from the first note, for interleaving drops the bars
+before it. Hidden notes are left out on both sides: in ABC they are rests. A tie of which only one end is marked may
+or may not bind, if only it does so in all of a part.
+A score that differs is listed with its first difference and the side that loses it, which readers of MusicXML and of
+ABC that are no part of the converters tell (examples/score_readers.py):
+    MusicXML to ABC   the ABC does not hold the notes that the score does
+    half tie          the ABC holds them; the score marks only one end of a tie, which ABC binds and music21 does not
+    ABC to MusicXML   the ABC holds them; it is read otherwise when it goes back to MusicXML, or music21 reads it so
+    interleaving      the standard ABC holds them, the interleaved ABC does not
+    not converted     the converters refuse it
+    not compared      music21 cannot read it, or it takes longer than --time_limit
 """
 
 import argparse
@@ -31,18 +33,19 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "code"), str(ROOT / "examples")]
+from clamp3.errors import ignore  # noqa: E402
 from clamp3.formats.abc import interleave  # noqa: E402
 from clamp3.formats.musicxml import abc_to_musicxml, musicxml_to_abc  # noqa: E402
-from clamp3.formats.mxl import extracted  # noqa: E402
+from clamp3.formats.mxl import extracted, in_its_own_encoding  # noqa: E402
 from clamp3.io.folders import Job, Outcome  # noqa: E402
 from clamp3.io.workers import cores, in_processes  # noqa: E402
 from corpus import corpus_folder  # noqa: E402
+from score_readers import abc_notes, musicxml_notes  # noqa: E402
 
 EXTENSIONS = (".mxl", ".xml", ".musicxml")
-SAME, HALF_TIE, HIDDEN, SHORT, CONVERTERS = "same", "half tie", "hidden notes", "short note", "converters"
-NOT_COMPARED = "not compared"
+SAME, HALF_TIE, INTERLEAVING, TO_ABC = "same", "half tie", "interleaving", "MusicXML to ABC"
+FROM_ABC, NOT_COMPARED = "ABC to MusicXML", "not compared"
 COMMAND = "python benchmarks/roundtrip.py --markdown benchmarks/roundtrip.md"
-SHORTEST = Fraction(1, 16)  # of a quarter: abctoolkit's converters round what is shorter than a 64th note
 TOLERANCE = Fraction(1, 100)  # of a quarter: less than what tells any two durations of written notes apart
 ROUNDING = 1 / 16  # of a quarter: what times may be off by after many durations that were rounded
 
@@ -96,14 +99,15 @@ def summary(results: dict[str, tuple[str, str]]) -> list[str]:
         "",
         f"MusicXML to interleaved ABC and back, by `{COMMAND}`.",
         f"Of the scores of music21's corpus, {share} keep every pitch and duration, at its onset.",
-        f"The others, by kinds which the script explains: {others}. {date.today()}, music21 {version('music21')}.",
+        f"The others, by the side that loses them, as the script explains: {others or 'none'}. {date.today()}, "
+        f"music21 {version('music21')}.",
     ]
 
 
 def table(results: dict[str, tuple[str, str]]) -> list[str]:
     """Markdown: the scores that do not come back, each with its first difference."""
     rows = sorted((kind, name, difference) for name, (kind, difference) in results.items() if kind != SAME)
-    return ["", "| score | kind | first difference |", "|---|---|---|"] + [
+    return ["", "| score | side that loses it | first difference |", "|---|---|---|"] + [
         f"| {name} | {kind} | {difference} |" for kind, name, difference in rows
     ]
 
@@ -125,15 +129,33 @@ def compare(path: Path) -> tuple[str, str]:
     warnings.simplefilter("ignore")
     before = parts_of(path.read_bytes())
     try:
-        standard = musicxml_to_abc(path)
-        after = parts_of(abc_to_musicxml(interleave(standard)).encode())
+        standard = musicxml_to_abc(path, ignore)
+        interleaved = interleave(standard, ignore)
+        after = parts_of(abc_to_musicxml(interleaved, ignore).encode())
     except ValueError as error:
         return "not converted", str(error)
-    result, difference = first_difference(before, after)
-    if result == CONVERTERS:
-        without = first_difference(before, parts_of(abc_to_musicxml(standard).encode()))
-        result = CONVERTERS if without[1] == difference else "interleaving"
-    return result, difference
+    half_tie, difference = first_difference(before, after)
+    if not difference:
+        return SAME, ""
+    source = musicxml_notes(in_its_own_encoding(extracted(path.read_bytes()), ignore))
+    if not alike_from_the_first(source, abc_notes(standard)):
+        return TO_ABC, difference
+    if not alike_from_the_first(source, abc_notes(interleaved)):
+        return INTERLEAVING, difference
+    return HALF_TIE if half_tie else FROM_ABC, difference
+
+
+def alike_from_the_first(notes: list[tuple], others: list[tuple]) -> bool:
+    """Whether (onset, duration, pitch) are alike, with onsets from the first note."""
+
+    def grouped(found: list[tuple]) -> dict[float, list[tuple]]:
+        by_pitch: dict[float, list[tuple]] = {}
+        for onset, duration, pitch in found:
+            by_pitch.setdefault(pitch, []).append((pitch, duration, onset - found[0][0]))
+        return by_pitch
+
+    mine, theirs = grouped(notes), grouped(others)
+    return mine.keys() == theirs.keys() and all(alike(mine[pitch], theirs[pitch]) for pitch in mine)
 
 
 @dataclass
@@ -144,7 +166,6 @@ class Part:
     by_half_ties: list[tuple[int, Fraction, Fraction]]  # those too of which only the first says that it is tied
     unended: set[int]  # which of `notes` begin a tie that none ends
     grace: list[int]  # pitches
-    hidden: bool  # whether some notes are not to be shown
 
 
 def parts_of(data: bytes) -> list[Part]:
@@ -156,11 +177,10 @@ def parts_of(data: bytes) -> list[Part]:
     score.toSoundingPitch(inPlace=True)  # a copy would take as long as all the rest
     parts = []
     for part in score.parts:
-        notes, grace, hidden = [], [], False
+        notes, grace = [], []
         for element in (elements := part.recurse().notes):
-            if "Harmony" in element.classes:  # a chord's name
+            if "Harmony" in element.classes or element.style.hideObjectOnPrint:  # a chord's name, a hidden note
                 continue
-            hidden |= element.style.hideObjectOnPrint
             start = elements.currentHierarchyOffset()
             for note in getattr(element, "notes", [element]):
                 pitch = note.pitch.midi if hasattr(note, "pitch") else note.displayPitch().midi
@@ -171,7 +191,11 @@ def parts_of(data: bytes) -> list[Part]:
         if notes or grace:
             notes.sort(key=lambda note: note[:2])
             bound, unended = merged(notes, by_half_ties=False)
-            parts.append(Part(bound, merged(notes, True)[0], unended, [pitch for _, pitch in sorted(grace)], hidden))
+            parts.append(Part(bound, merged(notes, True)[0], unended, [pitch for _, pitch in sorted(grace)]))
+    first = min((note[2] for part in parts for note in part.notes), default=0)
+    for part in parts:
+        for notes in (part.notes, part.by_half_ties):
+            notes[:] = [(pitch, duration, start - first) for pitch, duration, start in notes]
     return parts
 
 
@@ -193,17 +217,17 @@ def merged(notes: list[tuple], by_half_ties: bool) -> tuple[list[tuple[int, Frac
     return [tuple(note) for note in result], unended
 
 
-def first_difference(before: list[Part], after: list[Part]) -> tuple[str, str]:
-    """What kind of difference is the first, and which."""
+def first_difference(before: list[Part], after: list[Part]) -> tuple[bool, str]:
+    """Whether the first difference is at a tie that nothing ends, and which it is; "" where there is none."""
     if len(before) != len(after):
-        return CONVERTERS, f"{len(before)} parts have become {len(after)}"
+        return False, f"{len(before)} parts have become {len(after)}"
     for number, (one, other) in enumerate(zip(before, after, strict=True), 1):
         if not (alike(one.notes, other.notes) or alike(one.by_half_ties, other.by_half_ties)):
             index, difference = differing("note", one.notes, other.notes)
-            return kind_of(one, other, index), f"part {number}, {difference}"
+            return index in one.unended, f"part {number}, {difference}"
         if not alike(one.grace, other.grace):
-            return CONVERTERS, f"part {number}, {differing('grace note', one.grace, other.grace)[1]}"
-    return SAME, ""
+            return False, f"part {number}, {differing('grace note', one.grace, other.grace)[1]}"
+    return False, ""
 
 
 def alike(notes: list, others: list) -> bool:
@@ -214,16 +238,6 @@ def alike(notes: list, others: list) -> bool:
         and (note[0] == other[0] and abs(note[1] - other[1]) < TOLERANCE and abs(note[2] - other[2]) < ROUNDING)
         for note, other in zip(notes, others, strict=True)
     )
-
-
-def kind_of(before: Part, after: Part, index: int) -> str:
-    """Where a difference at note `index` comes from."""
-    if index in before.unended:
-        return HALF_TIE
-    if before.hidden:
-        return HIDDEN
-    durations = [part.notes[index][1] for part in (before, after) if index < len(part.notes)]
-    return SHORT if min(durations) < SHORTEST else CONVERTERS
 
 
 def differing(kind: str, notes: list, others: list) -> tuple[int, str]:

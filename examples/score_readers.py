@@ -26,6 +26,7 @@ MODES = {
     "loc": -5,
 }
 TUPLETS = {2: 3, 3: 2, 4: 3, 6: 2, 8: 3}
+ACCIDENTAL = r"((?:\^\^?|__?|=)(?:\d*/\d*)?)"
 TOKEN = re.compile(
     r"""\[(?P<field>[A-Za-z]):(?P<value>[^\]]*)\]
     | (?P<skip>"(?:\\.|[^"])*" | ![^!\s]*!)
@@ -156,6 +157,12 @@ def _length(text: str) -> Fraction:
     return Fraction(int(number or 1), int(divisor.strip("/") or halves) if slash else 1)
 
 
+def _alter(accidental: str) -> float:
+    """The semitones of an accidental such as `^`, `__` or `^3/2`."""
+    fraction = accidental.lstrip("^_=")
+    return {"^": 1, "_": -1, "=": 0}[accidental[0]] * (_length(fraction) if fraction else len(accidental))
+
+
 class _Voice:
     """A voice of a tune, read token by token."""
 
@@ -201,6 +208,9 @@ class _Voice:
         for token in TOKEN.finditer(music):
             if token["field"]:
                 self.field(token["field"], token["value"].strip())
+            elif token["grace"]:
+                for accidental, letter, octave in re.findall(ACCIDENTAL + "([A-Ga-g])([,']*)", token["grace"]):
+                    self.accidentals[letter + octave] = _alter(accidental)
             elif token["tuplet"]:
                 count = int(token["tuplet"])
                 compound = bool(re.match(r"(6|9|12)/", self.metre))
@@ -233,9 +243,7 @@ class _Voice:
         name = letter + token["octave"]
         accidental = token["accidental"]
         if accidental:
-            fraction = accidental.lstrip("^_=")
-            size = _length(fraction) if fraction else len(accidental)
-            self.accidentals[name] = {"^": 1, "_": -1, "=": 0}[accidental[0]] * size
+            self.accidentals[name] = _alter(accidental)
         octave = letter.islower() + token["octave"].count("'") - token["octave"].count(",")
         alter = self.accidentals.get(name, self.signature.get(letter.upper(), 0))
         if name in self.open and not accidental and self.open[name][0] + self.open[name][1] == self.now:

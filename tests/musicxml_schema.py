@@ -103,7 +103,8 @@ listening: sync[type=tempo] other-listening[type=a]=b offset=1
 barline: bar-style=dashed footnote level wavy-line[type=start] segno coda fermata ending[number=1,type=start]
 barline: ending[number=1,type=discontinue] repeat[direction=forward] repeat[direction=backward,times=3]
 grouping: feature[type=a]
-note: cue instrument[id=I9] footnote level type=quarter dot accidental=natural accidental=quarter-flat time-modification
+note: cue instrument[id=I9] footnote level type=quarter dot accidental=natural accidental=quarter-flat
+note: time-modification
 note: stem=up stem=none notehead=x notehead=none notehead-text staff=1 beam[number=1]=begin notations lyric[number=1]
 note: lyric[number=chorus] play listen
 time-modification: actual-notes=3 normal-notes=2 normal-type=eighth normal-dot

@@ -6,10 +6,18 @@ Only elements that stop the converter, or mislead it, are touched: a score that 
 import re
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass
 from fractions import Fraction
 from xml.etree.ElementTree import Element, SubElement
 
-from clamp3.formats.musicxml_time import is_whole, measure_end, measure_length, number, unify_divisions
+from clamp3.formats.musicxml_time import (
+    is_whole,
+    measure_end,
+    measure_length,
+    number,
+    scale_durations,
+    unify_divisions,
+)
 from clamp3.formats.musicxml_voices import MAX_VOICES, separate_voices
 
 ACCIDENTALS = {
@@ -51,9 +59,10 @@ def clean(root: Element) -> set[str]:
         _match_spans(part, changed)
         _show_heads(part)
         separate_voices(part)
+    _fill_measures(root)
+    for part in root.iterfind("part"):
         _cut_ties(part, changed)
     _clean_values(root, changed)
-    _fill_measures(root)
     return changed
 
 
@@ -175,15 +184,27 @@ def _give_transpositions_clefs(part: Element) -> None:
 # ---------- time ----------
 
 
+@dataclass
+class Short:
+    """A measure that may have to be filled up."""
+
+    part: Element
+    index: int
+    measure: Element
+    divisions: Fraction
+    metre: Fraction  # quarters
+    is_kept: bool  # empty between measures that are not: interleaving gives it a rest
+
+
 def _fill_measures(root: Element) -> None:
     """Have each measure last as long as in the other parts, an empty one at least as its metre: else music moves up.
 
     Only what a part ends with may be short.
     """
-    parts = [part.findall("measure") for part in root.iterfind("part")]
     longest: dict[int, Fraction] = {}  # quarters of the measures, by their indices
-    short: list[tuple[int, Element, Fraction, Fraction, bool]] = []  # index, measure, divisions, its metre, if kept
-    for measures in parts:
+    found: list[Short] = []
+    for part in root.iterfind("part"):
+        measures = part.findall("measure")
         divisions, metre = Fraction(1), Fraction(4)
         for index, measure in enumerate(measures):
             for attributes in measure.iterfind("attributes"):
@@ -193,22 +214,30 @@ def _fill_measures(root: Element) -> None:
             length = measure_length(measure) / divisions
             longest[index] = max(longest.get(index, Fraction(0)), length)
             around = [measures[at] for at in (index - 1, index + 1) if 0 <= at < len(measures)]
-            alone = (
-                not length and len(around) == 2 and all(map(measure_length, around))
-            )  # interleaving fills such a one
+            is_kept = not length and len(around) == 2 and all(map(measure_length, around))
             if not length or index < len(measures) - 1:
-                short.append((index, measure, divisions, metre, alone))
-    for index, measure, divisions, metre, alone in short:
-        quarters = longest[index] or metre
-        if not (alone and quarters == metre):
-            _fill(measure, quarters * divisions, divisions / 16)
+                found.append(Short(part, index, measure, divisions, metre, is_kept))
+    scaled: dict[Element, int] = {}
+    for short in found:
+        quarters = longest[short.index] or short.metre
+        if not (short.is_kept and quarters == short.metre):
+            _fill(short, quarters, scaled)
 
 
-def _fill(measure: Element, length: Fraction, least: Fraction) -> None:
-    """Let a measure last for `length` divisions, if more than `least` is missing."""
-    end, longest = measure_end(measure)
-    if length - longest > least and length.denominator == 1 and 0 < length - end < 10**9:
-        SubElement(SubElement(measure, "forward"), "duration").text = str(length - end)
+def _fill(short: Short, quarters: Fraction, scaled: dict[Element, int]) -> None:
+    """Let a measure last so many quarters, if more than a 64th is missing; `scaled` parts have finer divisions now."""
+    divisions = short.divisions * scaled.get(short.part, 1)
+    end, longest = measure_end(short.measure)
+    if quarters * divisions - longest <= divisions / 16:
+        return
+    if (factor := (quarters * divisions).denominator) > 1:
+        if factor > 64:
+            return
+        scale_durations(short.part, factor)
+        scaled[short.part] = scaled.get(short.part, 1) * factor
+        divisions, end = divisions * factor, end * factor
+    if quarters * divisions - end < 10**9:
+        SubElement(SubElement(short.measure, "forward"), "duration").text = str(quarters * divisions - end)
 
 
 def _show_heads(part: Element) -> None:
@@ -278,18 +307,20 @@ def _cut_ties(part: Element, changed: set[str]) -> None:
 def _tie(note: Element, place: tuple, onset: Fraction, length: Fraction, waiting: dict, changed: set[str]) -> None:
     for earlier, end in waiting.pop(place, []):
         same = number(note.findtext("pitch/alter") or "0") == number(earlier.findtext("pitch/alter") or "0")
-        if not same and abs(end - onset) < Fraction(1, 16):
-            _untie(earlier, changed)
+        if abs(end - onset) >= Fraction(1, 16):  # what lies between ends the tie, and what it says about the pitch
+            _remove_ties(note, "stop")
+        elif not same:
+            _remove_ties(earlier, "start")
+            changed.add("ties to a note of another pitch")
     if place[1] and any(tie.get("type") == "start" for tie in note.findall("tie") + note.findall("notations/tied")):
         waiting.setdefault(place, []).append((note, onset + length))
 
 
-def _untie(note: Element, changed: set[str]) -> None:
+def _remove_ties(note: Element, kind: str) -> None:
     for parent in (note, *note.findall("notations")):
         for tie in parent.findall("tie") + parent.findall("tied"):
-            if tie.get("type") == "start":
+            if tie.get("type") == kind:
                 parent.remove(tie)
-    changed.add("ties to a note of another pitch")
 
 
 # ---------- values ----------

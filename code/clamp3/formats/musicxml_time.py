@@ -141,6 +141,14 @@ def _implied_divisions(part: Element) -> Fraction:
     return first if first and first > 0 else Fraction(1)
 
 
+def scale_durations(part: Element, factor: int) -> None:
+    """Say all durations of `part` in divisions that are `factor` times as fine."""
+    for tag in ("measure/attributes/divisions", "measure/*/duration"):
+        for element in part.iterfind(tag):
+            if (value := number(element.text)) is not None:
+                element.text = str(value * factor)
+
+
 def measure_end(measure: Element) -> tuple[Fraction, Fraction]:
     """The divisions at the end of a measure's last element, and those that its notes, rests and skips last."""
     time = longest = Fraction(0)
