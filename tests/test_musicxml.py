@@ -18,6 +18,7 @@ from clamp3.formats.mxl import extracted
 from conftest import ROOT, run
 from corpus import corpus_folder
 from golden_model import golden_json
+from score_readers import abc_notes
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # abctoolkit's, of its pyparsing
 CASES = golden_json("abc.json")
@@ -268,9 +269,13 @@ def test_a_tie_to_another_voice_keeps_the_pitch():
     assert [pitch for part in back for _, pitch, _ in part] == [66, 66]
 
 
-def test_quarter_tones_are_remarked_upon():
-    with pytest.warns(RepairWarning, match="quarter tones"):
-        musicxml_to_abc(SCORES / "microtone_alter.musicxml")
+def test_quarter_tones_are_kept():
+    source = (SCORES / "microtone_alter.musicxml").read_bytes()
+    abc = musicxml_to_abc(source)
+    assert [pitch for _, _, pitch in abc_notes(abc)] == [72.5, 73.5, 74.5, 77.5]
+    assert [pitch for _, pitch, _ in read_back(source)[0]] == [72.5, 73.5, 74.5, 77.5]
+    with pytest.warns(RepairWarning, match="rounded to quarter tones"):
+        musicxml_to_abc(source.replace(b"<alter>0.5", b"<alter>0.3"))
 
 
 @pytest.mark.parametrize("name", ["S.XML", "sub\\score.xml"])
