@@ -100,12 +100,12 @@ def separate_voices(part: Element) -> bool:
 
 
 def _slack(measure: Element, divisions: Fraction) -> Fraction:
-    """How far times may be off: what rounding to whole numbers of divisions makes of all notes, at least a 384th."""
+    """How far times may be off: what rounding to whole numbers of divisions makes of all notes, a 384th to a 256th."""
     rounded = 0
     for note in measure.iterfind("note"):
         written, duration = written_length(note), number(note.findtext("duration"))
         rounded += bool(written and duration) and 0 < abs(written * divisions - duration) < 1  # type: ignore[operator]
-    return max(Fraction(rounded), divisions / 96)
+    return min(max(Fraction(rounded), divisions / 96), divisions / 64)
 
 
 def _read(measure: Element, divisions: Fraction, slack: Fraction) -> Measure:
