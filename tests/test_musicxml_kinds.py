@@ -528,6 +528,14 @@ KINDS: dict[str, bytes] = {
         notes("C4 D4") + attributes("<clef><sign>F</sign><line>4</line></clef>") + notes("E3 F3"),
         notes("C3 D3") + attributes(CLEF) + notes("C5 D5") + backup(96) + notes("C4 D4", 48, voice=2),
     ),
+    "42 octave clefs within a bar": one(
+        notes("C4 D4")
+        + attributes("<clef><sign>G</sign><line>2</line><clef-octave-change>-1</clef-octave-change></clef>")
+        + notes("E3 F3")
+        + backup(96)
+        + notes("C4 D4", 48, voice=2),
+        notes("C3 D3") + attributes(CLEF) + notes("C5 D5") + backup(96) + notes("C4 D4", 48, voice=2),
+    ),
     "42 voices with names": one(notes("C5 D5 E5 F5", voice="upper") + backup(96) + notes("C4 D4", 48, voice="lower")),
     "42 voices that overlap": one(
         note("C5", 48) + backup(24) + note("E5", 48) + note("D5"), UP + backup(96) + note("C4", 96), DOWN

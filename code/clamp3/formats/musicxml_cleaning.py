@@ -48,6 +48,7 @@ def clean(root: Element) -> set[str]:
         unify_divisions(part, changed)
         _clean_staves(part, changed)
         _give_transpositions_clefs(part)
+        _move_octave_clefs(part)
         _match_spans(part, changed)
         _show_heads(part)
         separate_voices(part)
@@ -171,6 +172,24 @@ def _give_transpositions_clefs(part: Element) -> None:
             if here is None and stated is not None and not index and attributes.find("clef") is not None:
                 attributes.append(deepcopy(stated))
             stated = here if here is not None else stated
+
+
+def _move_octave_clefs(part: Element) -> None:
+    """Have clefs that shift by octaves begin with their measure: xml2abc shifts all notes that are written after them,
+    those of other voices at earlier times too."""
+    shifted: dict[str, bool] = {}
+    for measure in part.iterfind("measure"):
+        begun = False
+        for child in list(measure):
+            begun |= child.tag in ("note", "forward")
+            for clef in child.findall("clef") if child.tag == "attributes" else []:
+                staff, shifts = clef.get("number", "1"), (clef.findtext("clef-octave-change") or "0").strip() != "0"
+                if begun and (shifts or shifted.get(staff)):
+                    child.remove(clef)
+                    attributes = Element("attributes")
+                    attributes.append(clef)
+                    measure.insert(0, attributes)
+                shifted[staff] = shifts
 
 
 # ---------- time ----------
