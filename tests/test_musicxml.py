@@ -18,7 +18,7 @@ from clamp3.formats.mxl import extracted
 from conftest import ROOT, run
 from corpus import corpus_folder
 from golden_model import golden_json
-from score_readers import abc_notes
+from score_readers import abc_notes, musicxml_notes
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # abctoolkit's, of its pyparsing
 CASES = golden_json("abc.json")
@@ -436,3 +436,19 @@ def test_alter_decides_where_the_accidental_says_otherwise_and_the_accidental_wh
         altered = f"<alter>{alter}</alter>" if alter else ""
         source = quarter("G", f"<accidental>{accidental}</accidental>").replace("<octave>", f"{altered}<octave>")
         assert read_back(measures(source + quarter("E") * 3))[0][0] == (0, pitch, 1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "_e2- _e2 e2 e2|e8|",  # an accidental that a tie repeats holds up to the barline
+        "c/16 d/16 e/32 f3/32 g29/4|c8|",  # shorter than a 64th
+        "^/c2 _/d2 ^3/2F2 c2|c8|",  # microtones
+        "[^/ce]2 [ce]2 z4|",
+        '"^50%"c2 "^a \\"b\\" c"d2 e4|c8|',  # text that is no comment and no end of text
+        "(9:4:3cde (3:2:2ed f2 g2 z2/3|c8|",
+    ],
+)
+def test_abc_goes_to_musicxml_note_for_note(body):
+    abc = tune(body)
+    assert musicxml_notes(abc_to_musicxml(abc).encode()) == abc_notes(abc)

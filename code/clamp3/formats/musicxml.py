@@ -332,6 +332,9 @@ class _Builder(abc2xml.MusicXml):  # type: ignore[name-defined]
         tied = self.ties.get((note, octave))
         if accidental and tied and self.alterTab[accidental] != tied[0]:
             del self.ties[note, octave]
+        if accidental and tied and not self.percVoice:  # abc2xml forgets it where a tie says the same
+            number_of_octave = (4 if note.isupper() else 5) + int(octave) + self.gtrans
+            self.msreAlts[note.upper(), number_of_octave] = self.alterTab[accidental]
         return super().mkPitch(accidental, note, octave, level)
 
 

@@ -6,18 +6,10 @@ Only elements that stop the converter, or mislead it, are touched: a score that 
 import re
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
 from fractions import Fraction
 from xml.etree.ElementTree import Element, SubElement
 
-from clamp3.formats.musicxml_time import (
-    is_whole,
-    measure_end,
-    measure_length,
-    number,
-    scale_durations,
-    unify_divisions,
-)
+from clamp3.formats.musicxml_time import is_whole, measure_length, number, unify_divisions
 from clamp3.formats.musicxml_voices import MAX_VOICES, separate_voices
 
 ACCIDENTALS = {
@@ -56,10 +48,11 @@ def clean(root: Element) -> set[str]:
         unify_divisions(part, changed)
         _clean_staves(part, changed)
         _give_transpositions_clefs(part)
+        _move_octave_clefs(part)
         _match_spans(part, changed)
         _show_heads(part)
         separate_voices(part)
-    _fill_measures(root)
+    _fill_empty_measures(root)
     for part in root.iterfind("part"):
         _cut_ties(part, changed)
     _clean_values(root, changed)
@@ -181,30 +174,33 @@ def _give_transpositions_clefs(part: Element) -> None:
             stated = here if here is not None else stated
 
 
+def _move_octave_clefs(part: Element) -> None:
+    """Have clefs that shift by octaves begin with their measure: xml2abc shifts all notes that are written after them,
+    those of other voices at earlier times too."""
+    shifted: dict[str, bool] = {}
+    for measure in part.iterfind("measure"):
+        begun = False
+        for child in list(measure):
+            begun |= child.tag in ("note", "forward")
+            for clef in child.findall("clef") if child.tag == "attributes" else []:
+                staff, shifts = clef.get("number", "1"), (clef.findtext("clef-octave-change") or "0").strip() != "0"
+                if begun and (shifts or shifted.get(staff)):
+                    child.remove(clef)
+                    attributes = Element("attributes")
+                    attributes.append(clef)
+                    measure.insert(0, attributes)
+                shifted[staff] = shifts
+
+
 # ---------- time ----------
 
 
-@dataclass
-class Short:
-    """A measure that may have to be filled up."""
-
-    part: Element
-    index: int
-    measure: Element
-    divisions: Fraction
-    metre: Fraction  # quarters
-    is_kept: bool  # empty between measures that are not: interleaving gives it a rest
-
-
-def _fill_measures(root: Element) -> None:
-    """Have each measure last as long as in the other parts, an empty one at least as its metre: else music moves up.
-
-    Only what a part ends with may be short.
-    """
+def _fill_empty_measures(root: Element) -> None:
+    """Have a measure of no length last as long as in the other parts, or as its metre: else later notes move up."""
+    parts = [part.findall("measure") for part in root.iterfind("part")]
     longest: dict[int, Fraction] = {}  # quarters of the measures, by their indices
-    found: list[Short] = []
-    for part in root.iterfind("part"):
-        measures = part.findall("measure")
+    empty: list[tuple[int, Element, Fraction, Fraction, bool]] = []  # index, measure, divisions, its metre, if alone
+    for measures in parts:
         divisions, metre = Fraction(1), Fraction(4)
         for index, measure in enumerate(measures):
             for attributes in measure.iterfind("attributes"):
@@ -213,31 +209,15 @@ def _fill_measures(root: Element) -> None:
                 metre = 4 * beats / unit if beats and unit else metre
             length = measure_length(measure) / divisions
             longest[index] = max(longest.get(index, Fraction(0)), length)
-            around = [measures[at] for at in (index - 1, index + 1) if 0 <= at < len(measures)]
-            is_kept = not length and len(around) == 2 and all(map(measure_length, around))
-            if not length or index < len(measures) - 1:
-                found.append(Short(part, index, measure, divisions, metre, is_kept))
-    scaled: dict[Element, int] = {}
-    for short in found:
-        quarters = longest[short.index] or short.metre
-        if not (short.is_kept and quarters == short.metre):
-            _fill(short, quarters, scaled)
-
-
-def _fill(short: Short, quarters: Fraction, scaled: dict[Element, int]) -> None:
-    """Let a measure last so many quarters, if more than a 64th is missing; `scaled` parts have finer divisions now."""
-    divisions = short.divisions * scaled.get(short.part, 1)
-    end, longest = measure_end(short.measure)
-    if quarters * divisions - longest <= divisions / 16:
-        return
-    if (factor := (quarters * divisions).denominator) > 1:
-        if factor > 64:
-            return
-        scale_durations(short.part, factor)
-        scaled[short.part] = scaled.get(short.part, 1) * factor
-        divisions, end = divisions * factor, end * factor
-    if quarters * divisions - end < 10**9:
-        SubElement(SubElement(short.measure, "forward"), "duration").text = str(quarters * divisions - end)
+            if not length:
+                around = [measures[at] for at in (index - 1, index + 1) if 0 <= at < len(measures)]
+                alone = len(around) == 2 and all(map(measure_length, around))  # interleaving fills such a one
+                empty.append((index, measure, divisions, metre, alone))
+    for index, measure, divisions, metre, alone in empty:
+        quarters = longest[index] or metre
+        duration = quarters * divisions
+        if not (alone and quarters == metre) and duration.denominator == 1 and 0 < duration < 10**9:
+            SubElement(SubElement(measure, "forward"), "duration").text = str(duration)
 
 
 def _show_heads(part: Element) -> None:

@@ -141,25 +141,12 @@ def _implied_divisions(part: Element) -> Fraction:
     return first if first and first > 0 else Fraction(1)
 
 
-def scale_durations(part: Element, factor: int) -> None:
-    """Say all durations of `part` in divisions that are `factor` times as fine."""
-    for tag in ("measure/attributes/divisions", "measure/*/duration"):
-        for element in part.iterfind(tag):
-            if (value := number(element.text)) is not None:
-                element.text = str(value * factor)
-
-
-def measure_end(measure: Element) -> tuple[Fraction, Fraction]:
-    """The divisions at the end of a measure's last element, and those that its notes, rests and skips last."""
+def measure_length(measure: Element) -> Fraction:
+    """The divisions that the notes, rests and skips of a measure last."""
     time = longest = Fraction(0)
     for child in measure:
         if child.tag in ("note", "forward", "backup") and child.find("grace") is None and child.find("chord") is None:
             length = number(child.findtext("duration")) or Fraction(0)
             time = max(Fraction(0), time - length if child.tag == "backup" else time + length)
             longest = max(longest, time)
-    return time, longest
-
-
-def measure_length(measure: Element) -> Fraction:
-    """The divisions that the notes, rests and skips of a measure last."""
-    return measure_end(measure)[1]
+    return longest
