@@ -1,19 +1,21 @@
 """Features of raw files, kept in the user's cache by content, weights and what else they depend on.
 
-A renamed file is not embedded again; a changed one is. One SQLite file serves all commands and processes; whatever
-goes wrong with it costs time, but never stops a run.
+A renamed file is not embedded again; a changed one is. One SQLite file serves all commands, processes and threads.
+Nothing that happens to it stops a run or changes a feature: each row has a checksum, and whatever is odd is a miss.
 """
 
 import contextlib
-import functools
 import hashlib
 import json
+import logging
+import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,17 +23,26 @@ from clamp3.distributed import own_cores
 from clamp3.features.embedder import Embedder
 from clamp3.features.reading import Item, is_sound
 from clamp3.formats.registry import format_of
+from clamp3.inputs.tokenizer import tokenizer_identity
 from clamp3.io.files import content_hash, user_cache
+from clamp3.modalities import TEXT
 
+LOG = logging.getLogger("clamp3")
 CACHE_FILE = "features.sqlite"
-DATABASE_TIMEOUT = 60  # seconds to wait for another process's transaction
+LOCK_TIMEOUT = 10  # seconds to wait for another process's transaction, all of which are short
+RETRY_AFTER = 60  # seconds without a cache once it could not be used
 BATCH = 500  # keys in one query; features in one transaction
-SCHEMA = """
-    CREATE TABLE IF NOT EXISTS features (
-        key BLOB PRIMARY KEY, feature BLOB NOT NULL, repairs TEXT NOT NULL, used REAL NOT NULL
-    );
-    CREATE INDEX IF NOT EXISTS by_use ON features (used);
-"""
+APPLICATION_ID = 0x434C4133  # "CLA3": in the header of the database, it tells whose it is
+SCHEMA = {
+    "features": "CREATE TABLE features (key BLOB PRIMARY KEY, width INTEGER NOT NULL, feature BLOB NOT NULL,"
+    " repairs BLOB NOT NULL, checksum BLOB NOT NULL, used REAL NOT NULL)",
+    "by_use": "CREATE INDEX by_use ON features (used)",
+}
+FORMER_COLUMNS = ["key", "feature", "repairs", "used"]  # of earlier versions, whose rows have no checksums
+# What using a database can raise; UnicodeError, where damage gets into SQLite's own messages.
+FAILURES = (sqlite3.Error, OSError, MemoryError, UnicodeError)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,62 +53,48 @@ class CachedFeature:
     repairs: list[str]
 
 
-def harmless(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a method of the cache return None where its file cannot be used; a damaged file is removed."""
+class ForeignDatabaseError(Exception):
+    """The file in the cache's place is another application's."""
 
-    @functools.wraps(method)
-    def wrapped(cache: "FeatureCache", *arguments: Any) -> Any:
-        try:
-            return method(cache, *arguments)
-        except (sqlite3.OperationalError, OSError):  # locked for long, a full disk, no permission
-            return None
-        except sqlite3.DatabaseError:
-            with contextlib.suppress(OSError):
-                cache.path.unlink()
-            return None
 
-    return wrapped
+class DamagedDatabaseError(Exception):
+    """The cache's database lacks what the cache has put into it."""
 
 
 class FeatureCache:
-    """Features by key in the user's cache, about `limit` MB of them: beyond that the least recently used ones go."""
+    """Features by key in the user's cache, about `limit` MB of them: beyond that the least recently used ones go.
+
+    Where its file cannot be used (locked, read-only, a full disk, another application's), there is a remark in the
+    log, and nothing is found or kept. A damaged file is renamed to `...damaged`, and the cache starts empty.
+    """
 
     def __init__(self, limit: int):
         self.path, self.limit = user_cache() / CACHE_FILE, limit
+        self._resting_until = 0.0  # on the clock of time.monotonic
+        self._has_told = False
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(sqlite3.connect(self.path, timeout=DATABASE_TIMEOUT)) as database:
-            database.executescript(SCHEMA)
-            with database:
-                yield database
-
-    @harmless
     def get(self, keys: Sequence[bytes]) -> dict[bytes, CachedFeature]:
         """What is kept under `keys`."""
-        found: dict[bytes, CachedFeature] = {}
-        with self._transaction() as database:
-            for start in range(0, len(keys), BATCH):
-                batch = keys[start : start + BATCH]
-                chosen = f"WHERE key IN ({','.join('?' * len(batch))})"
-                rows = database.execute(f"SELECT key, feature, repairs FROM features {chosen}", batch)
-                found |= {
-                    key: CachedFeature(np.frombuffer(data, "<f4"), json.loads(repairs)) for key, data, repairs in rows
-                }
-                database.execute(f"UPDATE features SET used = ? {chosen}", (time.time(), *batch))
-        return found
 
-    @harmless
+        def read(database: sqlite3.Connection) -> dict[bytes, CachedFeature]:
+            found: dict[bytes, CachedFeature] = {}
+            for batch in _batches(keys):
+                columns = "key, width, feature, repairs, checksum"
+                rows = database.execute(f"SELECT {columns} FROM features WHERE {_chosen(batch)}", batch)
+                found |= {row[0]: cached for row in rows if (cached := _checked(*row))}
+            with contextlib.suppress(sqlite3.OperationalError):  # it may be read-only, and this is no great loss
+                for batch in _batches(list(found)):
+                    database.execute(f"UPDATE features SET used = ? WHERE {_chosen(batch)}", (time.time(), *batch))
+            return found
+
+        return self._attempt(read) or {}
+
     def put(self, features: dict[bytes, CachedFeature]) -> None:
         """Keep features by their keys."""
-        now = time.time()
-        rows = [
-            (key, cached.feature.astype("<f4").tobytes(), json.dumps(cached.repairs), now)
-            for key, cached in features.items()
-        ]
-        with self._transaction() as database:
-            database.executemany("INSERT OR REPLACE INTO features VALUES (?, ?, ?, ?)", rows)
+        rows = [_row(key, cached) for key, cached in features.items()]
+
+        def write(database: sqlite3.Connection) -> None:
+            database.executemany("INSERT OR REPLACE INTO features VALUES (?, ?, ?, ?, ?, ?)", rows)
             pages, free, size = (
                 database.execute(f"PRAGMA {name}").fetchone()[0]
                 for name in ("page_count", "freelist_count", "page_size")
@@ -105,6 +102,136 @@ class FeatureCache:
             if (pages - free) * size > self.limit * 1e6:  # the file keeps its size, and its pages are reused
                 least = "SELECT key FROM features ORDER BY used LIMIT (SELECT COUNT(*) / 5 FROM features)"
                 database.execute(f"DELETE FROM features WHERE key IN ({least})")
+
+        self._attempt(write)
+
+    def _attempt(self, use: Callable[[sqlite3.Connection], T]) -> T | None:
+        """What `use` returns of a transaction; None where the database cannot be used."""
+        if time.monotonic() < self._resting_until:
+            return None
+        for is_last in (False, True):
+            try:
+                return self._transaction(use)
+            except (*FAILURES, DamagedDatabaseError, ForeignDatabaseError) as error:
+                if is_last or not (_may_mean_damage(error) and self._set_aside_if_damaged()):
+                    self._tell(f"{self.path} cannot be used ({error}): features are not kept")
+                    self._resting_until = time.monotonic() + RETRY_AFTER
+                    return None
+        return None
+
+    def _transaction(self, use: Callable[[sqlite3.Connection], T]) -> T:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(sqlite3.connect(self.path, timeout=LOCK_TIMEOUT)) as database:
+            database.text_factory = bytes
+            database.execute("PRAGMA trusted_schema = OFF")
+            if _schema(database) != SCHEMA:
+                _create(database)
+            with database:
+                return use(database)
+
+    def _set_aside_if_damaged(self) -> bool:
+        """Rename the database if a second look confirms that it is damaged, which no moment's error does."""
+        try:
+            if not _is_damaged(self.path):
+                return False
+            aside = f"{self.path}.damaged"
+            for ending in ("-journal", "-wal", "-shm", ""):  # journals first: no new database must be undone by them
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(f"{self.path}{ending}", f"{aside}{ending}")
+        except OSError:
+            return False
+        self._tell(f"{self.path} was damaged: it is now called {Path(aside).name}, and the cache starts empty")
+        return True
+
+    def _tell(self, remark: str) -> None:
+        if not self._has_told:
+            LOG.warning("%s", remark)
+        self._has_told = True
+
+
+# ---------- rows ----------
+
+
+def _row(key: bytes, cached: CachedFeature) -> tuple[Any, ...]:
+    data, repairs = cached.feature.astype("<f4").tobytes(), json.dumps(cached.repairs).encode()
+    return key, cached.feature.size, data, repairs, _checksum(key, data, repairs), time.time()
+
+
+def _checked(key: Any, width: Any, data: Any, repairs: Any, checksum: Any) -> CachedFeature | None:
+    """What a row holds; None where anything about it is odd."""
+    if not all(isinstance(part, bytes) for part in (key, data, repairs)):
+        return None
+    if checksum != _checksum(key, data, repairs) or len(data) / 4 != width:
+        return None
+    feature = np.frombuffer(data, "<f4")
+    return CachedFeature(feature, json.loads(repairs)) if np.isfinite(feature).all() else None
+
+
+def _checksum(*parts: bytes) -> bytes:
+    lengths = np.array([len(part) for part in parts], "<u8").tobytes()
+    return hashlib.blake2b(b"".join((lengths, *parts)), digest_size=16).digest()
+
+
+def _batches(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    return (keys[start : start + BATCH] for start in range(0, len(keys), BATCH))
+
+
+def _chosen(batch: Sequence[bytes]) -> str:
+    return f"key IN ({','.join('?' * len(batch))})"
+
+
+# ---------- the database ----------
+
+
+def _schema(database: sqlite3.Connection) -> dict[str, str]:
+    """What is in the database, by name: the statements that made it."""
+    rows = database.execute("SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'")
+    return {str(name, "utf-8", "replace"): str(sql or b"", "utf-8", "replace") for name, sql in rows}
+
+
+def _create(database: sqlite3.Connection) -> None:
+    """Make the tables in a new database, or in place of an earlier version's, whose features are made again."""
+    database.execute("BEGIN IMMEDIATE")
+    with database:
+        found = _schema(database)
+        if found == SCHEMA:  # another process was faster
+            return
+        if found and _columns(database) == FORMER_COLUMNS and found.keys() == SCHEMA.keys():
+            database.execute("DROP TABLE features")
+        elif database.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,):
+            raise DamagedDatabaseError("its tables are damaged")
+        elif found:
+            raise ForeignDatabaseError("it is another application's")
+        database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        for statement in SCHEMA.values():
+            database.execute(statement)
+
+
+def _columns(database: sqlite3.Connection) -> list[str]:
+    return [str(row[1], "utf-8", "replace") for row in database.execute("PRAGMA table_info(features)")]
+
+
+def _may_mean_damage(error: Exception) -> bool:
+    """Whether an error can come from damage; locks, full disks and failing reads are OperationalErrors."""
+    means = isinstance(error, sqlite3.DatabaseError | DamagedDatabaseError | UnicodeError)
+    return means and not isinstance(error, sqlite3.OperationalError)
+
+
+def _is_damaged(path: Path) -> bool:
+    """Whether the file at `path` is a damaged database, or none; False where that cannot be told now."""
+    try:
+        address = f"{path.absolute().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=LOCK_TIMEOUT)) as database:
+            database.text_factory = bytes
+            sound = database.execute("PRAGMA integrity_check(1)").fetchone() == (b"ok",)
+            return not sound or _schema(database) != SCHEMA
+    except (sqlite3.OperationalError, MemoryError):
+        return False
+    except (sqlite3.DatabaseError, UnicodeError):
+        return True
+
+
+# ---------- files ----------
 
 
 def embed_files_once(
@@ -115,12 +242,13 @@ def embed_files_once(
     What the cache has is not read again; the rest is added to it. `hashes` are the files' `content_hash`es, where they
     are known. Raises UserError where weights that reading needs are missing.
     """
-    keys = _keys(embedder, paths, hashes) if cache else {}
-    found: dict[bytes, CachedFeature] = (cache.get(list(keys.values())) if cache and keys else None) or {}
+    kept = Kept(embedder, paths, hashes) if cache else None
+    found = cache.get(list(kept.keys.values())) if cache and kept and kept.keys else {}
     missing = []
     for index, path in enumerate(paths):
-        cached, known = found.get(keys.get(index, b"")), format_of(path)
-        if cached and known:
+        cached = found.get(kept.keys.get(index, b"")) if kept else None
+        known = format_of(path)
+        if cached and known and cached.feature.shape == (embedder.sizes.clamp3_hidden_size,):
             yield Item(index, known.modality, repairs=cached.repairs), cached.feature
         else:
             missing.append(index)
@@ -132,8 +260,8 @@ def embed_files_once(
     try:
         for item, feature in embedder.embed_items(embedder.read_raw(files, own_cores())):
             item.index = missing[item.index]
-            if item.index in keys and feature is not None and np.isfinite(feature).all():
-                fresh[keys[item.index]] = CachedFeature(feature, item.repairs)
+            if kept and feature is not None and np.isfinite(feature).all() and (key := kept.key_of(item.index)):
+                fresh[key] = CachedFeature(feature, item.repairs)
             if cache and len(fresh) >= BATCH:
                 cache.put(fresh)
                 fresh = {}
@@ -143,21 +271,50 @@ def embed_files_once(
             cache.put(fresh)
 
 
-def _keys(embedder: Embedder, paths: Sequence[Path], hashes: Sequence[str] | None) -> dict[int, bytes]:
-    """For each file that can be read, what its feature depends on: content, kind, weights and precision.
+class Kept:
+    """Under which keys the features of files are kept: what they depend on.
 
-    Empty where the weights are not known.
+    These are content, kind, weights and precision, the tokenizer of texts and the audio encoder of sound. Files have
+    no key where one of these is not known.
     """
-    if embedder.identity is None:
-        return {}
-    keys = {}
-    for index, path in enumerate(paths):
-        with contextlib.suppress(OSError):  # which will be named when it is tried
-            content = hashes[index] if hashes else content_hash(path)
-            parts = [content, path.suffix.lower(), embedder.identity, embedder.precision]
-            if is_sound(path):
-                if embedder.audio_encoder_identity is None:
-                    continue
-                parts.append(embedder.audio_encoder_identity)
-            keys[index] = hashlib.sha256(" ".join(parts).encode()).digest()
-    return keys
+
+    def __init__(self, embedder: Embedder, paths: Sequence[Path], hashes: Sequence[str] | None):
+        self.embedder, self.paths = embedder, paths
+        self.keys: dict[int, bytes] = {}
+        for index, path in enumerate(paths if embedder.identity else ()):
+            with contextlib.suppress(OSError):  # which will be named when it is tried
+                if (parts := self._parts(path)) is not None:
+                    self.keys[index] = _key(hashes[index] if hashes else content_hash(path), parts)
+
+    def key_of(self, index: int) -> bytes | None:
+        """The key under which the feature of a file that has been read may be kept.
+
+        None if it would be a wrong one by now, because the file or the audio encoder was replaced meanwhile.
+        """
+        path = self.paths[index]
+        if index not in self.keys:
+            return None
+        if is_sound(path) and self.embedder.audio_encoder.identity != self.embedder.audio_encoder_identity:
+            return None
+        with contextlib.suppress(OSError):
+            key = _key(content_hash(path), self._parts(path) or [])
+            return key if key == self.keys[index] else None
+        return None
+
+    @cached_property
+    def _tokenizer_identity(self) -> str:
+        weights = self.embedder.weights
+        return tokenizer_identity(self.embedder.sizes.text_model_name, weights.parent if weights else None)
+
+    def _parts(self, path: Path) -> list[str] | None:
+        embedder, known = self.embedder, format_of(path)
+        parts = [path.suffix.lower(), embedder.identity, embedder.precision]
+        if known and known.modality == TEXT.name:
+            parts.append(self._tokenizer_identity)
+        if is_sound(path):
+            parts.append(embedder.audio_encoder_identity)
+        return None if None in parts else [part for part in parts if part is not None]
+
+
+def _key(content: str, parts: Iterable[str]) -> bytes:
+    return hashlib.sha256(" ".join([content, *parts]).encode()).digest()

@@ -1,5 +1,6 @@
 """The text tower's tokenizer: XLM-R's comes with the library, others from a folder, the hub's cache or the hub."""
 
+import hashlib
 import lzma
 import threading
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clamp3.errors import UserError
+from clamp3.io.files import content_hash
 from clamp3.sizes import XLM_R_BASE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "config.json")  # what tokenizers of all kinds consist of
 SHIPPED = Path(__file__).parent / "xlm_roberta" / f"{TOKENIZER_FILE}.xz"
 SPECIAL_TOKENS = {
     **{"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>"},
@@ -49,6 +52,18 @@ def load_tokenizer(name: str, weights_folder: Path | None = None) -> "PreTrained
                 f"name a {token} in its tokenizer_config.json"
             )
     return tokenizer
+
+
+def tokenizer_identity(name: str, weights_folder: Path | None = None) -> str:
+    """What tells the tokenizer that `load_tokenizer` would load from others: a folder's content, or a name."""
+    folder = Path(name)
+    if not folder.is_dir():
+        if weights_folder is None or not (weights_folder / TOKENIZER_FILE).is_file():
+            return name
+        folder = weights_folder
+    files = {path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
+    contents = [f"{path.name} {content_hash(path)}" for path in sorted(files)]
+    return hashlib.sha256("\n".join(contents).encode()).hexdigest()[:16]
 
 
 def shipped_tokenizer() -> "PreTrainedTokenizerBase":

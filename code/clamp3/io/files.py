@@ -209,9 +209,17 @@ def content_hash(path: Path) -> str:
 
 
 def user_cache() -> Path:
-    """The folder of this user's downloads and cached features: $CLAMP3_CACHE, else one among the user's caches."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("CLAMP3_CACHE") or Path(caches, "clamp3"))
+    """The folder of what is kept for this user: $CLAMP3_CACHE, else one among the user's caches.
+
+    A user without a home, as in some containers, gets a path at which nothing can be read or made (an OSError).
+    """
+    if chosen := os.environ.get("CLAMP3_CACHE"):
+        return Path(chosen)
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # no HOME, and no entry in the list of users; /tmp would be everybody's
+        caches = Path(os.devnull)
+    return caches / "clamp3"
 
 
 def read_text(path: Path) -> str:
