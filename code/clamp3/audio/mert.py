@@ -209,13 +209,13 @@ def find_mert(name_or_path: str) -> Path:
 
 
 def build_hubert(folder: Path) -> "HubertModel":
-    """The HubertModel of a MERT folder, its weights mapped from the file. Raises UserError unless they fit exactly."""
+    """The HubertModel of a MERT folder, with weights of its own. Raises UserError unless they fit exactly."""
     from transformers import HubertModel
 
     path = next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
     if path is None:
         raise UserError(f"{folder} has no {' and no '.join(WEIGHTS_FILES)}")
-    weights = {_present_name(name): tensor for name, tensor in read_weights(path).items()}
+    weights = {_present_name(name): tensor for name, tensor in read_weights(path, mapped=False).items()}
     config = _hubert_config(folder / "config.json")
     advice = f"it is not the network that {folder / 'config.json'} describes"
     return build_with_weights(lambda: HubertModel(config), weights, path, advice)

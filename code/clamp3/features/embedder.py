@@ -33,7 +33,7 @@ from clamp3.models.m3 import M3Model, M3PatchEncoder
 from clamp3.models.releases import RELEASES, TINY, ensure_weights, tiny_sizes
 from clamp3.models.text import check_vocabulary
 from clamp3.models.weight_files import fingerprint
-from clamp3.models.weights import build_model
+from clamp3.models.weights import build_model, source_of
 from clamp3.sizes import ModelSizes
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ class Embedder(InputEncoder):
             raise ValueError(f"batch_tokens must be 1 or more, not {batch_tokens}")
         self.batch_tokens = batch_tokens or BATCH_TOKENS["cpu" if self.device.type == "cpu" else "other"]
         self.audio_encoder_name = mert
-        self.weights = weights
         self._model = model.eval()
+        self.weights = weights
         self._ready: set[str] = set()
         self._audio_encoder: AudioEncoder | None = None
 
@@ -155,8 +155,11 @@ class Embedder(InputEncoder):
     @weights.setter
     def weights(self, path: Path | None) -> None:
         self._weights = path
-        # Now, not when it is first needed: the file may be another one by then.
-        self.fingerprint = fingerprint(path) if path else None
+        source = source_of(self._model)
+        if source and source.path == path:  # of what was loaded: the file may be another one by now
+            self.fingerprint: str | None = source.fingerprint
+        else:
+            self.fingerprint = fingerprint(path) if path else None
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The model's weights by their names in its file, but those that no feature needs."""
@@ -595,17 +598,21 @@ class Embedder(InputEncoder):
                 return
             if modality not in self._model.towers:
                 raise ValueError(f"M3 reads symbolic music alone, not {modality}; load CLaMP 3 for that")
+            parts: list[nn.Module]
             if isinstance(self._model, M3Model):
-                tower: nn.Module = self._model.encoder
+                parts = [self._model.encoder]
             else:
-                tower = getattr(self._model, MODALITIES[modality].tower)
-                getattr(self._model, MODALITIES[modality].projection).to(self.device)
-            if isinstance(tower, M3PatchEncoder):
-                tower.patch_embedding.store_by_character()
+                names = (MODALITIES[modality].tower, MODALITIES[modality].projection)
+                parts = [getattr(self._model, name) for name in names]
             network = self._model.towers[modality]
             if is_packable(network):
                 network.pooler = None  # type: ignore[assignment]  # its output is not used
-            tower.to(self.device)
+            for part in parts:
+                if source := source_of(self._model):
+                    source.own_all(part)
+                if isinstance(part, M3PatchEncoder):
+                    part.patch_embedding.store_by_character()
+                part.to(self.device)
             if self.precision != "fp32":
                 lower_precision(network, PRECISIONS[self.precision])
             self._ready.add(modality)

@@ -1,22 +1,26 @@
-"""Files of weights: read without trust, memory-mapped, and told from one another by their content."""
+"""Files of weights: read without trust, mapped until they are used, and told from one another by their content."""
 
 import hashlib
-import json
+import os
 import pickle
 import re
+import sys
 import threading
+import weakref
 import zipfile
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, UntypedStorage, nn
 
 from clamp3.errors import UserError
-from clamp3.io.files import content_hash
 from clamp3.models.releases import release_named
+from clamp3.models.verification import DamagedError, Part, file_state, parts_of, safetensors_entries, verified_digest
 
 STORED_BUFFERS = ("position_ids", "token_type_ids")  # old library versions stored these constants
 # Losses may be stored as NumPy scalars; NumPy 1 and 2 name the function that reads them differently.
@@ -31,57 +35,179 @@ NUMPY_SCALARS: list[Any] = [
 _safe_globals_lock = threading.Lock()  # what PyTorch holds to be safe is one list for the whole process
 
 
+ATTEMPTS = 3  # at a file that another takes the place of while it is read
+
+
 def fingerprint(path: Path) -> str:
-    """16 hexadecimal digits that identify the weights in a file, or in the files of a folder.
+    """16 hexadecimal digits that identify the weights in a file, or in the files of a folder, by their content.
 
-    They are made from the checksums that PyTorch stores with the tensors, else from all bytes, never from names.
+    Raises UserError where a file is damaged.
     """
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            digest.update((stored_checksums(file) or content_hash(file)).encode())
-    return digest.hexdigest()[:16]
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    digests = []
+    for file in files:
+        try:
+            digests.append(verified_digest(file))
+        except DamagedError as error:
+            raise UserError(f"{file} cannot be used: {_diagnose_file(file, error)}") from None
+    return _fingerprint(*digests)
 
 
-def stored_checksums(path: Path) -> str | None:
-    """Size and checksum of each part of a PyTorch file; None where it has none, or is another file."""
-    if not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
-    if not all(part.CRC for part in parts if part.file_size):  # torch can be told not to compute them
-        return None
-    return " ".join(f"{part.file_size}:{part.CRC}" for part in parts)
+def _fingerprint(*digests: str) -> str:
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+
+
+class Source:
+    """The file that weights were loaded from, and their `fingerprint`.
+
+    Weights are mapped from it until they are used: what is never used is never read. Mapped tensors change with a file
+    that is written in place (by cp, say), and where it has been cut short, to read them ends the process. So what is
+    used gets `own` copies first, which are read from the file that was loaded, even if another has its name by now.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.fingerprint = ""
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self._descriptor)
+        self._state = file_state(os.fstat(self._descriptor))
+        self._mapped: dict[int, UntypedStorage] = {}  # by address; kept, so that nothing else is ever there
+        self._offset = 0  # from places in the file to addresses in memory
+
+    def check(self) -> None:
+        """Raise UserError if the file was changed since it was loaded; another in its place is no change."""
+        if file_state(os.fstat(self._descriptor)) != self._state:
+            raise UserError(f"{self.path} was changed in place after it had been loaded: load it again")
+
+    def is_at_its_path(self) -> bool:
+        """Whether the path still leads to this file, as it was when it was opened."""
+        try:
+            return file_state(os.stat(self.path)) == self._state
+        except OSError:
+            return False
+
+    def set_mapping(self, storages: Iterable[UntypedStorage], places: Iterable[int]) -> bool:
+        """Note that `storages` are mapped from `places` in the file; False where they are not.
+
+        Both are in any order, and those that belong together are found by their distances.
+        """
+        mapped = {storage.data_ptr(): storage for storage in storages if storage.nbytes()}
+        starts = sorted(places)
+        offsets = {address - place for address, place in zip(sorted(mapped), starts, strict=False)}
+        if len(mapped) != len(starts) or len(offsets) != 1:
+            return not mapped
+        self._mapped, self._offset = mapped, offsets.pop()
+        return True
+
+    def own(self, tensor: Tensor, storages: dict[int, UntypedStorage] | None = None) -> Tensor:
+        """A copy of a tensor that is mapped from the file; any other tensor as it is.
+
+        `storages` are copies that were made already, by the addresses of what they are copies of. Raises UserError
+        where the file was changed since it was loaded.
+        """
+        address = tensor.untyped_storage().data_ptr()
+        if tensor.device.type != "cpu" or address not in self._mapped:
+            return tensor
+        storages = {} if storages is None else storages
+        if address not in storages:
+            bytes_there = torch.empty(tensor.untyped_storage().nbytes(), dtype=torch.uint8)
+            self._read(memoryview(bytes_there.numpy().data), address - self._offset)
+            storages[address] = bytes_there.untyped_storage()
+        like = (tensor.storage_offset(), tensor.size(), tensor.stride())
+        return torch.empty(0, dtype=tensor.dtype).set_(storages[address], *like)
+
+    def _read(self, buffer: memoryview, start: int) -> None:
+        """Fill `buffer` with what is in the file from `start` on."""
+        done = 0
+        while done < len(buffer) and (count := os.preadv(self._descriptor, [buffer[done:]], start + done)):
+            done += count
+        self.check()
+
+    def own_all(self, network: nn.Module) -> None:
+        """Give `network` copies of its own of all weights that are mapped from the file. Raises UserError as `own`."""
+        storages: dict[int, UntypedStorage] = {}
+        with torch.inference_mode(False):
+            for tensor in chain(network.parameters(), network.buffers()):
+                tensor.data = self.own(tensor, storages)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The checkpoint dict at `path`, its tensors memory-mapped: what is never used is never read.
 
     Raises UserError, with what the file is instead, where it is neither a PyTorch checkpoint nor .safetensors, is cut
-    short, or holds code.
+    short or damaged, or holds code.
     """
+    return _open(path)[0]
+
+
+def _open(path: Path) -> tuple[dict[str, Any], Source]:
+    for _ in range(ATTEMPTS):
+        try:
+            source = Source(path)
+            load = _load_safetensors if path.suffix == ".safetensors" else _load_torch
+            checkpoint = load(path, source)
+            source.fingerprint = _fingerprint(verified_digest(path))
+        except Exception as error:  # a damaged file makes the readers raise errors of many kinds
+            # PyTorch's own message is left out: it advises to load the file without protection against code in it.
+            raise UserError(f"{path} cannot be read as a PyTorch checkpoint: {_diagnose_file(path, error)}") from None
+        if source.is_at_its_path():
+            return checkpoint, source
+    raise UserError(f"{path} is being written: try again when it is whole")
+
+
+def _load_safetensors(path: Path, source: Source) -> dict[str, Tensor]:
+    tensors = load_file(path)
+    places = [start for _, start, end in safetensors_entries(path).values() if end > start]
+    if not source.set_mapping((tensor.untyped_storage() for tensor in tensors.values()), places):
+        return {name: tensor.clone() for name, tensor in tensors.items()}
+    return tensors
+
+
+def _load_torch(path: Path, source: Source) -> dict[str, Any]:
+    if not zipfile.is_zipfile(path):  # as torch wrote before 1.6
+        return _torch_load(path, mmap=False)[0]
+    parts = parts_of(path)
+    if any(part.is_compressed for part in parts):
+        raise DamagedError("a compressed archive, which PyTorch cannot read")
+    checkpoint, storages = _torch_load(path, mmap=True)
+    places = [part.start for part in parts if "/data/" in part.name and part.size]
+    if _byte_order(path, parts) == sys.byteorder and source.set_mapping(storages, places):
+        return checkpoint
+    return _torch_load(path, mmap=False)[0]
+
+
+def _byte_order(path: Path, parts: list[Part]) -> str:
+    """That of the numbers in a PyTorch file; early versions did not note it."""
+    for part in parts:
+        if part.name.endswith("/byteorder"):
+            with open(path, "rb") as file:
+                file.seek(part.start)
+                return file.read(part.size).decode("ascii", "replace")
+    return "little"
+
+
+def _torch_load(path: Path, mmap: bool) -> tuple[dict[str, Any], list[UntypedStorage]]:
+    """What torch.load makes of a file, and all storages of its tensors."""
+    storages: list[UntypedStorage] = []
+
+    def on_cpu(storage: Any, _location: str) -> Any:
+        storages.append(storage)
+        return storage
+
     try:
-        return load_file(path) if path.suffix == ".safetensors" else _load_torch(path)
-    except Exception as error:  # a damaged file makes the readers raise errors of many kinds
-        # PyTorch's own message is left out: it advises to load the file without protection against code in it.
-        raise UserError(f"{path} cannot be read as a PyTorch checkpoint: {_diagnose_file(path, error)}") from None
-
-
-def _load_torch(path: Path) -> dict[str, Any]:
-    def load() -> dict[str, Any]:
-        return torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
-
-    try:
-        return load()
+        return torch.load(path, map_location=on_cpu, mmap=mmap, weights_only=True), storages
     except pickle.UnpicklingError:
+        storages.clear()
         with _safe_globals_lock, torch.serialization.safe_globals(NUMPY_SCALARS):
-            return load()
+            return torch.load(path, map_location=on_cpu, mmap=mmap, weights_only=True), storages
 
 
 def _diagnose_file(path: Path, error: Exception) -> str:
     """Why `path` could not be read, by its size and its first bytes, and what to do."""
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
         return str(error.strerror)
+    if isinstance(error, DamagedError):
+        return f"it is {error}; delete it and download it again"
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(1000)
@@ -97,7 +223,7 @@ def _diagnose_file(path: Path, error: Exception) -> str:
         what = "it is a text, such as a server's error message"
     elif release and release.size and size < release.size and not zipfile.is_zipfile(path):
         what = f"it is cut short: {size:,} of {release.size:,} bytes"
-    elif (start.startswith(b"PK") and not zipfile.is_zipfile(path)) or _is_cut_safetensors(path, start, size):
+    elif (start.startswith(b"PK") and not zipfile.is_zipfile(path)) or _is_cut_safetensors(path, size):
         what = f"it is cut short, at {size:,} bytes"
     elif forbidden:
         name = next(group for group in forbidden.groups() if group)
@@ -109,26 +235,39 @@ def _diagnose_file(path: Path, error: Exception) -> str:
     return f"{what}; delete it and download it again"
 
 
-def _is_cut_safetensors(path: Path, start: bytes, size: int) -> bool:
-    """Whether a .safetensors file ends before the last tensor that its header (8 bytes of length, then JSON) names."""
-    header_size = int.from_bytes(start[:8], "little")
-    if path.suffix != ".safetensors" or len(start) < 9 or start[8:9] != b"{":
+def _is_cut_safetensors(path: Path, size: int) -> bool:
+    """Whether a .safetensors file ends before its header does, or before the last tensor that its header names."""
+    if path.suffix != ".safetensors":
         return False
-    if 8 + header_size > size:
-        return True
-    with open(path, "rb") as file:
-        try:
-            header = json.loads(file.read(8 + header_size)[8:])
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            return False
-    return 8 + header_size + max(ends, default=0) > size
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+        if len(start) == 9 and start[8:] == b"{" and 8 + int.from_bytes(start[:8], "little") > size:
+            return True
+        return max((end for _, _, end in safetensors_entries(path).values()), default=0) > size
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return False
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The model's tensors by name, as float32, from a checkpoint (its "model" entry) or a bare state dict."""
-    checkpoint = read_checkpoint(path)
-    weights = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else None
-    if not isinstance(weights, dict) or not weights or not all(isinstance(w, Tensor) for w in weights.values()):
+class Weights(dict[str, Tensor]):
+    """A model's tensors by name, and the file that they are from."""
+
+    source: Source
+
+
+def read_weights(path: Path, mapped: bool = True) -> Weights:
+    """The model's tensors by name, as float32, from a checkpoint (its "model" entry) or a bare state dict.
+
+    Where they are float32 in the file, they are `mapped` from it; else they are copies. Raises UserError as
+    `read_checkpoint`.
+    """
+    checkpoint, source = _open(path)
+    stored = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else None
+    if not isinstance(stored, dict) or not stored or not all(isinstance(w, Tensor) for w in stored.values()):
         raise UserError(f"{path} holds no model weights")
-    return {name: tensor.float() for name, tensor in weights.items() if not name.endswith(STORED_BUFFERS)}
+    weights = Weights()
+    for name, tensor in stored.items():
+        if not name.endswith(STORED_BUFFERS):
+            weights[name] = tensor if mapped and tensor.dtype == torch.float32 else source.own(tensor).float()
+    weights.source = source
+    return weights

@@ -1,5 +1,6 @@
 """Weights into models: built around them without initialisation, loaded strictly, and where training starts from."""
 
+import weakref
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -12,7 +13,7 @@ from clamp3.errors import UserError
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.m3 import M3Model
 from clamp3.models.meta import ParametersOnMeta
-from clamp3.models.weight_files import STORED_BUFFERS, fingerprint, read_checkpoint, read_weights
+from clamp3.models.weight_files import STORED_BUFFERS, Source, fingerprint, read_checkpoint, read_weights
 from clamp3.sizes import ModelSizes
 
 __all__ = [
@@ -23,12 +24,14 @@ __all__ = [
     "load_weights",
     "read_checkpoint",
     "read_weights",
+    "source_of",
     "start_from_m3",
     "start_from_text_model",
 ]
 
 SHOWN_NAMES = 5
 Network = TypeVar("Network", bound=nn.Module)
+_sources: "weakref.WeakKeyDictionary[nn.Module, Source]" = weakref.WeakKeyDictionary()
 
 
 def build_with_weights(
@@ -53,14 +56,21 @@ def build_model(
 ) -> CLaMP3Model | M3Model:
     """The model in evaluation mode with the weights at `path`: mapped from the file, with no initialisation.
 
-    Without `model_class`, it is what the file holds. Raises UserError where the weights do not fit.
+    Without `model_class`, it is what the file holds. Before a part of it is used, `source_of(model).own_all(part)`
+    frees it from what becomes of the file. Raises UserError where the weights do not fit.
     """
     weights = read_weights(path)
     chosen = model_class or (M3Model if _is_m3(weights) else CLaMP3Model)
     model = build_with_weights(lambda: chosen(sizes), weights, path)
     if isinstance(model, M3Model):
         model.decoder.base.tie_weights()
+    _sources[model] = weights.source
     return model.eval()
+
+
+def source_of(model: nn.Module) -> Source | None:
+    """The file that `build_model` has loaded `model` from."""
+    return _sources.get(model)
 
 
 def check_weights(model: nn.Module, weights: dict[str, Tensor], path: Path, advice: str | None = None) -> None:
@@ -110,14 +120,17 @@ def load_weights(model: CLaMP3Model | M3Model, path: Path) -> None:
     weights = read_weights(path)
     check_weights(model, weights, path)
     model.load_state_dict(weights)
+    weights.source.check()
 
 
 def start_from_m3(model: CLaMP3Model, path: Path) -> None:
     """Copy the encoder of the M3 weights at `path` into the symbolic tower, as training does before its first step."""
     prefix = "encoder."
-    encoder = {name.removeprefix(prefix): w for name, w in read_weights(path).items() if name.startswith(prefix)}
+    weights = read_weights(path)
+    encoder = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
     check_weights(model.symbolic_model, encoder, path)
     model.symbolic_model.load_state_dict(encoder)
+    weights.source.check()
 
 
 def start_from_text_model(model: CLaMP3Model, name: str) -> bool:
@@ -126,8 +139,11 @@ def start_from_text_model(model: CLaMP3Model, name: str) -> bool:
     Returns False for a local folder that holds a configuration alone: then the text tower starts at random.
     """
     folder = Path(name)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+    files = [file for ending in ("*.safetensors", "*.bin") for file in folder.glob(ending)] if folder.is_dir() else []
+    if folder.is_dir() and not files:
         return False
+    for file in files:
+        read_checkpoint(file)  # which says what is wrong with a damaged one
     try:
         pretrained = AutoModel.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -26,7 +26,6 @@ from clamp3.features.reading import Item, read_item, read_sounds
 from clamp3.formats.audio import read_audio, resampled
 from clamp3.io.reports import FileIssue
 from clamp3.models.releases import RELEASES, TINY, release_named
-from clamp3.models.weights import fingerprint
 from clamp3.search.ranking import normalized
 from clamp3.sizes import XLM_R_BASE
 
@@ -162,7 +161,7 @@ def model_meta(embedder: Embedder) -> ModelMeta:
     return ModelMeta(
         loader=None,
         name=model_name(weights),
-        revision=fingerprint(weights) if weights else "no_revision_available",
+        revision=embedder.fingerprint or "no_revision_available",
         release_date=None,
         languages=TINY_LANGUAGES if is_tiny else XLMR_LANGUAGES if sizes.text_model_name == XLM_R_BASE else None,
         modalities=["audio", "text"],
