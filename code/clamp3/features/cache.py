@@ -24,7 +24,7 @@ from clamp3.features.embedder import Embedder
 from clamp3.features.reading import Item, is_sound
 from clamp3.formats.registry import format_of
 from clamp3.inputs.tokenizer import tokenizer_identity
-from clamp3.io.files import content_hash, user_cache
+from clamp3.io.files import NO_HOME, content_hash, user_cache
 from clamp3.modalities import TEXT
 
 LOG = logging.getLogger("clamp3")
@@ -114,7 +114,11 @@ class FeatureCache:
                 return self._transaction(use)
             except (*FAILURES, DamagedDatabaseError, ForeignDatabaseError) as error:
                 if is_last or not (_may_mean_damage(error) and self._set_aside_if_damaged()):
-                    self._tell(f"{self.path} cannot be used ({error}): features are not kept")
+                    has_home = self.path.parent != NO_HOME
+                    reason = (
+                        f"{self.path} cannot be used ({error})" if has_home else "no home folder; set CLAMP3_CACHE"
+                    )
+                    self._tell(f"features are not kept: {reason}")
                     self._resting_until = time.monotonic() + RETRY_AFTER
                     return None
         return None

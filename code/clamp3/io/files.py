@@ -26,6 +26,7 @@ PARTIAL_EXTENSION = ".partial"
 PARTIAL_NAME = re.compile(r"\.[0-9a-f]{16}\.partial")  # random: host names and process ids repeat among containers
 FORMER_PARTIAL_NAME = re.compile(r"\..+\.\d+\.partial")  # host and process id; their writers held no lock
 ORPHAN_AGE = 24 * 3600  # seconds without a write, where no lock can tell whether a partial file has a writer
+NO_HOME = Path(os.devnull, "clamp3")  # a path at which nothing can be read or made
 # What writing to a path of these kinds leads to has no name that could be replaced.
 KINDS = {
     stat.S_IFIFO: "a FIFO",
@@ -211,15 +212,16 @@ def content_hash(path: Path) -> str:
 def user_cache() -> Path:
     """The folder of what is kept for this user: $CLAMP3_CACHE, else one among the user's caches.
 
-    A user without a home, as in some containers, gets a path at which nothing can be read or made (an OSError).
+    NO_HOME for a user without a home, as in some containers; /tmp would be everybody's.
     """
     if chosen := os.environ.get("CLAMP3_CACHE"):
         return Path(chosen)
+    if caches := os.environ.get("XDG_CACHE_HOME"):
+        return Path(caches, "clamp3")
     try:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # no HOME, and no entry in the list of users; /tmp would be everybody's
-        caches = Path(os.devnull)
-    return caches / "clamp3"
+        return Path.home() / ".cache" / "clamp3"
+    except RuntimeError:  # no HOME, and no entry in the list of users
+        return NO_HOME
 
 
 def read_text(path: Path) -> str:
