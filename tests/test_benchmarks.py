@@ -68,3 +68,11 @@ def test_search_is_measured_against_loading_each_feature(tmp_path):
     for size, found in figures["sizes"].items():
         assert found["recall_music"] >= 0.98 and found["recall_text"] >= 0.98
         assert found["disk_MB"] > int(size) * 768 * 5 / 1e6 and found["open_s"] > 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what the C library keeps is glibc's")
+def test_memory_is_measured(tmp_path):
+    command = [sys.executable, "benchmarks/memory.py", "--quick", "--only", "as it is"]
+    printed = run(*command, "--json", tmp_path / "figures.json", cwd=ROOT).stdout
+    [found] = json.loads((tmp_path / "figures.json").read_text()).values()
+    assert "| as it is |" in printed and found["tunes"] > 0 and 100 < found["in_use_mb"] <= found["last_mb"] + 1

@@ -19,6 +19,7 @@ from clamp3.audio.encoder import AudioEncoder, audio_encoder_identity, load_audi
 from clamp3.distributed import PRECISIONS, checked_precision, usable_device
 from clamp3.errors import Note, UserError, warn
 from clamp3.features.calls import Errors, Wanted, as_list, kind_of, numbered, of_item, overloaded
+from clamp3.features.memory import return_freed_memory
 from clamp3.features.reading import READING_VERSION, Item, is_sound, read_item, read_raw, read_sounds
 from clamp3.formats.registry import format_of
 from clamp3.inputs.encoder import InputEncoder
@@ -572,6 +573,7 @@ class Embedder(InputEncoder):
                     ordered = [done[segment.start] for segment in owned]
                     yield segment.owner, self._join(ordered, owned) if pooled else np.concatenate(ordered)
                     del parts[segment.owner]
+            return_freed_memory()
 
     @staticmethod
     def _join(features: list[np.ndarray], segments: list[Segment]) -> np.ndarray:
