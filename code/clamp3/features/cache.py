@@ -246,11 +246,11 @@ def embed_files_once(
     What the cache has is not read again; the rest is added to it. `hashes` are the files' `content_hash`es, where they
     are known. Raises UserError where weights that reading needs are missing.
     """
-    kept = Kept(embedder, paths, hashes) if cache else None
-    found = cache.get(list(kept.keys.values())) if cache and kept and kept.keys else {}
+    keys = CacheKeys(embedder, paths, hashes) if cache else None
+    found = cache.get(list(keys.of.values())) if cache and keys and keys.of else {}
     missing = []
     for index, path in enumerate(paths):
-        cached = found.get(kept.keys.get(index, b"")) if kept else None
+        cached = found.get(keys.of.get(index, b"")) if keys else None
         known = format_of(path)
         if cached and known and cached.feature.shape == (embedder.sizes.clamp3_hidden_size,):
             yield Item(index, known.modality, repairs=cached.repairs), cached.feature
@@ -264,7 +264,7 @@ def embed_files_once(
     try:
         for item, feature in embedder.embed_items(embedder.read_raw(files, own_cores())):
             item.index = missing[item.index]
-            if kept and feature is not None and np.isfinite(feature).all() and (key := kept.key_of(item.index)):
+            if keys and feature is not None and np.isfinite(feature).all() and (key := keys.still_of(item.index)):
                 fresh[key] = CachedFeature(feature, item.repairs)
             if cache and len(fresh) >= BATCH:
                 cache.put(fresh)
@@ -275,7 +275,7 @@ def embed_files_once(
             cache.put(fresh)
 
 
-class Kept:
+class CacheKeys:
     """Under which keys the features of files are kept: what they depend on.
 
     These are content, kind, weights and precision, the tokenizer of texts and the audio encoder of sound. Files have
@@ -284,25 +284,25 @@ class Kept:
 
     def __init__(self, embedder: Embedder, paths: Sequence[Path], hashes: Sequence[str] | None):
         self.embedder, self.paths = embedder, paths
-        self.keys: dict[int, bytes] = {}
+        self.of: dict[int, bytes] = {}  # by the file's place in `paths`
         for index, path in enumerate(paths if embedder.identity else ()):
             with contextlib.suppress(OSError):  # which will be named when it is tried
                 if (parts := self._parts(path)) is not None:
-                    self.keys[index] = _key(hashes[index] if hashes else content_hash(path), parts)
+                    self.of[index] = _key(hashes[index] if hashes else content_hash(path), parts)
 
-    def key_of(self, index: int) -> bytes | None:
+    def still_of(self, index: int) -> bytes | None:
         """The key under which the feature of a file that has been read may be kept.
 
         None if it would be a wrong one by now, because the file or the audio encoder was replaced meanwhile.
         """
         path = self.paths[index]
-        if index not in self.keys:
+        if index not in self.of:
             return None
         if is_sound(path) and self.embedder.audio_encoder.identity != self.embedder.audio_encoder_identity:
             return None
         with contextlib.suppress(OSError):
             key = _key(content_hash(path), self._parts(path) or [])
-            return key if key == self.keys[index] else None
+            return key if key == self.of[index] else None
         return None
 
     @cached_property

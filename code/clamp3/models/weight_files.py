@@ -33,8 +33,6 @@ NUMPY_SCALARS: list[Any] = [
     type(np.dtype(np.float64)),
 ]
 _safe_globals_lock = threading.Lock()  # what PyTorch holds to be safe is one list for the whole process
-
-
 ATTEMPTS = 3  # at a file that another takes the place of while it is read
 
 
@@ -128,7 +126,9 @@ class Source:
         storages: dict[int, UntypedStorage] = {}
         with torch.inference_mode(False):
             for tensor in chain(network.parameters(), network.buffers()):
-                tensor.data = self.own(tensor, storages)
+                copy = self.own(tensor, storages)
+                if copy is not tensor:
+                    tensor.data = copy
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -208,9 +208,11 @@ def _diagnose_file(path: Path, error: Exception) -> str:
         return str(error.strerror)
     if isinstance(error, DamagedError):
         return f"it is {error}; delete it and download it again"
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        start = file.read(1000)
+    try:
+        with open(path, "rb") as file:
+            size, start = os.fstat(file.fileno()).st_size, file.read(1000)
+    except OSError as unreadable:
+        return str(unreadable.strerror)
     release = release_named(path.name)
     forbidden = re.search(r"GLOBAL (\S+) was not an allowed|Trying to call (\S+)|(\S+) is not allowed", str(error))
     if not size:

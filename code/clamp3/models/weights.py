@@ -139,16 +139,18 @@ def start_from_text_model(model: CLaMP3Model, name: str) -> bool:
     Returns False for a local folder that holds a configuration alone: then the text tower starts at random.
     """
     folder = Path(name)
-    files = [file for ending in ("*.safetensors", "*.bin") for file in folder.glob(ending)] if folder.is_dir() else []
-    if folder.is_dir() and not files:
+    if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         return False
-    for file in files:
+    for file in [*folder.glob("model*.safetensors")] or folder.glob("pytorch_model*.bin"):
         read_checkpoint(file)  # which says what is wrong with a damaged one
     try:
         pretrained = AutoModel.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged file makes the readers raise errors of many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "weights_only" in str(error):  # torch's advice to load a file without protection against code in it
+            reason = "its file is damaged, or holds more than weights"
         raise UserError(
-            f"no weights of the text model {name}: {str(error).strip().splitlines()[0]}\n"
+            f"no weights of the text model {name}: {reason}\n"
             "  with a network they are downloaded once; without one, copy the Hugging Face cache (the folder that "
             "HF_HOME names) from a machine that has them"
         ) from error
