@@ -21,9 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from clamp3.features import memory
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "code"), str(ROOT / "examples")]
+from clamp3.features import memory  # noqa: E402
+
 KEPT = float("inf")  # seconds until freed memory is returned
 SETTINGS: dict[str, tuple[float | None, dict[str, str]]] = {
     "as it is": (None, {}),
@@ -77,10 +78,8 @@ def measure(seconds: float, interval: float, small: bool) -> dict[str, object]:
     from clamp3.features.embedder import Embedder
     from clamp3.models.clamp3 import CLaMP3Model
     from clamp3.sizes import ModelSizes
-    from workload import SMALL, save_text_model
-
-    sys.path.append(str(ROOT / "examples"))
     from corpus import folk_tunes
+    from workload import SMALL, save_text_model
 
     memory.INTERVAL = interval
     with tempfile.TemporaryDirectory() as folder:
