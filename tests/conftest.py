@@ -84,9 +84,7 @@ def own_cache(tmp_path_factory) -> None:
     os.environ["CLAMP3_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture(scope="session")
-def small_model(tmp_path_factory) -> SmallModel:
-    folder = tmp_path_factory.mktemp("model")
+def save_small_model(folder: Path) -> SmallModel:
     golden = golden_json("model.json")
     save_tokenizer(folder, golden["dims"]["text"]["vocab_size"])
     sizes = golden_sizes(folder)
@@ -94,6 +92,11 @@ def small_model(tmp_path_factory) -> SmallModel:
     save_checkpoint(model.clamp3, golden["state_dict_shapes"], modality="symbolic")
     save_checkpoint(model.m3, golden["m3_state_dict_shapes"])
     return model
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory) -> SmallModel:
+    return save_small_model(tmp_path_factory.mktemp("model"))
 
 
 @dataclass
