@@ -2,7 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo train-demo test lint test-mteb test-oldest benchmark clean
+# How much `make soak` tries: minutes of embedding, kills of each command, mutated inputs for each parser.
+MINUTES ?= 60
+KILLS ?= 50
+INPUTS ?= 20000
+
+.PHONY: setup demo train-demo test soak lint test-mteb test-oldest benchmark clean
 
 setup: .venv/done
 
@@ -21,6 +26,10 @@ train-demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
+
+# The long form of tests/reliability, for many hours: kills, hostile input, concurrency, an hour of embedding.
+soak: setup
+	$(BIN)/python tests/reliability/soak.py --minutes $(MINUTES) --kills $(KILLS) --inputs $(INPUTS) $(SOAK)
 
 lint: setup
 	$(BIN)/ruff check .

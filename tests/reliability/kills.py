@@ -48,7 +48,7 @@ class Timing:
 class Run:
     """One start of a command, in `folder`, whose parts are output/, tmp/ and cache/."""
 
-    def __init__(self, command: Command, folder: Path, processes: int):
+    def __init__(self, command: Command, folder: Path, processes: int, prefix: tuple[str, ...] = ()):
         self.folder, self.output = folder, folder / "output"
         for name in ("tmp", "cache"):
             (folder / name).mkdir(exist_ok=True)
@@ -57,7 +57,7 @@ class Run:
         env |= {"TMPDIR": str(folder / "tmp"), "CLAMP3_CACHE": str(folder / "cache"), MARK: self.mark}
         self.begin = time.monotonic()
         with open(folder / "said.txt", "ab") as said:
-            line = command.line(self.output, processes)
+            line = [*prefix, *command.line(self.output, processes)]
             options = {"stdin": subprocess.DEVNULL, "stdout": said, "stderr": said, "start_new_session": True}
             self.process = subprocess.Popen(line, env=env, cwd=CODE, **options)
 
