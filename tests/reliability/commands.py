@@ -6,7 +6,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from clamp3.formats.audio import SAMPLING_RATE
 from clamp3.formats.midi import mtf_to_midi
 from clamp3.io.folders import FAILURES_FILE, WARNINGS_FILE
 from conftest import CODE, MERT_TINY, ROOT, SmallModel, TrainingData, run_forked
-from corpus import corpus_folder, describe, folk_tunes
+from corpus import corpus_folder, describe
 from notes import read_melody, to_mtf, to_sound
+from parsers import first_tunes
 from training_runs import differences
 
 PREPROCESSING = ROOT / "preprocessing"
@@ -70,8 +70,8 @@ class Bench:
 
     # ---------- inputs ----------
 
-    def tunes(self, number: int, step: int = 7) -> Iterable[tuple[int, Any]]:
-        return enumerate(islice(folk_tunes(), 0, self.count(number) * step, step))
+    def tunes(self, number: int, step: int = 1) -> Iterable[tuple[int, Any]]:
+        return enumerate(first_tunes()[::step][: self.count(number)])
 
     def model_inputs(self) -> Path:
         rng = np.random.default_rng(0)
@@ -105,10 +105,10 @@ class Bench:
         )
 
     def short_tunes(self) -> Path:
-        return self.inputs("short", lambda: ((f"{number}.abc", tune.abc) for number, tune in self.tunes(80, 50)))
+        return self.inputs("short", lambda: ((f"{number}.abc", tune.abc) for number, tune in self.tunes(80, 15)))
 
     def mtf_texts(self) -> Iterable[tuple[int, str]]:
-        return ((number, to_mtf(read_melody(tune.abc))) for number, tune in self.tunes(800, 3))
+        return ((number, to_mtf(read_melody(tune.abc))) for number, tune in self.tunes(800))
 
     def mtf(self) -> Path:
         return self.inputs("mtf", lambda: ((f"{number}.mtf", text) for number, text in self.mtf_texts()))
@@ -121,7 +121,7 @@ class Bench:
         if "sound" not in self.made:
             self.made.add("sound")
             (folder / "sub").mkdir(parents=True)
-            for number, tune in self.tunes(60, 50):
+            for number, tune in self.tunes(60, 20):
                 samples = to_sound(read_melody(tune.abc), 11, SAMPLING_RATE, "fiddle")
                 place = folder / ("sub" if number % 3 == 0 else "")
                 soundfile.write(place / f"{number}.{('wav', 'flac')[number % 2]}", samples, SAMPLING_RATE)
@@ -131,7 +131,7 @@ class Bench:
         rng = np.random.default_rng(1)
 
         def files() -> Iterable[tuple[str, bytes | str]]:
-            for number, tune in self.tunes(120, 11):
+            for number, tune in self.tunes(120, 10):
                 yield f"{number}.abc", tune.abc
                 yield f"{number}_t.txt", describe(tune)
                 if number % 3 == 0:

@@ -54,16 +54,15 @@ class Tried:
         return Counter(loss["kind"] for loss in self.lost)
 
 
-def fuzz(name: str, inputs: int, seed: int, keep: Path | None = None, first: int = 0) -> Tried:
-    """Feed `inputs` mutations to the parser `name`, from number `first` on; those that are lost go into `keep`."""
-    parser, found, begin = PARSERS[name], Tried(name), time.perf_counter()
+def fuzz(name: str, parser: Parser, inputs: int, seed: int = 0, keep: Path | None = None) -> Tried:
+    """Feed `inputs` mutations to `parser`; those that are lost go into `keep`."""
+    found, begin = Tried(name), time.perf_counter()
     parser.samples()
-    position = first
-    stops = 0
-    while position < first + inputs and stops < MOST_STOPS:
-        position, stopped = _watch(parser, found, range(position, first + inputs), seed)
+    position = stops = 0
+    while position < inputs and stops < MOST_STOPS:
+        position, stopped = _watch(parser, found, range(position, inputs), seed)
         stops += stopped
-    found.tried = position - first
+    found.tried = position
     found.seconds = time.perf_counter() - begin
     if keep is not None:
         for loss in found.lost:
@@ -157,6 +156,7 @@ def _run(
     errors: Path,
 ) -> None:
     """Parse input after input, and exit."""
+    os.environ["CLAMP3_CACHE"] = str(folder)
     stderr = os.open(errors, os.O_WRONLY | os.O_CREAT, 0o600)
     for descriptor in (1, 2):
         os.dup2(stderr, descriptor)

@@ -91,9 +91,9 @@ def feed(args: argparse.Namespace, _folder: Path) -> Iterator[dict]:
     from fuzz import fuzz
     from parsers import PARSERS
 
-    for name in PARSERS:
+    for name, parser in PARSERS.items():
         if not args.rows or name in args.rows:
-            found = fuzz(name, args.inputs, args.seed, args.keep)
+            found = fuzz(name, parser, args.inputs, args.seed, args.keep)
             remarks = f"{found.read} read, {found.refused} refused"
             problems = [f"{count} x {kind}" for kind, count in found.kinds.most_common()]
             yield row(name, found.tried, len(found.lost), found.seconds, problems, remarks)

@@ -14,6 +14,6 @@ SEED = 0
 
 @pytest.mark.parametrize("name", PARSERS)
 def test_mutated_files_are_read_or_refused(name):
-    found = fuzz(name, INPUTS, SEED)
+    found = fuzz(name, PARSERS[name], INPUTS, SEED)
     assert found.tried == INPUTS and found.read + found.refused == INPUTS, found.kinds
     assert not found.lost, (found.kinds, [loss["what"] for loss in found.lost[:2]])
