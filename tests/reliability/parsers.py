@@ -482,7 +482,7 @@ def parse_cache(data: bytes, folder: Path) -> None:
 
 @cache
 def recorded() -> Path:
-    """A JSONL file whose items have passed; what is remembered of it, in cache/ beside it, knows its path and times."""
+    """A JSONL file whose items have passed, which a record in cache/ beside it remembers by path and times."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = written(folder, "a.jsonl", jsonl_samples()[0])
