@@ -154,10 +154,10 @@ def mutated(
 ) -> bytes:
     """`data` after one to four of `mutations`; `others` are good files of the same kind.
 
-    Longer than `longest` bytes it becomes by a few thousand only, if it was that long.
+    Longer than `longest` bytes it becomes by a few thousand only, if it was that long. Without `mutations`, it stays.
     """
     longest = max(longest, len(data) + 4096)
-    for _ in range(chance.choice((1, 1, 1, 2, 2, 3, 4))):
+    for _ in range(chance.choice((1, 1, 1, 2, 2, 3, 4)) if mutations else 0):
         data = chance.choice(mutations)(data, chance, others)[:longest]
     return data
 

@@ -1,10 +1,10 @@
-"""The short form of `fuzz`, some mutated files for each parser, and what attackers write on purpose.
+"""The short form of `fuzz`: some mutated files for each parser; and what attackers write on purpose."""
 
-Attacks that belong to one format are tested where that format is: README.md says where.
-"""
+from dataclasses import replace
 
 import pytest
 
+from attacks import ATTACKS, check_untouched
 from fuzz import fuzz
 from parsers import PARSERS
 
@@ -15,5 +15,14 @@ SEED = 0
 @pytest.mark.parametrize("name", PARSERS)
 def test_mutated_files_are_read_or_refused(name):
     found = fuzz(name, PARSERS[name], INPUTS, SEED)
-    assert found.tried == INPUTS and found.read + found.refused == INPUTS, found.kinds
     assert not found.lost, (found.kinds, [loss["what"] for loss in found.lost[:2]])
+    assert found.tried == INPUTS and found.read + found.refused == INPUTS
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks_are_refused_or_harmless(name):
+    kind, make = ATTACKS[name]
+    data = make()
+    found = fuzz(kind, replace(PARSERS[kind], samples=lambda: [data], mutations=(), is_zip=False), 1)
+    check_untouched()
+    assert not found.lost, (found.kinds, found.lost[0]["what"])
