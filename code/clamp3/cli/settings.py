@@ -30,7 +30,7 @@ def override(knobs: dict[str, object], source: str) -> None:
             raise UserError(f"{origin} is neither a JSON object nor a file that can be read: {error}") from None
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of numbers and nested arrays that are too long
         raise UserError(f"{origin} is not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f'{origin} must be a JSON object of knobs, such as {{"PATCH_LENGTH": 256}}')

@@ -19,7 +19,7 @@ def load_manifest(folder: Path) -> Maker | None:
         recorded = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # the latter: of arrays within arrays
         recorded = None
     if not isinstance(recorded, dict) or not isinstance(recorded.get("kind"), str):
         raise UserError(
