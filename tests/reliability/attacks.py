@@ -10,6 +10,7 @@ import sqlite3
 import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -41,14 +42,15 @@ def zipped(parts: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> 
 
 
 def zip_bomb(name: str, start: bytes = b"", size: int = 2 * GIB) -> bytes:
-    """A member of so many blanks, which takes a thousandth of it."""
-    buffer, block = io.BytesIO(), b" " * (1 << 24)
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        with archive.open(name, "w", force_zip64=True) as member:
-            member.write(start)
-            for _ in range(size // len(block)):
-                member.write(block)
-    return buffer.getvalue()
+    """A zip archive of one member: `start`, and so many blanks, in a thousandth of the space."""
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    data = squeeze.compress(start) + squeeze.flush(zlib.Z_FULL_FLUSH)
+    block = squeeze.compress(b" " * (1 << 24)) + squeeze.flush(zlib.Z_FULL_FLUSH)  # the same whatever stands before it
+    data += block * (size >> 24) + squeeze.flush()
+    about = (0, 8, 0, 0, 0xBAD, len(data), len(start) + size, len(name), 0)
+    member = struct.pack("<4s5H3L2H", b"PK\3\4", 20, *about) + name.encode() + data
+    listed = struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, *about, 0, 0, 0, 0, 0) + name.encode()
+    return member + listed + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, len(listed), len(member), 0)
 
 
 def saved(value: object, **options: object) -> bytes:
@@ -116,7 +118,7 @@ ENDLESS_FEATURES = (
 
 ATTACKS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "zip bomb, score": (".mxl", lambda: zip_bomb("a.xml", musicxml_samples()[-1])),
-    "zip bomb, container": (".mxl", lambda: zip_bomb("META-INF/container.xml", size=GIB // 2)),
+    "zip bomb, container": (".mxl", lambda: zip_bomb("META-INF/container.xml")),
     "many members": (".mxl", lambda: zipped({f"{n}.txt": b"" for n in range(20_000)}, zipfile.ZIP_STORED)),
     "archive that names itself": (".mxl", lambda: zipped({"a.mxl": zipped({"a.mxl": b""})})),
     "path out of the archive": (
