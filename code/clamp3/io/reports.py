@@ -50,7 +50,7 @@ def load_issues(path: Path) -> list[FileIssue]:
     """Those that an earlier run has saved, if there was one."""
     try:
         return [FileIssue(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, ValueError, TypeError):
         return []
 
 
