@@ -20,8 +20,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[2] / name) for name in ("code", "tests", "examples")]
 
 EVERY = 2.0  # seconds between measurements
-MOST_GROWTH = 100.0  # MB an hour, over the second half
-MOST_HANDLES = 10  # an hour, over the second half
+MOST = {"MB more in the second half": 100, "handles more in the second half": 4}  # by the slope; more is a loss
 
 
 def write_inputs(folder: Path) -> list[Path]:
@@ -75,6 +74,8 @@ def run(minutes: float) -> dict:
                 last = now
     times, memory, handles, threads = (list(column) for column in zip(*found, strict=True))
     half = len(found) // 2
+    slopes = [slope(times[half:], [float(value) for value in values[half:]]) for values in (memory, handles)]
+    more = [value * (times[-1] - times[half]) / 3600 for value in slopes]
     return {
         "minutes": round(minutes, 2),
         "files": files,
@@ -82,10 +83,11 @@ def run(minutes: float) -> dict:
         "MB at half": round(memory[half]),
         "MB at the end": round(memory[-1]),
         "most MB": round(max(memory)),
-        "MB an hour, second half": round(slope(times[half:], memory[half:]), 1),
+        "MB more in the second half": round(more[0]),
+        "MB an hour by it": round(slopes[0], 1),
         "handles at first": handles[0],
         "handles at the end": handles[-1],
-        "handles an hour, second half": round(slope(times[half:], [float(n) for n in handles[half:]]), 1),
+        "handles more in the second half": round(more[1]),
         "threads at the end": threads[-1],
     }
 
