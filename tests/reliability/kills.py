@@ -22,7 +22,7 @@ TIME_LIMIT = 300  # seconds for a run, on a machine that does other things too
 MOST_KILLS_A_RUN = 3
 SHARED_MEMORY = Path("/dev/shm")
 # What launchers and libraries keep in the temporary folder while they run, and nobody but the system removes.
-NOT_OURS = ("torchelastic_", "pymp-", "torch_", "tmp", "torchinductor_", "wandb")
+NOT_OURS = ("torchelastic_", "pymp-")
 
 
 @dataclass
@@ -201,7 +201,7 @@ def _left(whole: Path, broken: Path, remarks: set[str]) -> list[str]:
     problems = []
     for name in sorted(os.listdir(broken / "tmp")):
         if name.startswith(NOT_OURS):
-            remarks.add(f"left in TMPDIR by launchers and libraries: {name[:5]}…")
+            remarks.add(f"{next(start for start in NOT_OURS if name.startswith(start))}* stay in TMPDIR")
         else:
             problems.append(f"{name} is left in TMPDIR")
     caches = [{path.name for path in (folder / "cache").rglob("*") if path.is_file()} for folder in (whole, broken)]

@@ -43,6 +43,8 @@ def main() -> int:
     finally:
         if not any(row["lost"] for row in rows):
             shutil.rmtree(folder, ignore_errors=True)
+        else:
+            print(f"what was lost lies in {folder} and {args.keep}")
     shown = ("part", "row", "tried", "survived", "lost", "seconds", "remarks")
     print_table(shown, [[row[name] for name in shown] for row in rows])
     for row in rows:
