@@ -298,6 +298,14 @@ def test_clamp3_starts_from_m3s_encoder(trainer_of, tmp_path):
 # ---------- checkpoints ----------
 
 
+def test_runs_that_are_killed_and_started_again_give_the_same_weights(small_model, training_data, tmp_path):
+    """By kill -9 at random moments, with and without data workers, in one process and in two; bit for bit."""
+    seed = np.random.default_rng().integers(10**6)
+    command = [sys.executable, ROOT / "tests" / "killed_runs.py", small_model.folder, training_data.folder, tmp_path]
+    done = run(*command, seed, cwd=ROOT)
+    assert len(re.findall("equal after [12] kills", done.stdout)) == 3, done.stdout
+
+
 def contents(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("weights*")}
 

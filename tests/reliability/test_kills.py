@@ -1,14 +1,14 @@
-"""The short form of `kills`: a kill each of a few commands. `make soak` is the long form."""
+"""The short form of `kills`: a kill each of a few commands. `make soak` is the long form.
 
-import re
-import sys
+Training is killed in tests/test_training.py, several times in a process that need not start anew.
+"""
+
 from random import Random
 
 import numpy as np
 import pytest
 
 from commands import Bench
-from conftest import ROOT, run
 from kills import survive
 
 SHORT = 0.2  # of the inputs of the long form
@@ -24,11 +24,3 @@ def test_a_killed_command_is_taken_up_and_leaves_nothing(bench, tmp_path, name):
     seed = int(np.random.default_rng().integers(10**6))
     found = survive(name, bench.commands()[name], tmp_path, 1, 1, Random(seed))
     assert found.tried == 1 and not found.problems, (seed, found.problems)
-
-
-def test_training_that_is_killed_and_started_again_gives_the_same_weights(small_model, training_data, tmp_path):
-    """By kill -9 at random moments, with and without data workers, in one process and in two; bit for bit."""
-    seed = np.random.default_rng().integers(10**6)
-    script = ROOT / "tests" / "reliability" / "killed_training.py"
-    done = run(sys.executable, script, small_model.folder, training_data.folder, tmp_path, seed, cwd=ROOT)
-    assert len(re.findall("equal after [12] kills", done.stdout)) == 3, done.stdout

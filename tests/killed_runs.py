@@ -1,6 +1,6 @@
 """Runs of training that are killed at random moments and started again, against runs that are left alone.
 
-    python tests/reliability/killed_training.py MODEL_FOLDER DATA_FOLDER OUTPUT_FOLDER SEED
+    python tests/killed_runs.py MODEL_FOLDER DATA_FOLDER OUTPUT_FOLDER SEED
 Each run is a fork of this process, or two of them that find each other by gloo: so nothing has to be imported anew.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.extend(str(Path(__file__).parents[2] / name) for name in ("code", "tests", "examples"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "code"))
 from clamp3.distributed import finish, start
 from forks import free_port, launched
 from training_runs import differences, make_trainer
