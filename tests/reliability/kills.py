@@ -4,6 +4,7 @@ All processes of a run die at once, as in a container that is ended: each is kno
 for launchers start theirs in sessions of their own. Then nothing may be missing, different or left over.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -79,12 +80,7 @@ class Run:
     def kill(self) -> set[int]:
         """Kill all processes of this run, again until there is none; returns their ids."""
         killed: set[int] = set()
-        while alive := marked(self.mark):
-            for process in alive:
-                try:
-                    os.kill(process, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
+        while alive := kill_marked(self.mark):
             killed |= set(alive)
             time.sleep(0.01)
         self.process.wait()
@@ -95,15 +91,25 @@ class Run:
 
 
 def marked(mark: str) -> list[int]:
-    """The processes whose environment holds `mark`."""
+    """The processes in whose environment a mark begins with `mark`: a run's, or a folder of runs."""
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
-                if f"{MARK}={mark}".encode() in Path("/proc", entry, "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry))
+                variables = Path("/proc", entry, "environ").read_bytes().split(b"\0")
             except OSError:  # gone, or another user's
                 continue
+            if any(variable.startswith(f"{MARK}={mark}".encode()) for variable in variables):
+                found.append(int(entry))
+    return found
+
+
+def kill_marked(mark: str) -> list[int]:
+    """Kill the processes that are `marked`; returns their ids."""
+    found = marked(mark)
+    for process in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
     return found
 
 

@@ -28,7 +28,7 @@ SECONDS_A_ROUND = 60  # of writers and readers, in the long form
 def main() -> int:
     args = options()
     from clamp3.cli.output import print_table
-    from kills import temporary_folder
+    from kills import kill_marked, temporary_folder
 
     folder, rows = temporary_folder(), []
     os.environ["CLAMP3_CACHE"] = str(folder / "cache")  # not the user's
@@ -41,6 +41,7 @@ def main() -> int:
                 if args.json:  # after each row, so that an end before the end loses none
                     args.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
     finally:
+        kill_marked(f"{folder}/")  # of a soak that was ended itself
         if not any(row["lost"] for row in rows):
             shutil.rmtree(folder, ignore_errors=True)
         else:
