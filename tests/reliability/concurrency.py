@@ -1,23 +1,22 @@
 """Commands that work at the same time on one folder, one cache, one index: in one system, or in two PID namespaces."""
 
 import contextlib
-import json
 import os
 import shutil
+import signal
 import subprocess
-import sys
 import time
+import traceback
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
 import numpy as np
 
-if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[2] / name) for name in ("code", "tests", "examples")]
-
-from commands import Bench, Command, same_files
-from conftest import CODE
+from clamp3.search.index import Entry, Index
+from commands import Command, same_files
 from kills import Run, undisturbed
 
 NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
@@ -93,82 +92,78 @@ def _delete(cache: Path, chance: Random) -> int:
 HIDDEN = 16
 
 
-def writers_and_readers(bench: Bench, folder: Path, seconds: float) -> Shared:
+def writers_and_readers(folder: Path, seconds: float) -> Shared:
     """Two processes add, change and remove files of one index while eight search it: no answer may be wrong."""
     found, begin = Shared("index: 2 writers, 8 readers"), time.perf_counter()
     folder.mkdir(parents=True)
-    script = [sys.executable, __file__, str(folder)]
-    env = {**os.environ, "CLAMP3_CACHE": str(folder / "cache")}
-    options = {"env": env, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": CODE}
-    subprocess.run([*script, "create", "0", "0"], env=env, check=True, cwd=CODE)
-    roles = [("write", number) for number in range(2)] + [("read", number) for number in range(8)]
-    processes = [subprocess.Popen([*script, role, str(n), str(seconds)], **options) for role, n in roles]
-    for (role, number), process in zip(roles, processes, strict=True):
-        said, _ = process.communicate(timeout=seconds + 300)
-        if process.returncode:
-            found.lost += 1
-            found.problems.append(f"{role} {number}: {said[-800:]}")
+    Index.create(folder / "index").close()
+    roles = [(write, number) for number in range(2)] + [(read, number) for number in range(8)]
+    children = []
+    for role, number in roles:
+        child = os.fork()
+        if not child:
+            _act(role, folder, number, seconds)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    for (role, number), code in zip(roles, codes, strict=True):
+        said = (folder / f"{role.__name__}{number}.txt").read_text()
+        if code == 0:
+            found.tried += int(said)
         else:
-            found.tried += json.loads(said.splitlines()[-1])["actions"]
-    final = subprocess.run([*script, "check", "0", "0"], **options)
-    if final.returncode:
-        found.lost += 1
-        found.problems.append(f"at the end: {final.stdout[-800:]}")
+            found.lost += 1
+            found.problems.append(f"{role.__name__} {number}: {said[-800:]}")
+    with closing(Index(folder / "index")) as index:
+        entries = list(index.entries())
+        if not len(entries) == len(index) == len({entry.path for entry in entries}):
+            found.problems.append("at the end a file is there twice")
+        found.problems += wrong_answers(index, 9999)
+    found.lost = max(found.lost, len(found.problems))
     found.seconds = time.perf_counter() - begin
     return found
+
+
+def _act(role: Callable[[Path, int, Random], object], folder: Path, number: int, seconds: float) -> None:
+    """Do it again until the time is over, write how often or what went wrong, and exit."""
+    chance, end, actions, code = Random(f"{role.__name__} {number}"), time.monotonic() + seconds, 0, 0
+    signal.alarm(int(seconds) + 300)
+    try:
+        while time.monotonic() < end:
+            role(folder, number, chance)
+            actions += 1
+        said = str(actions)
+    except BaseException:
+        said, code = traceback.format_exc(), 1
+    (folder / f"{role.__name__}{number}.txt").write_text(said)
+    os._exit(code)
+
+
+def write(folder: Path, number: int, chance: Random) -> None:
+    """Add or replace 20 files, and remove a third of this writer's."""
+    names = [f"{number}-{chance.randrange(200)}" for _ in range(20)]
+    entries = [Entry(Path(f"/music{number}/{name}.npy"), "feature", name * 3, 9, 9) for name in dict.fromkeys(names)]
+    with closing(Index(folder / "index")) as index, index.writing():
+        index.add(entries, np.stack([feature_of(entry.path.stem) for entry in entries]))
+        known = [entry.path for entry in index.entries() if entry.path.parent.name == f"music{number}"]
+        index.remove(chance.sample(known, len(known) // 3))
+        index.compact()
+
+
+def read(folder: Path, _number: int, _chance: Random) -> None:
+    with closing(Index(folder / "index")) as index:
+        if len(index) and (wrong := wrong_answers(index, 50)):
+            raise AssertionError(wrong)
+
+
+def wrong_answers(index: Index, k: int) -> list[str]:
+    """Those whose cosine is not that of the file's feature."""
+    found = index.search(feature_of("query"), k, False)
+    return [f"{e.path}: {cosine}" for cosine, e in found if not abs(cosine - expected(e.path.stem)) < 1e-5]
 
 
 def feature_of(name: str) -> np.ndarray:
     return np.random.default_rng(list(name.encode())).standard_normal(HIDDEN).astype(np.float32)
 
 
-def act(folder: Path, role: str, number: int, seconds: float) -> None:
-    """What one of the processes does until its time is over."""
-    from clamp3.errors import UserError
-    from clamp3.search.index import Index
-    from clamp3.search.indexing import update_index
-
-    def embed() -> None:
-        raise AssertionError("nothing here is to be embedded")
-
-    if role == "create":
-        Index.create(folder / "index").close()
-        return
-    actions, end = 0, time.monotonic() + seconds
-    chance = Random(f"{role} {number}")
-    if role == "check":
-        index = Index(folder / "index")
-        entries = list(index.entries())
-        assert len(entries) == len(index) == len({entry.path for entry in entries}), "double entries"
-        for cosine, entry in index.search(feature_of("query"), 9999, False):
-            assert abs(cosine - expected(entry.path.stem)) < 1e-5, entry.path
-        return
-    source = folder / f"music{number}"
-    source.mkdir(exist_ok=True)
-    while time.monotonic() < end:
-        actions += 1
-        index = Index(folder / "index")
-        if role == "write":
-            for _ in range(20):
-                name = f"{number}-{chance.randrange(200)}"
-                np.save(source / f"{name}.npy", feature_of(name)[None])
-            update_index(index, source, embed)
-            with index.writing():
-                known = [entry.path for entry in index.entries() if entry.path.parent.name == source.name]
-                index.remove(chance.sample(known, len(known) // 3))
-                index.compact()
-        else:
-            with contextlib.suppress(UserError):  # it is empty at first
-                for cosine, entry in index.search(feature_of("query"), 50):
-                    assert abs(cosine - expected(entry.path.stem)) < 1e-5, entry.path
-        index.close()
-    print(json.dumps({"actions": actions}))
-
-
 def expected(name: str) -> float:
     first, second = feature_of("query").astype(np.float64), feature_of(name).astype(np.float64)
     return float(first @ second / np.linalg.norm(first) / np.linalg.norm(second))
-
-
-if __name__ == "__main__":
-    act(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))

@@ -124,7 +124,7 @@ def share(args: argparse.Namespace, folder: Path) -> Iterator[dict]:
             yield row(found.name, found.tried, found.lost, found.seconds, found.problems, remarks)
         yield from failures
     seconds = SECONDS_A_ROUND if args.kills >= 50 else max(10, args.kills)
-    found = writers_and_readers(bench, folder / "index", seconds)
+    found = writers_and_readers(folder / "crowd", seconds)
     yield row(found.name, found.tried, found.lost, found.seconds, found.problems, f"for {seconds} s")
 
 
