@@ -138,7 +138,7 @@ ATTACKS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "a hundred thousand attributes": ("MusicXML", with_attributes),
     "brackets within brackets": ("ABC", lambda: b"X:1\nK:C\n" + b"[" * DEEP + b"C" + b"]" * DEEP + b"|\n"),
     "grace notes within grace notes": ("ABC", lambda: b"X:1\nK:C\n" + b"{" * DEEP + b"|C|\n"),
-    "quotes that never end": ("ABC", lambda: b"X:1\nK:C\n" + b'"a' * (DEEP // 2 + 1) + b"C|\n"),
+    "quotes that never end": ("ABC", lambda: b"X:1\nK:C\n" + b'"a' * 20_001 + b"C|\n"),
     "tuplets within tuplets, to MusicXML": ("ABC to MusicXML", lambda: b"X:1\nK:C\n" + b"(3" * 2000 + b"CDE|\n"),
     "arrays in JSON": ("JSONL", lambda: b'{"filepaths": ' + b"[" * DEEP + b"]" * DEEP + b"}\n"),
     "objects in JSON": ("manifest, reports", lambda: b'{"a":' * DEEP + b"1" + b"}" * DEEP),

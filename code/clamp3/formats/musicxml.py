@@ -42,9 +42,12 @@ def musicxml_to_abc(source: bytes | str | Path, note: Note = warn) -> str:
     data = extracted(source if isinstance(source, bytes) else Path(source).read_bytes(), note)
     score = _partwise(in_its_own_encoding(data, note))
     tree = ElementTree.fromstring(score)
-    before = ElementTree.tostring(tree)
-    changed = clean(tree)
-    after = ElementTree.tostring(tree)
+    try:
+        before = ElementTree.tostring(tree)
+        changed = clean(tree)
+        after = ElementTree.tostring(tree)
+    except RecursionError:
+        raise ValueError("elements within elements, too many to be a score") from None
     try:
         abc, said = _written(score if after == before else after)
     except Exception as error:  # of any kind, wherever the converter meets what it does not expect
