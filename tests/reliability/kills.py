@@ -151,10 +151,8 @@ def survive(name: str, command: Command, folder: Path, processes: int, kills: in
         place = folder / f"broken{attempts}"
         wanted = min(kills - found.tried, chance.randint(1, MOST_KILLS_A_RUN))
         done, problems, remarks = _killed_run(command, place, processes, wanted, timing, chance)
-        if done:
-            problems = problems or command.compare(whole.output, place / "output") + _left(
-                whole.folder, place, remarks
-            )
+        if not problems:
+            problems = command.compare(whole.output, place / "output") + _left(place, remarks)
         found.tried += done
         found.remarks |= remarks
         if problems:
