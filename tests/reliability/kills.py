@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from clamp3.io.files import PARTIAL_EXTENSION
 from commands import Command
 from conftest import CODE
 
@@ -24,6 +25,7 @@ MOST_KILLS_A_RUN = 3
 SHARED_MEMORY = Path("/dev/shm")
 # What launchers and libraries keep in the temporary folder while they run, and nobody but the system removes.
 NOT_OURS = ("torchelastic_", "pymp-")
+UNFINISHED = (PARTIAL_EXTENSION, "-journal", "-wal", "-shm")  # files that runs have begun to write in a cache
 
 
 @dataclass
@@ -149,10 +151,8 @@ def survive(name: str, command: Command, folder: Path, processes: int, kills: in
         place = folder / f"broken{attempts}"
         wanted = min(kills - found.tried, chance.randint(1, MOST_KILLS_A_RUN))
         done, problems, remarks = _killed_run(command, place, processes, wanted, timing, chance)
-        if done:
-            problems = problems or command.compare(whole.output, place / "output") + _left(
-                whole.folder, place, remarks
-            )
+        if not problems:
+            problems = command.compare(whole.output, place / "output") + _left(place, remarks)
         found.tried += done
         found.remarks |= remarks
         if problems:
@@ -202,7 +202,7 @@ def _wait_for_moment(run: Run, timing: Timing, chance: Random) -> bool:
     return not run.finished()
 
 
-def _left(whole: Path, broken: Path, remarks: set[str]) -> list[str]:
+def _left(broken: Path, remarks: set[str]) -> list[str]:
     """What a killed run has left beside its outputs."""
     problems = []
     for name in sorted(os.listdir(broken / "tmp")):
@@ -210,8 +210,8 @@ def _left(whole: Path, broken: Path, remarks: set[str]) -> list[str]:
             remarks.add(f"{next(start for start in NOT_OURS if name.startswith(start))}* stay in TMPDIR")
         else:
             problems.append(f"{name} is left in TMPDIR")
-    caches = [{path.name for path in (folder / "cache").rglob("*") if path.is_file()} for folder in (whole, broken)]
-    return problems + [f"{name} is left in the cache" for name in sorted(caches[1] - caches[0])]
+    kept = [path.name for path in (broken / "cache").rglob("*") if path.is_file()]
+    return problems + [f"{name} is left in the cache" for name in kept if name.endswith(UNFINISHED)]
 
 
 def temporary_folder() -> Path:
