@@ -432,16 +432,16 @@ def test_the_library_works_in_a_script_without_a_guard(texts, tmp_path):
 
 
 def test_memory_that_does_not_suffice_for_a_batch_does_for_a_half_or_is_a_failure(small_model, texts, monkeypatch):
-    """A device that has the memory for 40 patches, whatever they are; the texts' lengths are 22 and more."""
+    """A device that has not the memory for a whole segment."""
     embedder = Embedder(build_model(CLaMP3Model, small_model.sizes, small_model.clamp3), small_model.sizes)
-    pieces = [texts["tune_0"], texts["score_2"], texts["tune_1"], texts["tune_0"]]
+    pieces = [texts["tune_0"], texts["score_2"], texts["tune_0"], texts["tune_0"]]
     sequences = [embedder.encode_symbolic(piece) for piece in pieces]
     expected = dict(embedder.embed("symbolic", sequences))
     forward, sizes = embedder._forward, []
 
     def limited(modality, inputs, pooled):
         sizes.append(len(inputs))
-        if max(map(len, inputs)) * len(inputs) > 100:
+        if max(map(len, inputs)) * len(inputs) >= embedder.max_lengths["symbolic"]:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you …")
         return forward(modality, inputs, pooled)
 

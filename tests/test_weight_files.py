@@ -19,10 +19,11 @@ from transformers import XLMRobertaConfig, XLMRobertaModel
 from clamp3.errors import UserError
 from clamp3.features.embedder import Embedder
 from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.models.releases import TINY
 from clamp3.models.verification import BLOCK
 from clamp3.models.weight_files import fingerprint, read_checkpoint, read_weights
 from clamp3.models.weights import build_model, source_of, start_from_text_model
-from conftest import BIN, CODE, ROOT
+from conftest import BIN, CODE
 from golden_model import formula_weights, golden_json, golden_model, save_checkpoint
 
 SHAPES = golden_json("model.json")["state_dict_shapes"]
@@ -349,7 +350,7 @@ def test_a_living_embedder_is_right_or_refuses_whatever_becomes_of_its_file(smal
         tmp_path,
         repr(asdict(small_model.sizes)),
         TUNE,
-        ROOT / "weights/tiny/mert",
+        TINY / "mert",
     ]
     env = {**os.environ, "PYTHONPATH": str(CODE), "CLAMP3_CACHE": str(tmp_path / "cache")}
     done = subprocess.run([str(word) for word in command], env=env, capture_output=True, text=True)
