@@ -250,6 +250,21 @@ def test_every_note_of_the_cases_comes_out(name):
 
 
 @ignore_repairs
+def test_a_metre_is_read_as_numbers_and_never_run(tmp_path):
+    """abc2xml evaluates it as Python."""
+    written = tmp_path / "written"
+    for metre in (
+        f"open({str(written)!r},'w')/4",
+        f"__import__('os').mkdir({str(written)!r})/4",
+        "-1e400/4",
+        "9**9**9/4",
+    ):
+        with pytest.warns(RepairWarning, match="4/4 assumed"):
+            abc_to_musicxml(f"X:1\nL:1/8\nM:{metre}\nK:C\nCDEF|\n")
+    assert not written.exists()
+    assert "<beats>2+3</beats>" in abc_to_musicxml("X:1\nL:1/8\nM:2+3/8\nK:C\nCDEFG|\n")
+
+
 @pytest.mark.parametrize("name", ["empty_bar_two_parts", "no_divisions", "wedge_stop_other_part"])
 def test_notes_keep_their_places(name):
     data = (SCORES / f"{name}.musicxml").read_bytes()

@@ -93,6 +93,22 @@ def test_no_damage_to_a_checkpoint_changes_weights_silently(whole, tmp_path):
     assert refused > 50
 
 
+def test_an_archive_that_goes_on_elsewhere_is_refused(whole, tmp_path):
+    data, path = bytearray(whole[".pth"].read_bytes()), tmp_path / "split.pth"
+    disks = data.rindex(b"PK\x06\x07") + 16
+    data[disks : disks + 4] = (2).to_bytes(4, "little")
+    path.write_bytes(data)
+    for read in (read_checkpoint, read_weights, fingerprint):
+        with pytest.raises(UserError, match=r"split\.pth .* it is damaged: .* multiple disks"):
+            read(path)
+
+
+def test_a_number_that_is_stretched_to_a_tensor_of_gigabytes_is_refused(tmp_path):
+    torch.save({"a": torch.zeros(1, dtype=torch.float16).expand(10**9)}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth cannot be used: a is larger than what the file holds of it"):
+        read_weights(tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
 def test_every_byte_counts_whatever_the_size_of_a_tensor(tmp_path, size):
     torch.save({"a": torch.ones(size, dtype=torch.uint8)}, tmp_path / "w.pth")

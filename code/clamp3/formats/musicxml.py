@@ -33,6 +33,16 @@ def _own_copy(name: str) -> Any:
 
 xml2abc = _own_copy("xml2abc")
 abc2xml = _own_copy("abc2xml")
+
+
+def _beats(metre: str) -> int:
+    """The beats of a metre's numerator, such as 7 of "2+2+3". Raises ValueError for anything else."""
+    if not re.fullmatch(r"[\d+() ]{1,40}", metre):
+        raise ValueError(f"no number of beats: {metre[:40]!r}")
+    return sum(int(number) for number in re.findall(r"\d+", metre))
+
+
+abc2xml.eval = _beats  # it evaluates metres as Python code, and so would run what a file says
 # The command's options -d 8 -x: unit length 1/8, no line breaks; the others at their defaults.
 OPTIONS = SimpleNamespace(
     u=None, m=0, c=0, d=8, n=0, b=0, o="", v=0, x=True, p=[], j=None, t=None, s=None, v1=None, ped=True, stm=False

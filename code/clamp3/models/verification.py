@@ -98,9 +98,17 @@ def _verify(path: Path) -> str:
 # ---------- PyTorch's files ----------
 
 
+def is_zip(path: Path) -> bool:
+    """Whether a file is a zip archive, be it a damaged one."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # its directory says that it goes on elsewhere
+        return True
+
+
 def parts_of(path: Path) -> list[Part]:
     """The records of a PyTorch file; none if it is another file. Raises DamagedError where it contradicts itself."""
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return []
     parts = []
     try:

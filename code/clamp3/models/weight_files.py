@@ -7,7 +7,6 @@ import re
 import sys
 import threading
 import weakref
-import zipfile
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -20,7 +19,15 @@ from torch import Tensor, UntypedStorage, nn
 
 from clamp3.errors import UserError
 from clamp3.models.releases import release_named
-from clamp3.models.verification import DamagedError, Part, file_state, parts_of, safetensors_entries, verified_digest
+from clamp3.models.verification import (
+    DamagedError,
+    Part,
+    file_state,
+    is_zip,
+    parts_of,
+    safetensors_entries,
+    verified_digest,
+)
 
 STORED_BUFFERS = ("position_ids", "token_type_ids")  # old library versions stored these constants
 # Losses may be stored as NumPy scalars; NumPy 1 and 2 name the function that reads them differently.
@@ -164,7 +171,7 @@ def _load_safetensors(path: Path, source: Source) -> dict[str, Tensor]:
 
 
 def _load_torch(path: Path, source: Source) -> dict[str, Any]:
-    if not zipfile.is_zipfile(path):  # as torch wrote before 1.6
+    if not is_zip(path):  # as torch wrote before 1.6
         return _torch_load(path, mmap=False)[0]
     parts = parts_of(path)
     if any(part.is_compressed for part in parts):
@@ -223,9 +230,9 @@ def _diagnose_file(path: Path, error: Exception) -> str:
         what = "it is a web page"
     elif start.lstrip().startswith((b'{"', b"{\n", b"Entry not found", b"Invalid")):
         what = "it is a text, such as a server's error message"
-    elif release and release.size and size < release.size and not zipfile.is_zipfile(path):
+    elif release and release.size and size < release.size and not is_zip(path):
         what = f"it is cut short: {size:,} of {release.size:,} bytes"
-    elif (start.startswith(b"PK") and not zipfile.is_zipfile(path)) or _is_cut_safetensors(path, size):
+    elif (start.startswith(b"PK") and not is_zip(path)) or _is_cut_safetensors(path, size):
         what = f"it is cut short, at {size:,} bytes"
     elif forbidden:
         name = next(group for group in forbidden.groups() if group)
@@ -269,6 +276,8 @@ def read_weights(path: Path, mapped: bool = True) -> Weights:
         raise UserError(f"{path} holds no model weights")
     weights = Weights()
     for name, tensor in stored.items():
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(f"{path} cannot be used: {name} is larger than what the file holds of it")
         if not name.endswith(STORED_BUFFERS):
             weights[name] = tensor if mapped and tensor.dtype == torch.float32 else source.own(tensor).float()
     weights.source = source
