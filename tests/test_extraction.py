@@ -428,7 +428,7 @@ def test_the_library_works_in_a_script_without_a_guard(texts, tmp_path):
     write_tunes(tmp_path / "in", texts, 40)
     (tmp_path / "script.py").write_text(PLAIN_SCRIPT.format(code=str(CODE), folder=str(tmp_path / "in")))
     done = run(sys.executable, "-W", "ignore", tmp_path / "script.py", cwd=tmp_path)
-    assert done.stdout == "40 (40, 256)\n" and not done.stderr
+    assert done.stdout == "40 (40, 128)\n" and not done.stderr
 
 
 def test_memory_that_does_not_suffice_for_a_batch_does_for_a_half_or_is_a_failure(small_model, texts, monkeypatch):
