@@ -129,6 +129,16 @@ class Loader:
         self.told = False  # that batches go through pipes
 
     def __iter__(self) -> Iterator[Batch]:
+        try:
+            yield from self._received()
+        except RuntimeError:
+            # Else PyTorch's handler of SIGCHLD would raise a worker's death a second time, wherever this process is.
+            if (workers := self.loader._iterator) is not None:
+                self.loader._iterator = None
+                workers._shutdown_workers()
+            raise
+
+    def _received(self) -> Iterator[Batch]:
         for batch in self._start():
             received = batch.received() if isinstance(batch, Sent) else batch
             if received.not_shared and not self.told:
