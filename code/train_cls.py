@@ -86,6 +86,7 @@ def main() -> int:
     from clamp3.tasks.probe import fit_probe, held_out_figures
 
     with needs_classify():  # before any file is embedded
+        import sklearn  # noqa: F401
         from sklearn.exceptions import ConvergenceWarning
     warnings.simplefilter("ignore", ConvergenceWarning)  # the log says it in one line
 

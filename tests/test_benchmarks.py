@@ -51,7 +51,7 @@ def test_training_on_a_gpu_is_measured(tmp_path):
     command = [sys.executable, "benchmarks/gpu.py", "--quick", "--json", tmp_path / "figures.json"]
     printed = run(*command, cwd=ROOT).stdout
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["quick"] and "SMALL models" in printed
+    assert figures["quick"] and "a SMALL model" in printed
     assert {(row["modality"], row["full_length"]) for row in figures["rows"]} == {
         (modality, full) for modality in ("symbolic", "audio") for full in (True, False)
     }

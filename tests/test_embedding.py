@@ -276,7 +276,9 @@ def test_small_items_share_a_forward_pass(small_model, texts, monkeypatch):
     embedder = Embedder(golden_model(CLaMP3Model, small_model.sizes), small_model.sizes, batch_tokens=2048)
     batches_seen = []
     forward = embedder._forward
-    monkeypatch.setattr(embedder, "_forward", lambda *args: batches_seen.append(args) or forward(*args))
+    monkeypatch.setattr(
+        embedder, "_forward", lambda *args, **named: batches_seen.append(args) or forward(*args, **named)
+    )
     embedder.embed_symbolic([texts["tune_0"]] * 80)
     assert len(batches_seen) == 1
 

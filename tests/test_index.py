@@ -389,7 +389,7 @@ def test_opening_an_index_while_it_is_compacted_finds_all_files(tmp_path, index)
     assert_found(Index(index.folder), there, np.ones(HIDDEN, np.float32))
 
 
-def test_new_files_are_hashed_once(tmp_path, index, monkeypatch):
+def test_new_files_are_hashed_before_and_after_they_are_embedded(tmp_path, index, monkeypatch):
     hashed = []
 
     def noting(path):
@@ -404,7 +404,7 @@ def test_new_files_are_hashed_once(tmp_path, index, monkeypatch):
     embedder = Embedder.from_pretrained("tiny", device="cpu")
     for _ in range(2):
         update_index(index, tmp_path / "in", lambda: embedder, FeatureCache(10))
-    assert hashed == ["a.txt"] and len(index) == 1
+    assert hashed == ["a.txt", "a.txt"] and len(index) == 1
 
 
 def test_an_open_index_follows_what_others_change(tmp_path, index):

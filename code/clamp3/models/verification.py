@@ -162,7 +162,10 @@ def safetensors_entries(path: Path) -> dict[str, tuple[str, int, int]]:
         header_size = int.from_bytes(file.read(8), "little")
         if header_size > os.fstat(file.fileno()).st_size:
             raise ValueError("its header is longer than the file")
-        header = json.loads(file.read(header_size))
+        try:
+            header = json.loads(file.read(header_size))
+        except RecursionError:
+            raise ValueError("its header is nested without end") from None
     header.pop("__metadata__", None)
     begin = 8 + header_size
     return {

@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import os
-import zipfile
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -148,8 +147,8 @@ class Record:
                 names = saved["names"].tobytes().decode("utf-8", "surrogatepass").split("\0")
                 if str(saved["about"]) == self.about and len(names) == len(saved["rows"]):
                     return PassedFiles(saved["rows"], names)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            pass
+        except Exception:  # NumPy raises errors of many kinds for what is damaged; then all is checked again
+            logger.debug("%s cannot be read", self.path, exc_info=True)
         return PassedFiles()
 
     def save(self, passed: PassedFiles) -> None:
