@@ -172,6 +172,7 @@ def make_text_model(folder: Path, texts: list[str]) -> None:
         sep_token=eos,
         pad_token=pad,
         unk_token=unknown,
+        add_prefix_space=True,  # as the pre-tokenizer has it, for transformers 4
     )
     fast.save_pretrained(folder)
     XLMRobertaConfig(

@@ -4,6 +4,7 @@
 It ends with the code 77 where this user may not mount.
 """
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -116,9 +117,14 @@ def out_of_memory(folders: dict, run: Path) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + 8_000_000, limits[1]))
+    taken = []  # what is free within the process in one piece, else it may be enough for the run
+    with contextlib.suppress(MemoryError):
+        while True:
+            taken.append(bytearray(1 << 20))
     try:
         trainer.fit()
     except UserError as error:
+        taken.clear()
         resource.setrlimit(resource.RLIMIT_AS, limits)
         assert "out of memory after step 0, with 32 items at once" in str(error), error
         assert "CLAMP3_MICRO_BATCH" in str(error) and "RECOMPUTE_LAYERS" in str(error)

@@ -108,6 +108,12 @@ def test_one_saved_by_any_transformers_is_read(tmp_path, tokenizer_class):
     assert len(tokenizer("a reel")["input_ids"]) == length and tokenizer.sep_token == "</s>"
 
 
+@pytest.mark.golden  # the oldest transformers too
+def test_the_small_models_ids_are_the_same_in_all_versions():
+    ids = load_tokenizer(str(TINY / "text"))(["Irish jig in D major", "中国民歌"])["input_ids"]
+    assert ids == [[0, 602, 532, 284, 307, 513, 2], [0, 2294, 2]]
+
+
 def test_it_and_the_small_model_are_in_the_wheel(tmp_path):
     assert SHIPPED.stat().st_size < 2.5e6 and isinstance(shipped_tokenizer(), PreTrainedTokenizerFast)
     source = tmp_path / "source"

@@ -25,7 +25,9 @@ WAS_STANDARD = "standard ABC, which was interleaved first"
 
 
 NO_MEMORY = re.compile(
-    "out of memory|not enough memory|allocate memory|failed to map segment|can't start new thread", re.IGNORECASE
+    "out of memory|not enough memory|allocate memory|bad_alloc|failed to map segment|can't start new thread"
+    "|^could not create a primitive$",  # of oneDNN
+    re.IGNORECASE,
 )
 
 

@@ -1,6 +1,7 @@
 """The text tower's tokenizer: XLM-R's comes with the library, others from a folder, the hub's cache or the hub."""
 
 import hashlib
+import json
 import lzma
 import threading
 from pathlib import Path
@@ -99,12 +100,19 @@ def _from_pretrained(name: str) -> "PreTrainedTokenizerBase":
     except ValueError as error:
         if "TokenizersBackend" not in str(error):  # transformers 5's name, in the files it saves, for the class below
             raise
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(name, add_prefix_space=_adds_prefix_space(name))
     # Where the files are missing, some library versions make one that knows no words.
     words = tokenizer("music", add_special_tokens=False)["input_ids"]
     if not set(words) - {tokenizer.unk_token_id}:
         raise ValueError("its vocabulary is missing")
     return tokenizer
+
+
+def _adds_prefix_space(name: str) -> bool:
+    """Whether a folder's tokenizer.json puts a space before texts; transformers 4 goes by its own settings alone."""
+    path = Path(name, TOKENIZER_FILE)
+    settings = json.loads(path.read_text(encoding="utf-8")).get("pre_tokenizer") if path.is_file() else None
+    return bool((settings or {}).get("add_prefix_space", False))
 
 
 def token_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> np.ndarray:

@@ -31,13 +31,6 @@ def _which(device: torch.device) -> list[torch.device]:
     return [] if device.type == "mps" else [device]
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that a device, or this machine, has no memory left for what it was to hold."""
-    signs = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "cannot allocate memory")
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in text for sign in signs)
-
-
 def is_distributed() -> bool:
     """Whether there are several processes."""
     return dist.is_initialized() and dist.get_world_size() > 1

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from clamp3.distributed import PRECISIONS, checked_precision, from_main, gather, long_work
-from clamp3.errors import OneProcessError, UserError
+from clamp3.errors import OneProcessError, UserError, is_out_of_memory
 from clamp3.io.files import remove_orphans
 from clamp3.io.reports import FileIssue, load_issues
 from clamp3.models.weights import load_weights
@@ -42,7 +42,6 @@ from clamp3.training.curves import draw_curves, figures_path, wandb_logger
 from clamp3.training.data import Examples
 from clamp3.training.distributed import (
     data_parallel,
-    is_out_of_memory,
     mean_over_processes,
     random_state,
     set_random_state,
