@@ -135,7 +135,7 @@ class Loader:
             # Else PyTorch's handler of SIGCHLD would raise a worker's death a second time, wherever this process is.
             if (workers := self.loader._iterator) is not None:
                 self.loader._iterator = None
-                workers._shutdown_workers()
+                workers._shutdown_workers()  # type: ignore[attr-defined]
             raise
 
     def _received(self) -> Iterator[Batch]:
