@@ -18,7 +18,7 @@ OUTPUT_DIR/failures.jsonl, and the exit code is 1. Weights and sizes are set in 
 are downloaded.
 """
 
-from clamp3.cli.options import extraction_parser, run, worker_processes
+from clamp3.cli.options import extraction_parser, run
 from clamp3.cli.output import end_of_run
 
 
@@ -35,13 +35,7 @@ def main() -> int:
     from clamp3.formats.registry import extensions, model_inputs
 
     state = start(args.device, args.threads)
-    options = {
-        "device": state.device,
-        "precision": args.precision,
-        "batch_tokens": args.batch_tokens,
-        "as_is": args.as_is,
-        "processes": worker_processes(args),
-    }
+    options = utils.extraction_options(args, state.device)
     report = extract(
         lambda: utils.build_embedder(utils.CLaMP3Model, args.epoch, args.variant, **options),
         args.input_dir,

@@ -33,6 +33,7 @@ __all__ = [
     "configured_path",
     "configured_sizes",
     "embedder_loader",
+    "extraction_options",
     "remove_instrument_info",
 ]
 
@@ -70,6 +71,17 @@ def build_embedder(
             raise UserError(f"no weights of epoch {epoch}: there is no {path}")
     path = ensure_weights(path, announce=partial(print, flush=True))
     return Embedder(build_model(model_class, sizes, path), sizes, weights=path, **options)
+
+
+def extraction_options(args: Namespace, device: torch.device) -> dict[str, Any]:
+    """Options of an Embedder, as those of `extraction_parser` ask for."""
+    return {
+        "device": device,
+        "precision": args.precision,
+        "batch_tokens": args.batch_tokens,
+        "as_is": args.as_is,
+        "processes": worker_processes(args),
+    }
 
 
 def embedder_loader(args: Namespace, device: torch.device | str | None) -> Callable[[], Embedder]:

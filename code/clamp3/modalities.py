@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from clamp3.sizes import ModelSizes
 
+SAMPLING_RATE = 24_000  # Hz of sound, where no other is asked for: MERT's
+
 
 @dataclass(frozen=True)
 class Modality:

@@ -9,7 +9,6 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
@@ -17,21 +16,9 @@ import numpy as np
 
 from clamp3.search.index import Entry, Index
 from commands import Command, same_files
-from kills import Run, undisturbed
+from kills import Run, Tried, undisturbed
 
 NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
-
-
-@dataclass
-class Shared:
-    """What became of rounds of commands at the same time."""
-
-    name: str
-    tried: int = 0
-    lost: int = 0
-    problems: list[str] = field(default_factory=list)
-    remarks: set[str] = field(default_factory=set)
-    seconds: float = 0.0
 
 
 def namespace() -> tuple[str, ...]:
@@ -45,9 +32,9 @@ def namespace() -> tuple[str, ...]:
 
 def two_at_once(
     name: str, command: Command, folder: Path, rounds: int, chance: Random, prefix=(), delete_cache: bool = False
-) -> Shared:
+) -> Tried:
     """Two runs of `command` into one folder, with one cache, which is deleted meanwhile if so said."""
-    found, begin = Shared(name), time.perf_counter()
+    found, begin = Tried(name), time.perf_counter()
     whole, _ = undisturbed(command, folder / "whole", 1)
     for number in range(rounds):
         place = folder / f"shared{number}"
@@ -92,9 +79,9 @@ def _delete(cache: Path, chance: Random) -> int:
 HIDDEN = 16
 
 
-def writers_and_readers(folder: Path, seconds: float) -> Shared:
+def writers_and_readers(folder: Path, seconds: float) -> Tried:
     """Two processes add, change and remove files of one index while eight search it: no answer may be wrong."""
-    found, begin = Shared("index: 2 writers, 8 readers"), time.perf_counter()
+    found, begin = Tried("index: 2 writers, 8 readers"), time.perf_counter()
     folder.mkdir(parents=True)
     Index.create(folder / "index").close()
     roles = [(write, number) for number in range(2)] + [(read, number) for number in range(8)]

@@ -29,8 +29,8 @@ UNFINISHED = (PARTIAL_EXTENSION, "-journal", "-wal", "-shm")  # files that runs 
 
 
 @dataclass
-class Killed:
-    """What became of the kills of one command."""
+class Tried:
+    """What became of the kills of one command, or of rounds of commands at the same time."""
 
     name: str
     tried: int = 0
@@ -141,9 +141,9 @@ def started(command: Command, folder: Path, processes: int) -> Run:
     return Run(command, folder, processes)
 
 
-def survive(name: str, command: Command, folder: Path, processes: int, kills: int, chance: Random) -> Killed:
+def survive(name: str, command: Command, folder: Path, processes: int, kills: int, chance: Random) -> Tried:
     """Kill runs of `command` until there have been so many kills, and compare what comes out in the end."""
-    found, begin = Killed(f"{name}, {processes} process{'es' * (processes > 1)}"), time.perf_counter()
+    found, begin = Tried(f"{name}, {processes} process{'es' * (processes > 1)}"), time.perf_counter()
     whole, timing = undisturbed(command, folder / "whole", processes)
     attempts = 0
     while found.tried < kills and attempts < 3 * kills + 5:

@@ -3,7 +3,6 @@
 MERT-v1-95M is a plain HuBERT, so its weights go into transformers' HubertModel, and none of its own code is run.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from clamp3.audio.mert_layers import Front, SpectralPosition
 from clamp3.audio.windows import WINDOW, windows
 from clamp3.distributed import PRECISIONS, as_memory_allows, checked_precision, usable_device
 from clamp3.errors import Note, UserError, warn
-from clamp3.formats.audio import SAMPLING_RATE
+from clamp3.io.files import parse_json
+from clamp3.modalities import SAMPLING_RATE
 from clamp3.models.weights import build_with_weights, fingerprint, read_weights
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ def _hubert_config(path: Path) -> "HubertConfig":
     from transformers import HubertConfig
 
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     for key, value in REQUIRED.items():

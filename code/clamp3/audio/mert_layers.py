@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from transformers import HubertModel
 
 CPU_FRAMES = 94  # which `Front` computes at once on a CPU: activations of 12 MB, which stay in its caches
-PAIRED_CHANNELS = 256  # from which on a saved product is worth the sums that save it
 
 
 class Front:
@@ -34,14 +33,9 @@ class Front:
         # The statistics need float64, which not all devices have, and little arithmetic: they stay on the CPU.
         self.first = first.conv.weight.detach()[:, 0].double()  # (channels, kernel)
         self.norm = first.layer_norm
-        self.others = [self._convolution(layer.conv) for layer in others]
-
-    def _convolution(self, conv: nn.Conv1d) -> "Convolution | PairedConvolution":
-        weight, (stride,) = conv.weight.detach().to(self.device, self.dtype), conv.stride
-        in_pairs = weight.shape[2] == 3 and stride == 2 and weight.shape[1] >= PAIRED_CHANNELS
-        if in_pairs and self.device.type == "cpu" and self.dtype == torch.float32:
-            return PairedConvolution(weight)
-        return Convolution(weight, stride)
+        self.others = [
+            Convolution(layer.conv.weight.detach().to(device, dtype), layer.conv.stride[0]) for layer in others
+        ]
 
     def __call__(self, waves: Tensor) -> Tensor:
         weights, shifts = (folded.to(self.device) for folded in self._normalized_first(waves))
@@ -95,33 +89,6 @@ class Convolution:
             taps = hidden[start:].flatten().unfold(0, len(matrix), self.stride * channels)[:frames]
             result = taps @ matrix if result is None else result.addmm_(taps, matrix)
         assert result is not None
-        return result
-
-
-class PairedConvolution:
-    """The same for a kernel of 3 and a stride of 2, in 5 products for two frames instead of 6 (as Winograd's F(2,2)).
-
-    The frames 0, 2, 4, … of what it slides over meet the kernel's taps 0 and 2: one output is a·x0 + c·x2, the next
-    a·x2 + c·x4. Both are (a + c)·x2 plus a product of a difference: a·(x0 - x2), and c·(x4 - x2).
-    """
-
-    def __init__(self, weight: Tensor):
-        """`weight` is (channels out, channels in, 3)."""
-        self.plain = Convolution(weight, stride=2)
-        self.first, self.middle, self.last = (taps.contiguous().t() for taps in weight.unbind(2))
-        self.both = self.first + self.last
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        frames = (len(hidden) - 3) // 2 + 1
-        pairs = frames // 2
-        x0, x1, x2, x3, x4 = (hidden[start::4][:pairs] for start in range(5))
-        shared = x2 @ self.both
-        one = torch.addmm(shared, x1, self.middle).addmm_(x0 - x2, self.first)
-        other = shared.addmm_(x3, self.middle).addmm_(x4 - x2, self.last)
-        result = hidden.new_empty(frames, shared.shape[1])
-        torch.stack([one, other], dim=1, out=result[: 2 * pairs].unflatten(0, (pairs, 2)))
-        if frames % 2:
-            result[-1] = self.plain(hidden[2 * frames - 2 :])
         return result
 
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from clamp3.formats.audio import SAMPLING_RATE, Note, warn
+from clamp3.errors import Note, warn
+from clamp3.modalities import SAMPLING_RATE
 
 WINDOW = 5 * SAMPLING_RATE
 SHORTEST_WINDOW = SAMPLING_RATE  # of a track's last window, and of a shorter track repeated

@@ -1,7 +1,6 @@
 """Setting knobs without editing config.py: checked for name and type."""
 
 import difflib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,9 +27,11 @@ def override(knobs: dict[str, object], source: str) -> None:
             text = Path(source).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{origin} is neither a JSON object nor a file that can be read: {error}") from None
+    from clamp3.io.files import parse_json
+
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:  # also of numbers and nested arrays that are too long
+        values = parse_json(text)
+    except ValueError as error:  # also of numbers that are too long
         raise UserError(f"{origin} is not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f'{origin} must be a JSON object of knobs, such as {{"PATCH_LENGTH": 256}}')

@@ -27,7 +27,7 @@ from clamp3.inputs.segments import Segment, batches, cut, pad
 from clamp3.inputs.tokenizer import load_tokenizer
 from clamp3.io.reports import describe_error
 from clamp3.io.workers import Processes
-from clamp3.modalities import AUDIO, MODALITIES, SYMBOLIC, TEXT
+from clamp3.modalities import AUDIO, MODALITIES, SAMPLING_RATE, SYMBOLIC, TEXT
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.layers import PACKABLE, is_packable
 from clamp3.models.m3 import M3Model, M3PatchEncoder
@@ -50,7 +50,6 @@ CHUNK_BATCHES = 16
 _preparing = threading.RLock()  # held while an Embedder, of several threads perhaps, gets itself ready
 
 Samples = np.ndarray | torch.Tensor
-SAMPLING_RATE = 24_000  # Hz, of samples that come without one
 Sound = str | Path | bytes | BinaryIO | Samples | tuple[Samples, int]
 
 

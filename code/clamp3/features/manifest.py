@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from clamp3.errors import UserError
-from clamp3.io.files import atomic_write
+from clamp3.io.files import atomic_write, parse_json
 
 MANIFEST_FILE = ".clamp3.json"  # hidden, so that it is no input of anything
 Maker = dict[str, str | None]  # None where it is not known
@@ -16,10 +16,10 @@ def load_manifest(folder: Path) -> Maker | None:
     """What made the features in `folder`; None where that is not recorded. Raises UserError for a damaged record."""
     path = folder / MANIFEST_FILE
     try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
+        recorded = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError):  # the latter: of arrays within arrays
+    except (OSError, ValueError):
         recorded = None
     if not isinstance(recorded, dict) or not isinstance(recorded.get("kind"), str):
         raise UserError(

@@ -29,8 +29,8 @@ from clamp3.formats.containers import (
     ogg_links,
     opus_samples,
 )
+from clamp3.modalities import SAMPLING_RATE
 
-SAMPLING_RATE = 24_000  # Hz, where no other is asked for: MERT's
 BLOCK = 16_384  # frames that are mixed and resampled at once, or a few more
 RATES = range(1000, 1_000_001)  # Hz; others come from damaged headers
 MAX_HOURS = 3.0  # what is read of one file: 1 GB as a waveform at 24 kHz

@@ -1,7 +1,6 @@
 """The text tower's tokenizer: XLM-R's comes with the library, others from a folder, the hub's cache or the hub."""
 
 import hashlib
-import json
 import lzma
 import threading
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clamp3.errors import UserError
-from clamp3.io.files import content_hash
+from clamp3.io.files import content_hash, parse_json
 from clamp3.sizes import XLM_R_BASE
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ def _from_pretrained(name: str) -> "PreTrainedTokenizerBase":
 def _adds_prefix_space(name: str) -> bool:
     """Whether a folder's tokenizer.json puts a space before texts; transformers 4 goes by its own settings alone."""
     path = Path(name, TOKENIZER_FILE)
-    settings = json.loads(path.read_text(encoding="utf-8")).get("pre_tokenizer") if path.is_file() else None
+    settings = parse_json(path.read_text(encoding="utf-8")).get("pre_tokenizer") if path.is_file() else None
     return bool((settings or {}).get("add_prefix_space", False))
 
 

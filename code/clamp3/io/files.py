@@ -5,6 +5,7 @@ import contextlib
 import errno
 import hashlib
 import io
+import json
 import os
 import re
 import secrets
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, BinaryIO, Literal
+from typing import IO, Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -200,6 +201,14 @@ def load_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
         if "Python objects" in str(error) or "Object arrays" in str(error):
             raise ValueError("holds pickled Python objects, which are refused, for they could run code") from None
         raise ValueError(f"not a whole .npy file: {error}") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says. Raises ValueError for any other text, and for one that is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def content_hash(path: Path) -> str:

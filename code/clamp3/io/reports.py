@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from clamp3.errors import RepairWarning, is_out_of_memory
-from clamp3.io.files import atomic_write
+from clamp3.io.files import atomic_write, parse_json
 
 OUT_OF_MEMORY = "there is not enough memory for it"
 
@@ -55,9 +55,9 @@ def load_issues(path: Path) -> list[FileIssue]:
     """Those that an earlier run has saved, if there was one and they can be read."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        records = [json.loads(line) for line in lines]
+        records = [parse_json(line) for line in lines]
         return [FileIssue(str(record["file"]), str(record["reason"])) for record in records]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError):
         return []
 
 

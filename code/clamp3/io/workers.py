@@ -233,7 +233,7 @@ def interrupts_held_back() -> Iterator[None]:
 def _work(pipe: connection.Connection, memory_limit: float) -> None:
     """Do jobs, until this process or its parent is ended, or until it has grown too much."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
-    _end_with_parent()
+    end_with_parent()
     with contextlib.suppress(EOFError, ConnectionError):
         task, before = None, 0
         while True:
@@ -272,7 +272,7 @@ def _limit_address_space(size: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (size if hard < 0 else min(size, hard), hard))
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Have this process end when its parent does, which may be a sudden end."""
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from clamp3.distributed import own_cores
-from clamp3.io.files import atomic_write, content_hash, user_cache
+from clamp3.io.files import atomic_write, content_hash, parse_json, user_cache
 
 VERSION = 1  # of what is verified: to be raised with each change, so that files are verified again
 WORTH_REMEMBERING = 1_000_000  # bytes; smaller files are verified each time
@@ -67,7 +67,7 @@ def verified_digest(path: Path) -> str:
 
 def _remembered(record: Path, state: list[int]) -> str | None:
     try:
-        known = json.loads(record.read_bytes())
+        known = parse_json(record.read_bytes())
         return str(known["digest"]) if known["state"] == state else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -162,10 +162,7 @@ def safetensors_entries(path: Path) -> dict[str, tuple[str, int, int]]:
         header_size = int.from_bytes(file.read(8), "little")
         if header_size > os.fstat(file.fileno()).st_size:
             raise ValueError("its header is longer than the file")
-        try:
-            header = json.loads(file.read(header_size))
-        except RecursionError:
-            raise ValueError("its header is nested without end") from None
+        header = parse_json(file.read(header_size))
     header.pop("__metadata__", None)
     begin = 8 + header_size
     return {

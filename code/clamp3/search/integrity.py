@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from clamp3.errors import UserError
-from clamp3.io.files import atomic_write
+from clamp3.io.files import atomic_write, parse_json
 
 DATABASE = "index.sqlite"
 VERIFIED = "verified.json"
@@ -251,8 +251,8 @@ def entry_of(record: Sequence) -> Entry:
     if not all(isinstance(*pair) for pair in types) or not path or b"\0" in path:
         raise ValueError("is of the wrong type")
     try:
-        described = json.loads(metadata)
-    except (ValueError, RecursionError):
+        described = parse_json(metadata)
+    except ValueError:
         described = None
     if not isinstance(described, dict):
         raise ValueError("has metadata that cannot be read")
@@ -374,9 +374,9 @@ def stamp(path: Path) -> list[int] | None:
 def is_verified(folder: Path, names: Iterable[str]) -> bool:
     """Whether these files are as they were when they were last known to be whole."""
     try:
-        known = json.loads((folder / VERIFIED).read_text(encoding="utf-8"))
+        known = parse_json((folder / VERIFIED).read_text(encoding="utf-8"))
         return all(known[name] == stamp(folder / name) for name in names)
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+    except (OSError, ValueError, TypeError, LookupError):
         return False
 
 

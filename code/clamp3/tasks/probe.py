@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clamp3.errors import UserError
-from clamp3.io.files import atomic_write
+from clamp3.io.files import atomic_write, parse_json
 from clamp3.tasks.extras import needs_classify
 from clamp3.tasks.figures import Figures, figures
 from clamp3.tasks.recipe import Recipe
@@ -71,7 +71,7 @@ class Probe:
         try:
             with safe_open(path, "numpy") as file:
                 arrays = {name: file.get_tensor(name) for name in ("weight", "bias", "mean", "std")}
-                about = json.loads(file.metadata()["probe"])
+                about = parse_json(file.metadata()["probe"])
             labels, made_by = about["labels"], about["made_by"]
         except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
             raise UserError(f"{path} is not a probe that train_cls.py wrote: {error}") from None

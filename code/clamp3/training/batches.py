@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.reduction import ForkingPickler
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 from clamp3.inputs.patchilizer import PAD_ID
 from clamp3.inputs.segments import pad
 from clamp3.io.reports import FileIssue
-from clamp3.io.workers import interrupts_held_back
+from clamp3.io.workers import end_with_parent, interrupts_held_back
 from clamp3.training.data import Example, Examples
 
 SHARED_MEMORY = "/dev/shm"  # where Linux keeps what processes share
@@ -167,7 +166,7 @@ class Loader:
             collate_fn=Send(self.collate) if workers else self.collate,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=end_with_parent if workers else None,
+            worker_init_fn=_start_worker if workers else None,
             multiprocessing_context="spawn" if workers else None,  # forks of a process with threads may hang
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # its own, so that training's random numbers do not depend on restarts
@@ -232,17 +231,10 @@ def check_room(batch: Batch) -> None:
         raise OSError(text)
 
 
-def end_with_parent(_worker: int) -> None:
-    """Let this worker process end when the one that started it does, even if that is killed; Ctrl-C is its affair."""
+def _start_worker(_worker: int) -> None:
+    """Let this process end with the one that started it; Ctrl-C is that one's affair."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+    end_with_parent()
 
 
 def is_worker_error(error: BaseException) -> bool:

@@ -128,7 +128,7 @@ class Pairs(Examples):
         return self.lines.place(self.indices[index])
 
     def item(self, index: int) -> dict:
-        """The object of the item's line. Raises ValueError or RecursionError where nothing can be made of it."""
+        """The object of the item's line. Raises ValueError where nothing can be made of it."""
         return checked_item(self.lines[self.indices[index]], self.modality)
 
     def example(self, index: int, rng: np.random.Generator | None) -> Example:

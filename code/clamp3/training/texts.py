@@ -1,7 +1,6 @@
 """The items of a JSONL file, and the texts and files that training and evaluation take from an item."""
 
 import codecs
-import json
 from array import array
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from clamp3.formats.registry import extensions, model_inputs
+from clamp3.io.files import parse_json
 
 NOT_TEXT = ("id", "filepaths", "language", "translations")
 
@@ -16,7 +16,7 @@ NOT_TEXT = ("id", "filepaths", "language", "translations")
 class JsonLines:
     """The values of a JSONL file by position, in UTF-8 with or without a BOM. Memory grows with 16 bytes a line.
 
-    `lines[index]` raises ValueError, or RecursionError, where the line is not JSON.
+    `lines[index]` raises ValueError where the line is not JSON.
     """
 
     def __init__(self, path: Path):
@@ -40,7 +40,7 @@ class JsonLines:
     def __getitem__(self, index: int) -> Any:
         with open(self.path, "rb") as file:
             file.seek(self.starts[index])
-            return json.loads(file.readline())
+            return parse_json(file.readline())
 
     def place(self, index: int) -> str:
         """File and line, as people look for it."""
