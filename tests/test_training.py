@@ -616,6 +616,27 @@ def test_a_killed_data_worker_ends_the_run_with_a_sentence(trainer_of):
     assert time.monotonic() - started < 60
 
 
+def test_a_worker_says_nothing_of_shared_memory_that_an_ending_run_does_not_fetch():
+    program = """if True:
+        import multiprocessing, os, sys
+        from multiprocessing import connection, resource_sharer
+        from clamp3.training import batches
+
+        batches.end_with_parent = lambda: None  # it has none of its kind
+        batches._start_worker(0)
+        for error in (BrokenPipeError, EOFError, ValueError):
+            def send(connection, _pid, error=error):
+                raise error("from the thread")
+            address, key = resource_sharer._resource_sharer.register(send, lambda: None)
+            with connection.Client(address, authkey=multiprocessing.current_process().authkey) as client:
+                client.send((key, os.getpid()))
+            resource_sharer.stop(timeout=30)
+    """
+    done = run(sys.executable, "-c", program)
+    assert "ValueError: from the thread" in done.stderr
+    assert done.stderr.count("Traceback") == 1
+
+
 def test_two_trainings_do_not_write_to_one_path(trainer_of, tmp_path, told):
     folder = tmp_path / "run"
     path = folder / "weights_m3.pth"

@@ -5,9 +5,11 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.reduction import ForkingPickler
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -151,8 +153,9 @@ class Loader:
 
     def _start(self) -> "Iterator[Batch | Sent]":
         if self.loader.num_workers:
-            try:
-                multiprocessing.get_context("spawn").Lock()  # as the loader makes many, not ready for a failure
+            context = multiprocessing.get_context("spawn")
+            try:  # to have as many semaphores as the loader makes, which is not ready for a failure
+                _ = [context.Lock() for _ in range(8 + 3 * self.loader.num_workers)]
             except OSError as error:
                 logger.info("data workers cannot be started: %s; this process reads the data, more slowly", error)
                 self.loader = self._loader(0)
@@ -234,7 +237,14 @@ def check_room(batch: Batch) -> None:
 def _start_worker(_worker: int) -> None:
     """Let this process end with the one that started it; Ctrl-C is that one's affair."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _unless_nobody_asks
     end_with_parent()
+
+
+def _unless_nobody_asks(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """An excepthook without a word of the thread that hands over shared memory to a process that has just ended."""
+    if not isinstance(error, (OSError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def is_worker_error(error: BaseException) -> bool:
