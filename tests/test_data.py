@@ -488,6 +488,20 @@ def test_reading_everything_finds_bad_files_wherever_they_stand(write_items, enc
         refuse(check_examples(Pieces(find_pieces([tmp_path])[0], encoder, 0.45, 0, True))[0])
 
 
+def test_items_in_standard_abc_and_with_bars_that_are_not_read_whole_are_counted(write_items, encoder, tmp_path):
+    long_bar = "C2" * 40
+    tunes = {"good": "[V:1]C|", "standard": "C|", "long": f"[V:1]{long_bar}|", "both": f"{long_bar}|\n{long_bar}|"}
+    for name, music in tunes.items():
+        voice = "" if "[V:1]" not in music else "V:1\n"
+        tmp_path.joinpath(f"{name}.abc").write_text(f"M:80/4\nL:1/4\nK:C\n{voice}{music}\n")
+    lines = write_items(*({**GOOD, "filepaths": [f"{name}.abc"]} for name in tunes))
+    wanted = {"standard ABC, which was interleaved first": 2, "bars longer than the 62 characters of a patch": 2}
+    whole = pairs(lines, encoder, "symbolic", True), Pieces(find_pieces([tmp_path])[0], encoder, 0.45, 0, True)
+    for examples in whole:
+        assert check_examples(examples) == ([], wanted)
+        assert Collate({})([examples[0, index] for index in range(4)]).remarks == wanted
+
+
 def noted_reads(lines: JsonLines, monkeypatch) -> list[int]:
     """The positions of the items that are read from now on."""
     read, get = [], JsonLines.__getitem__

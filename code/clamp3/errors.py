@@ -20,8 +20,10 @@ class RepairWarning(UserWarning):
 # What readers call with a remark on an input that they have mended or read in part.
 Note = Callable[[str], None]
 
-# The remark that the input encoder makes of ABC whose voices stand one after another; summaries count it.
+# How the input encoder's remarks begin on ABC whose voices stand one after another, and on bars that are longer than a
+# patch. Summaries count them.
 WAS_STANDARD = "standard ABC, which was interleaved first"
+LONG_BARS = "bars longer than the"
 
 
 NO_MEMORY = re.compile(

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -302,17 +303,17 @@ def check(sets: list["Examples"], issues: "list[FileIssue]", state: "PartialStat
     from clamp3.distributed import on_main
     from clamp3.training.checks import check_examples, refuse
 
-    def check_all() -> int:
+    def check_all() -> Counter[str]:
         found = [check_examples(examples, show_loop) for examples in sets]
         bad = {issue.file: issue for part, _ in found for issue in part}
         refuse([*bad.values(), *(issue for issue in issues if issue.file not in bad)], shown=sys.maxsize)
-        return sum(standard for _, standard in found)
+        return sum((remarks for _, remarks in found), Counter[str]())
 
-    standard = on_main(state, check_all)
+    remarks = on_main(state, check_all)
     if state.is_main_process:
         print(f"all {' + '.join(str(len(examples)) for examples in sets)} items can be trained on")
-        if standard:
-            print(f"{standard} of them are standard ABC, which is interleaved first")
+        for remark, count in remarks.items():
+            print(f"{count} of them: {remark}")
     return 0
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clamp3.errors import WAS_STANDARD, Note, ignore
+from clamp3.errors import LONG_BARS, WAS_STANDARD, Note, ignore
 from clamp3.formats.abc import has_notes, interleave, is_interleaved
 from clamp3.formats.midi import is_mtf
 from clamp3.inputs.patchilizer import FIELD, M3Patchilizer, has_music
@@ -61,7 +61,7 @@ class InputEncoder:
         too_long = [len(patch) - room for patch in patches if len(patch.rstrip()) > room and not FIELD.match(patch)]
         if too_long:
             unread = f"{sum(too_long)} of their characters are not read"
-            note(f"bars longer than the {room} characters of a patch: {len(too_long)}; {unread}")
+            note(f"{LONG_BARS} {room} characters of a patch: {len(too_long)}; {unread}")
 
     def encode_audio_features(self, features: np.ndarray, note: Note = ignore) -> np.ndarray:
         """MERT features (…, frames, hidden) -> float32 (frames + 2, hidden): a zero vector before and after."""

@@ -6,8 +6,9 @@ import os
 import pickle
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.reduction import ForkingPickler
 from types import TracebackType
 
@@ -37,7 +38,7 @@ class Batch:
 
     names: list[str]
     tensors: dict[str, tuple[Tensor, Tensor]]
-    standard: int = 0  # items whose ABC was interleaved first
+    remarks: Counter[str] = field(default_factory=Counter)  # of how many items the input encoder made each
     skipped: tuple[FileIssue, ...] = ()  # items that could not be read
     not_shared: str = ""  # why a worker process could not put it into shared memory
 
@@ -69,9 +70,9 @@ class Collate:
         for name in read[0].sequences if read else ():
             stacked, masks = pad([example.sequences[name] for example in read], self.pad_values.get(name, PAD_ID))
             tensors[name] = torch.from_numpy(stacked), torch.from_numpy(masks)
-        standard = sum(example.was_standard for example in read)
+        remarks = Counter(remark for example in read for remark in example.remarks)
         skipped = tuple(issue for example in examples for issue in example.skipped)
-        return Batch([example.name for example in read], tensors, standard, skipped)
+        return Batch([example.name for example in read], tensors, remarks, skipped)
 
 
 class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):

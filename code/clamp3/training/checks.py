@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -178,15 +179,15 @@ def find_pieces(folders: list[Path]) -> tuple[list[Path], list[FileIssue]]:
     return paths, found.failures + special_inputs(found, taken) + empty
 
 
-def check_examples(examples: Examples, track: Track = untracked) -> tuple[list[FileIssue], int]:
-    """Read and encode all that training could read of the items: those that fail, and how many are standard ABC."""
-    issues, standard = [], 0
+def check_examples(examples: Examples, track: Track = untracked) -> tuple[list[FileIssue], Counter[str]]:
+    """Read and encode all that training could read of the items: what is wrong with them, and counts of remarks."""
+    issues, remarks = [], Counter[str]()
     for index in track(range(len(examples)), "reading"):
         try:
-            standard += examples.check(index)
+            remarks.update(examples.check(index))
         except Exception as error:  # a file can make what reads it fail in any way
             issues.append(examples.issue(index, error))
-    return issues, standard
+    return issues, remarks
 
 
 def refuse(issues: Sequence[FileIssue], remark: str = "", shown: int = SHOWN_ISSUES) -> None:

@@ -5,13 +5,14 @@ not from what was drawn before: the numbers of workers, of processes and of rest
 read in place of an item that cannot be read.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from clamp3.errors import WAS_STANDARD, Note, ignore
+from clamp3.errors import LONG_BARS, WAS_STANDARD, Note, ignore
 from clamp3.inputs.encoder import InputEncoder
 from clamp3.inputs.patchilizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, crop, remove_instrument_info
 from clamp3.io.files import load_array, read_text
@@ -27,6 +28,7 @@ from clamp3.training.texts import (
     training_text,
 )
 
+COUNTED = (WAS_STANDARD, LONG_BARS)  # how remarks begin whose items training counts
 SUBSTITUTES = 100  # items that are tried in place of one that cannot be read
 WITHOUT_INSTRUMENTS = 0.9  # share of the symbolic training items that lose their instruments' names and programs
 MASKED, SHUFFLED = 0.8, 0.1  # shares of the pieces whose selected patches are masked, or shuffled (else: kept)
@@ -38,7 +40,7 @@ class Example:
 
     name: str
     sequences: dict[str, np.ndarray]  # by the name of the model's input; each is as long as it happens to be
-    was_standard: bool = False  # its ABC was not interleaved, and was interleaved first
+    remarks: frozenset[str] = frozenset()  # what `counted` makes of the input encoder's
     skipped: tuple[FileIssue, ...] = ()  # items that could not be read, in whose place this one is
 
 
@@ -86,21 +88,17 @@ class Examples(Dataset[Example]):
         """The item as a training (or evaluation) example. Raises an error of whatever kind if it cannot be read."""
         raise NotImplementedError
 
-    def check(self, index: int) -> bool:
-        """Read all that any epoch could read of the item; whether its ABC has to be interleaved first.
+    def check(self, index: int) -> frozenset[str]:
+        """Read all that any epoch could read of the item; returns the remarks, as an `Example` has them.
 
         Raises an error of whatever kind if part of it cannot be read.
         """
-        return self.example(index, None).was_standard
+        return self.example(index, None).remarks
 
 
-class Remarks(list[str]):
-    """What the input encoder remarks on an item."""
-
-    @property
-    def standard(self) -> bool:
-        """Whether its ABC was not interleaved."""
-        return WAS_STANDARD in self
+def counted(remarks: Iterable[str]) -> frozenset[str]:
+    """Those of the input encoder's `remarks` that begin as one of `COUNTED`, without their figures."""
+    return frozenset(remark.partition(":")[0] for remark in remarks if remark.startswith(COUNTED))
 
 
 class Pairs(Examples):
@@ -132,14 +130,15 @@ class Pairs(Examples):
         return checked_item(self.lines[self.indices[index]], self.modality)
 
     def example(self, index: int, rng: np.random.Generator | None) -> Example:
-        item, remarks = self.item(index), Remarks()
+        item, remarks = self.item(index), list[str]()
         filepaths = item["filepaths"]
         name = evaluation_file(filepaths) if rng is None else filepaths[rng.integers(len(filepaths))]
         sequences = {"text": self.text(item, rng), "music": self.music(name, rng, remarks.append)}
-        return Example(self.place(index) if item.get("id") is None else str(item["id"]), sequences, remarks.standard)
+        shown = self.place(index) if item.get("id") is None else str(item["id"])
+        return Example(shown, sequences, counted(remarks))
 
-    def check(self, index: int) -> bool:
-        item, remarks = self.item(index), Remarks()
+    def check(self, index: int) -> frozenset[str]:
+        item, remarks = self.item(index), list[str]()
         separator = self.encoder.tokenizer.sep_token
         every_line = (separator.join(lines_of(item, translated)) for translated in (False, True))
         for text in (evaluation_text(item, separator), *every_line):
@@ -147,7 +146,7 @@ class Pairs(Examples):
         for name in item["filepaths"]:
             for without_instruments in {False, self.training and self.modality != AUDIO.name}:
                 self.sequence(name, without_instruments, remarks.append)
-        return remarks.standard
+        return counted(remarks)
 
     def text(self, item: dict, rng: np.random.Generator | None) -> np.ndarray:
         """Token ids (tokens,)."""
@@ -194,7 +193,7 @@ class Pieces(Examples):
         return str(self.paths[index])
 
     def example(self, index: int, rng: np.random.Generator | None) -> Example:
-        path, remarks = self.paths[index], Remarks()
+        path, remarks = self.paths[index], list[str]()
         refuse_special(path)
         patches = self.encoder.encode_symbolic(read_text(path), remarks.append)
         patches = crop(patches, self.encoder.max_lengths["symbolic"], rng)
@@ -204,7 +203,7 @@ class Pieces(Examples):
         selected[chosen.permutation(len(patches))[: int(np.ceil(self.mask_ratio * len(patches)))]] = 1
         inputs = patches if rng is None else corrupt_patches(patches, selected.astype(bool), rng)
         sequences = {"inputs": inputs, "selected": selected, "targets": patches}
-        return Example(str(path), sequences, remarks.standard)
+        return Example(str(path), sequences, counted(remarks))
 
 
 def corrupt_patches(patches: np.ndarray, selected: np.ndarray, rng: np.random.Generator) -> np.ndarray:

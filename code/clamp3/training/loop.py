@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -111,8 +112,9 @@ class Trainer:
         total = len(training) + len(evaluation)
         self.skipped = SkippedItems(skipped_path(settings.weights_path), total, settings.max_skipped_share)
         self.new_issues = list(issues)  # those of this process that are not in `skipped` yet
-        self.read = self.standard = 0  # items of this process, and those of them whose ABC was interleaved first
-        self.told_standard = False
+        self.read = 0  # items of this process
+        self.remarks: Counter[str] = Counter()  # of how many of them the input encoder made each
+        self.told_remarks = False
 
     @cached_property
     def parallel_objective(self) -> nn.Module:
@@ -284,7 +286,7 @@ class Trainer:
         done = self.progress
         figures = {"epoch": done.epoch + 1, "train_loss": done.loss_sum / done.items, **figures}
         self.in_main(lambda: self.log_epoch(figures, done.seconds))
-        self.tell_standard()
+        self.tell_remarks()
         better = figures["eval_loss"] < done.min_eval_loss
         best = (done.epoch + 1, figures["eval_loss"]) if better else (done.best_epoch, done.min_eval_loss)
         self.progress = Progress(done.epoch + 1, step=done.step, best_epoch=best[0], min_eval_loss=best[1])
@@ -389,7 +391,7 @@ class Trainer:
     def note(self, batch: Batch) -> None:
         """Count what a batch says of its items."""
         self.read += len(batch)
-        self.standard += batch.standard
+        self.remarks += batch.remarks
         self.new_issues += batch.skipped
 
     def note_skipped(self, issues: Sequence[FileIssue]) -> None:
@@ -406,13 +408,13 @@ class Trainer:
             self.tell(f"items skipped so far: {len(self.skipped.issues)}; all of them are in {self.skipped.path}")
         self.skipped.check()
 
-    def tell_standard(self) -> None:
-        """Say once, after the first epoch since the start, how many items were interleaved first."""
-        if not self.told_standard:
-            self.told_standard = True
-            read, standard = (sum(gather(self.state, [count])) for count in (self.read, self.standard))
-            if standard:
-                self.tell(f"standard ABC, which was interleaved first: {standard} of the {read} items read so far")
+    def tell_remarks(self) -> None:
+        """Say once, after the first epoch since the start, of how many items the input encoder made which remark."""
+        if not self.told_remarks:
+            self.told_remarks = True
+            read = sum(gather(self.state, [self.read]))
+            for remark, count in sum(gather(self.state, [self.remarks]), Counter[str]()).items():
+                self.tell(f"{remark}: {count} of the {read} items read so far")
 
     def log_epoch(self, figures: dict[str, float], seconds: float) -> None:
         """Add the epoch to the text log and to the figures beside it, and log it."""
