@@ -15,13 +15,14 @@ from clamp3.inputs.patchilizer import VOCAB_SIZE, M3Patchilizer
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.sizes import ModelSizes
 from clamp3.training.data import Example
+from transformers_twins import with_twins
 
 
 class PlainLoop:
-    """Global features of the files of a folder, one after the other."""
+    """Global features of the files of a folder, one after the other, by transformers' own classes."""
 
     def __init__(self, model: CLaMP3Model, sizes: ModelSizes, tokenizer):
-        self.model = model
+        self.model = with_twins(model)
         self.sizes = sizes
         self.tokenizer = tokenizer
         self.patchilizer = M3Patchilizer(sizes.patch_size)
@@ -96,6 +97,7 @@ class PlainTraining:
 
     def __init__(self, model: CLaMP3Model, sizes: ModelSizes, tokenizer, learning_rate: float, warm_up: int):
         self.loop = PlainLoop(model, sizes, tokenizer)
+        model = self.loop.model
         self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / warm_up))
 

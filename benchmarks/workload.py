@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from accelerate import init_empty_weights
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast, XLMRobertaConfig
+from transformers import PreTrainedTokenizerFast
 
+from clamp3.models.bert import ROBERTA, BertConfig
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.releases import RELEASES
 from clamp3.models.text import text_config
@@ -143,7 +144,8 @@ def save_text_model(folder: Path, texts: list[str], small: bool) -> None:
     ).save_pretrained(folder)
     config = text_config(ModelSizes.text_model_name)
     if small:
-        config = XLMRobertaConfig(
+        config = BertConfig(
+            "xlm-roberta",
             vocab_size=TEXT_VOCABULARY,
             hidden_size=64,
             num_hidden_layers=1,
@@ -151,8 +153,9 @@ def save_text_model(folder: Path, texts: list[str], small: bool) -> None:
             intermediate_size=256,
             max_position_embeddings=514,
             type_vocab_size=1,
+            **ROBERTA,
         )
-    config.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
 
 
 def weight_shapes(sizes: ModelSizes, small: bool) -> dict[str, list[int]]:

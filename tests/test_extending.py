@@ -180,6 +180,7 @@ import sys
 import numpy as np, torch
 import utils
 from clamp3.features.embedder import Embedder
+from clamp3.models.layers import encode
 from clamp3.models.weights import build_model
 
 path, sizes = sys.argv[1], utils.configured_sizes()
@@ -195,8 +196,9 @@ embedder = Embedder.from_pretrained(path, "cpu", sizes=sizes)
 [found] = embedder.embed_files([sys.argv[2]])
 with torch.no_grad():
     model.eval()
-    means = [model.motion_model(inputs_embeds=torch.from_numpy(part)[None]).last_hidden_state.mean(1)
-             for part in (frames[:100], frames[30:])]
+    parts = [torch.from_numpy(part)[None] for part in (frames[:100], frames[30:])]
+    means = [encode(model.motion_model, torch.ones(part.shape[:2]), inputs_embeds=part).last_hidden_state.mean(1)
+             for part in parts]
     plain = model.motion_proj((100 * means[0] + 30 * means[1]) / 130)[0]
 np.testing.assert_allclose(found, plain.numpy(), atol=1e-5)
 [hidden] = embedder.embed_files([sys.argv[2]], pooled=False)

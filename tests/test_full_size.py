@@ -17,6 +17,7 @@ from clamp3.models.weights import build_model
 from clamp3.sizes import XLM_R_BASE, ModelSizes
 from conftest import BIN, run, save_tokenizer
 from golden_model import golden_json, save_checkpoint
+from transformers_twins import twin
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +42,7 @@ def naive_symbolic_feature(model, text: str) -> np.ndarray:
     embedding = model.symbolic_model.patch_embedding
     embedded = F.linear(one_hot, embedding.weight, embedding.bias)
     with torch.no_grad():
-        states = model.symbolic_model.base(inputs_embeds=embedded, attention_mask=masks).last_hidden_state
+        states = twin(model.symbolic_model.base)(inputs_embeds=embedded, attention_mask=masks).last_hidden_state
         return model.symbolic_proj((states * masks[..., None]).sum(dim=1) / masks.sum()).numpy()
 
 
@@ -52,7 +53,7 @@ def naive_audio_feature(model, frames: np.ndarray) -> np.ndarray:
     masks[0, : len(frames)] = 1
     padded = F.pad(torch.from_numpy(frames), (0, 0, 0, 128 - len(frames)))[None]
     with torch.no_grad():
-        states = model.audio_model(inputs_embeds=padded, attention_mask=masks).last_hidden_state
+        states = twin(model.audio_model)(inputs_embeds=padded, attention_mask=masks).last_hidden_state
         return model.audio_proj((states * masks[..., None]).sum(dim=1) / masks.sum()).numpy()
 
 
@@ -60,7 +61,7 @@ def naive_text_feature(model, tokenizer, text: str) -> np.ndarray:
     lines = tokenizer.sep_token.join(dict.fromkeys(line for line in text.split("\n") if line))
     inputs = tokenizer(lines, padding="max_length", max_length=128, return_tensors="pt")
     with torch.no_grad():
-        states = model.text_model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
+        states = twin(model.text_model)(inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
         masks = inputs["attention_mask"].float()
         return model.text_proj((states * masks[..., None]).sum(dim=1) / masks.sum()).numpy()
 
@@ -79,7 +80,8 @@ def test_features_at_full_size_are_those_of_a_naive_run(released, texts, tmp_pat
     for name, text in descriptions.items():
         (inputs / f"{name}.txt").write_text(text)
     text_model = tmp_path / "text_model"  # XLM-R base's real configuration, and a tokenizer that needs no network
-    text_config(XLM_R_BASE).save_pretrained(text_model)
+    text_model.mkdir()
+    (text_model / "config.json").write_text(json.dumps(text_config(XLM_R_BASE).to_dict()))
     save_tokenizer(text_model, vocab_size=400)
     knobs = {"CLAMP3_WEIGHTS_PATH": str(released), "TEXT_MODEL_NAME": str(text_model)}
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "CLAMP3_CONFIG": json.dumps(knobs)}

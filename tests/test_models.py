@@ -1,20 +1,24 @@
 """The networks and losses, against what the original computes and against the plain formulas."""
 
 import copy
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import DistilBertConfig, DistilBertModel
+from transformers import AutoModel, DistilBertConfig, DistilBertModel, GPT2Config, GPT2LMHeadModel, XLMRobertaConfig
 
+from clamp3.models.bert import Bert
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.layers import encode, masked_mean
 from clamp3.models.losses import ClipLoss
-from clamp3.models.m3 import M3Model, PatchEmbedding
-from clamp3.models.text import text_config
+from clamp3.models.m3 import M3Model, M3TokenDecoder, PatchEmbedding
+from clamp3.models.text import build_text_model, text_config
 from clamp3.sizes import ModelSizes
 from golden_model import GOLDEN, golden_json, golden_model
+from transformers_twins import CONFIGS, twin
 
 RECORDED = golden_json("model.json")
 BATCHES = np.load(GOLDEN / "model.npz")
@@ -66,6 +70,8 @@ def test_xlm_roberta_base_is_known_without_a_network():
     facts = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
     assert facts == (768, 12, 12, 3072)
     assert (config.bos_token_id, config.pad_token_id, config.eos_token_id) == (0, 1, 2)
+    judge = XLMRobertaConfig(vocab_size=250002, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
+    assert config.to_dict().items() <= judge.to_dict().items()
 
 
 @pytest.mark.golden
@@ -103,9 +109,10 @@ def test_patch_embedding_trains():
 
 @pytest.mark.golden
 @pytest.mark.parametrize("tower_name", ["text_model", "audio_model"])
-def test_layers_without_padding_are_the_towers_own(small_model, tower_name):
-    """Hidden states of real positions, and all gradients, against the library's padded forward."""
+def test_layers_without_padding_are_transformers_own(small_model, tower_name):
+    """Hidden states of real positions, and all gradients, against transformers' padded forward."""
     tower = getattr(golden_model(CLaMP3Model, small_model.sizes), tower_name)
+    judge = twin(tower)
     lengths = torch.tensor([9, 3, 1])
     masks = (torch.arange(9) < lengths[:, None]).long()
     torch.manual_seed(0)
@@ -116,14 +123,78 @@ def test_layers_without_padding_are_the_towers_own(small_model, tower_name):
         inputs = {"inputs_embeds": torch.randn(3, 9, tower.config.hidden_size)}
     target = torch.randn(3, 9, tower.config.hidden_size)
     states, gradients = [], []
-    for forward in (lambda: encode(tower, masks, **inputs), lambda: tower(attention_mask=masks, **inputs)):
-        tower.zero_grad()
+    for network, forward in (
+        (tower, lambda: encode(tower, masks, **inputs)),
+        (judge, lambda: judge(attention_mask=masks, **inputs)),
+    ):
         states.append(forward().last_hidden_state * masks[..., None])
         (states[-1] * target).sum().backward()
-        gradients.append({name: p.grad for name, p in tower.named_parameters() if "pooler" not in name})
+        gradients.append({name: p.grad for name, p in network.named_parameters() if "pooler" not in name})
     torch.testing.assert_close(*states, atol=2e-5, rtol=1e-4)
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_folder_of_berts_kin_is_computed_as_by_transformers(small_model, tmp_path, family):
+    """Whatever its config.json leaves to defaults, or says otherwise."""
+    for number, more in enumerate(({}, {"hidden_act": "relu"}, {"pad_token_id": 3, "layer_norm_eps": 0.1})):
+        folder = tmp_path / str(number)
+        few = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+        config = CONFIGS[family](**few, max_position_embeddings=40, **more)
+        config.save_pretrained(folder)
+        settings = json.loads((folder / "config.json").read_text())
+        defaults = CONFIGS[family]().to_dict()
+        left = {name: value for name, value in settings.items() if defaults.get(name) != value or name == "model_type"}
+        (folder / "config.json").write_text(json.dumps(left))
+        own = build_text_model(replace(small_model.sizes, text_model_name=str(folder), max_text_length=20)).eval()
+        judge = AutoModel.from_config(config).eval()
+        assert isinstance(own, Bert) is ("hidden_act" not in more)
+        judge.load_state_dict(own.state_dict())
+        ids, masks = torch.randint(4, 100, (2, 9)), torch.ones(2, 9)
+        ids[1, 5:], masks[1, 5:] = config.pad_token_id, 0
+        with torch.no_grad():
+            found, expected = (
+                states.last_hidden_state * masks[..., None]
+                for states in (encode(own, masks, input_ids=ids), judge(ids, attention_mask=masks))
+            )
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.golden
+def test_the_decoder_is_transformers_own(small_model):
+    """The loss of whole patches, their characters' gradients, and the spread of new weights."""
+    torch.manual_seed(0)
+    decoder = M3TokenDecoder(small_model.sizes).eval()
+    judge = twin(decoder.base)
+    size = small_model.sizes.patch_size
+    features = torch.randn(3, small_model.sizes.m3_hidden_size)
+    patches = torch.randint(4, 128, (3, size))
+    embeddings = torch.cat([features[:, None], judge.transformer.wte(patches[:, 1:])], dim=1)
+    logits = judge(inputs_embeds=embeddings).logits[:, :-1]
+    expected = F.cross_entropy(logits.flatten(0, 1), patches[:, 1:].flatten())
+    found = decoder(features, patches)
+    torch.testing.assert_close(found, expected)
+    for loss in (found, expected):
+        loss.backward()
+    for (name, own), other in zip(decoder.base.named_parameters(), judge.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad, atol=1e-5, rtol=1e-3, msg=name)
+    assert torch.equal(decoder.base.lm_head.weight, decoder.base.transformer.wte.weight)
+    new = M3TokenDecoder(ModelSizes()).base, GPT2LMHeadModel(GPT2Config(vocab_size=128, n_positions=64, n_layer=3))
+    for (name, own), other in zip(new[0].named_parameters(), new[1].parameters(), strict=True):
+        assert own.std().item() == pytest.approx(other.std().item(), rel=0.1, abs=1e-9), name
+
+
+@pytest.mark.golden
+def test_new_towers_have_the_spread_of_transformers_own(small_model):
+    own = build_text_model(small_model.sizes)
+    judge = AutoModel.from_config(CONFIGS["xlm-roberta"](**own.config.to_dict()))
+    others = dict(judge.named_parameters())
+    assert sorted(others) == sorted(name for name, _ in own.named_parameters())
+    for name, one in own.named_parameters():
+        assert one.std().item() == pytest.approx(others[name].std().item(), rel=0.15, abs=1e-9), name
+    assert not own.embeddings.word_embeddings.weight[1].any()
 
 
 def test_text_models_of_other_architectures_run_their_own_forward():

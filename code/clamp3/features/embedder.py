@@ -29,7 +29,7 @@ from clamp3.io.reports import describe_error
 from clamp3.io.workers import Processes
 from clamp3.modalities import AUDIO, MODALITIES, SAMPLING_RATE, SYMBOLIC, TEXT
 from clamp3.models.clamp3 import CLaMP3Model
-from clamp3.models.layers import PACKABLE, is_packable
+from clamp3.models.layers import is_packable
 from clamp3.models.m3 import M3Model, M3PatchEncoder
 from clamp3.models.releases import RELEASES, TINY, ensure_weights, tiny_sizes
 from clamp3.models.text import check_vocabulary
@@ -649,7 +649,7 @@ def lower_precision(network: nn.Module, dtype: torch.dtype) -> None:
 
     A network of another family than BERT and RoBERTa keeps its weights and computes under autocast.
     """
-    if isinstance(network, PACKABLE):
+    if is_packable(network):
         network.encoder.to(dtype)
         network.embeddings.register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
         return

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import BertModel
 
 from clamp3.modalities import AUDIO, MODALITIES, SYMBOLIC, TEXT
+from clamp3.models.bert import Bert
 from clamp3.models.layers import bert_config, encode, masked_mean
 from clamp3.models.losses import ClipLoss
 from clamp3.models.m3 import M3PatchEncoder
@@ -29,9 +29,7 @@ class CLaMP3Model(nn.Module):
         self.text_proj = nn.Linear(self.text_model.config.hidden_size, sizes.clamp3_hidden_size)
         self.symbolic_model = M3PatchEncoder(sizes)
         self.symbolic_proj = nn.Linear(sizes.m3_hidden_size, sizes.clamp3_hidden_size)
-        self.audio_model = BertModel(
-            bert_config(sizes.audio_hidden_size, sizes.audio_num_layers, sizes.max_audio_length)
-        )
+        self.audio_model = Bert(bert_config(sizes.audio_hidden_size, sizes.audio_num_layers, sizes.max_audio_length))
         self.audio_proj = nn.Linear(sizes.audio_hidden_size, sizes.clamp3_hidden_size)
         self.loss = ClipLoss(sizes.logit_scale)
         self.frozen: frozenset[str] = frozenset()

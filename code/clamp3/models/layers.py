@@ -3,17 +3,16 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import BertConfig, BertModel, RobertaModel, XLMRobertaModel
-from transformers.modeling_outputs import BaseModelOutput
+
+from clamp3.models.bert import Bert, BertConfig
 
 HEAD_SIZE = 64
-PACKABLE = (BertModel, RobertaModel, XLMRobertaModel)  # whose layers `encode` runs on packed positions
 FLASH_CAPABILITY, FLASH_HEAD_SIZE = (8, 0), 256  # what FlashAttention needs of a GPU, and how wide its heads may be
 
 
@@ -134,15 +133,22 @@ def _attends_packed(projected: Tensor, num_heads: int) -> bool:
     )
 
 
-def is_packable(tower: nn.Module) -> bool:
+def is_packable(tower: nn.Module) -> TypeGuard[Bert]:
     """Whether `encode` can run the layers of `tower` on packed positions: those of BERT and RoBERTa."""
-    return isinstance(tower, PACKABLE)
+    return isinstance(tower, Bert)
 
 
-def encode(tower: Any, masks: Tensor, **inputs: Tensor) -> BaseModelOutput:
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder makes of a batch, by the name that transformers has for it."""
+
+    last_hidden_state: Tensor  # (batch, length, hidden)
+
+
+def encode(tower: Any, masks: Tensor, **inputs: Tensor) -> Encoded:
     """The hidden states (batch, length, hidden) of `input_ids` or `inputs_embeds`.
 
-    Equal to the tower's own `forward` at unmasked positions; BERT's and RoBERTa's layers skip the others, which are
+    Equal to transformers' own `forward` at unmasked positions; BERT's and RoBERTa's layers skip the others, which are
     zero. Inputs and masks (batch, length) may be on the CPU; then nothing has to wait for the device.
     """
     inputs = {name: to_device(tensor, tower.device) for name, tensor in inputs.items()}
@@ -154,7 +160,7 @@ def encode(tower: Any, masks: Tensor, **inputs: Tensor) -> BaseModelOutput:
     run_layer = getattr(tower, "run_layer", encode_layer)  # see `prepare_layers`
     for layer in tower.encoder.layer:
         hidden_states = run_layer(layer, hidden_states, packing)
-    return BaseModelOutput(last_hidden_state=packing.unpack(hidden_states))
+    return Encoded(packing.unpack(hidden_states))
 
 
 def encode_layer(layer: Any, hidden_states: Tensor, packing: Packing) -> Tensor:

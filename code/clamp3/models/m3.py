@@ -3,12 +3,12 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertModel, GPT2Config, GPT2LMHeadModel
-from transformers.modeling_outputs import BaseModelOutput
 
 from clamp3.inputs.patchilizer import PAD_ID, VOCAB_SIZE
 from clamp3.modalities import SYMBOLIC
-from clamp3.models.layers import HEAD_SIZE, Packing, bert_config, decode_layer, encode, to_device
+from clamp3.models.bert import Bert
+from clamp3.models.gpt2 import Gpt2
+from clamp3.models.layers import HEAD_SIZE, Encoded, Packing, bert_config, decode_layer, encode, to_device
 from clamp3.sizes import ModelSizes
 
 IGNORED_LABEL = -100
@@ -55,9 +55,9 @@ class M3PatchEncoder(nn.Module):
         super().__init__()
         self.patch_size = sizes.patch_size
         self.patch_embedding = PatchEmbedding(sizes.patch_size, sizes.m3_hidden_size)
-        self.base = BertModel(bert_config(sizes.m3_hidden_size, sizes.patch_num_layers, sizes.patch_length))
+        self.base = Bert(bert_config(sizes.m3_hidden_size, sizes.patch_num_layers, sizes.patch_length))
 
-    def forward(self, input_patches: Tensor, input_masks: Tensor) -> BaseModelOutput:
+    def forward(self, input_patches: Tensor, input_masks: Tensor) -> Encoded:
         """The `encode` of ids (batch, length, patch_size) or (batch, length * patch_size), masks (batch, length)."""
         patches = input_patches.reshape(len(input_patches), -1, self.patch_size)
         return encode(self.base, input_masks, inputs_embeds=self.patch_embedding(patches))
@@ -68,16 +68,12 @@ class M3TokenDecoder(nn.Module):
 
     def __init__(self, sizes: ModelSizes):
         super().__init__()
-        self.base = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=VOCAB_SIZE,
-                n_positions=sizes.patch_size,
-                n_embd=sizes.m3_hidden_size,
-                n_layer=sizes.token_num_layers,
-                n_head=sizes.m3_hidden_size // HEAD_SIZE,
-                bos_token_id=None,
-                eos_token_id=None,
-            )
+        self.base = Gpt2(
+            VOCAB_SIZE,
+            max_length=sizes.patch_size,
+            hidden_size=sizes.m3_hidden_size,
+            num_layers=sizes.token_num_layers,
+            num_heads=sizes.m3_hidden_size // HEAD_SIZE,
         )
 
     def forward(self, patch_features: Tensor, target_patches: Tensor) -> Tensor:

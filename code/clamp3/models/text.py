@@ -1,22 +1,51 @@
 """The text tower: any text encoder of transformers, by its name on the hub or its folder."""
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, XLMRobertaConfig
 
 from clamp3.errors import UserError
+from clamp3.io.files import parse_json
+from clamp3.models.bert import ROBERTA, Bert, BertConfig
 from clamp3.models.meta import ParametersOnMeta
 from clamp3.sizes import XLM_R_BASE, ModelSizes
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
-def text_config(name: str) -> PretrainedConfig:
+XLM_R_BASE_CONFIG = BertConfig(
+    "xlm-roberta",
+    250002,
+    **ROBERTA,
+    max_position_embeddings=514,
+    type_vocab_size=1,
+    layer_norm_eps=1e-5,
+)
+
+
+def text_config(name: str) -> "BertConfig | PretrainedConfig":
     """The configuration of the text model `name`. XLM-R base's is known here, so that it needs no network.
 
     Raises UserError where there is none, or where it is that of no text encoder.
     """
     if name == XLM_R_BASE:
-        return XLMRobertaConfig(vocab_size=250002, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
+        return XLM_R_BASE_CONFIG
+    return _own_config(Path(name, "config.json")) or _config_of_transformers(name)
+
+
+def _own_config(path: Path) -> BertConfig | None:
+    """The configuration in the file of a local folder, if it is of BERT's kin and in order."""
+    try:
+        settings = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return BertConfig.read(settings) if isinstance(settings, dict) else None
+
+
+def _config_of_transformers(name: str) -> "PretrainedConfig":
+    from transformers import AutoConfig
+
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -33,7 +62,7 @@ def text_config(name: str) -> PretrainedConfig:
     return config
 
 
-def build_text_model(sizes: ModelSizes) -> PreTrainedModel:
+def build_text_model(sizes: ModelSizes) -> Any:
     """The network of the text tower, with random weights.
 
     Raises UserError where the configured text model cannot be one, or has positions for fewer than `max_text_length`
@@ -41,13 +70,7 @@ def build_text_model(sizes: ModelSizes) -> PreTrainedModel:
     """
     name = sizes.text_model_name
     config = text_config(name)
-    try:
-        model = AutoModel.from_config(config)
-    except (ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"transformers has no network for the text model {name}: {reason}") from error
-    if model.main_input_name != "input_ids" or not isinstance(getattr(config, "hidden_size", None), int):
-        raise UserError(f"{name} ({config.model_type}) is no text encoder, which reads token ids into hidden states")
+    model = Bert(config) if isinstance(config, BertConfig) else _network_of_transformers(name, config)
     positions = max_positions(model)
     if positions is not None and sizes.max_text_length > positions:
         raise UserError(
@@ -57,7 +80,20 @@ def build_text_model(sizes: ModelSizes) -> PreTrainedModel:
     return model
 
 
-def max_positions(model: PreTrainedModel) -> int | None:
+def _network_of_transformers(name: str, config: "PretrainedConfig") -> Any:
+    from transformers import AutoModel
+
+    try:
+        model = AutoModel.from_config(config)
+    except (ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"transformers has no network for the text model {name}: {reason}") from error
+    if model.main_input_name != "input_ids" or not isinstance(getattr(config, "hidden_size", None), int):
+        raise UserError(f"{name} ({config.model_type}) is no text encoder, which reads token ids into hidden states")
+    return model
+
+
+def max_positions(model: nn.Module) -> int | None:
     """How many tokens a text may have, or None where nothing bounds it.
 
     RoBERTa's kin number positions from behind the padding's id on, so that those up to it are lost.

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor, nn
-from transformers import AutoModel
 
 from clamp3.errors import UserError
 from clamp3.models.clamp3 import CLaMP3Model
@@ -143,6 +142,8 @@ def start_from_text_model(model: CLaMP3Model, name: str) -> bool:
         return False
     for file in [*folder.glob("model*.safetensors")] or folder.glob("pytorch_model*.bin"):
         read_checkpoint(file)  # which says what is wrong with a damaged one
+    from transformers import AutoModel
+
     try:
         pretrained = AutoModel.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # a damaged file makes the readers raise errors of many kinds
