@@ -43,7 +43,7 @@ def twin(network: nn.Module) -> Any:
         )
     else:
         return network
-    made.load_state_dict(network.state_dict())
+    made.load_state_dict({**made.state_dict(), **network.state_dict()})  # ours may have lost its pooler
     return made.train(network.training)
 
 

@@ -439,11 +439,11 @@ def test_memory_that_does_not_suffice_for_a_batch_does_for_a_half_or_is_a_failur
     expected = dict(embedder.embed("symbolic", sequences))
     forward, sizes = embedder._forward, []
 
-    def limited(modality, inputs, pooled):
+    def limited(modality, inputs, output):
         sizes.append(len(inputs))
         if max(map(len, inputs)) * len(inputs) >= embedder.max_lengths["symbolic"]:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you …")
-        return forward(modality, inputs, pooled)
+        return forward(modality, inputs, output)
 
     monkeypatch.setattr(embedder, "_forward", limited)
     items = [Item(index, "symbolic", sequence) for index, sequence in enumerate(sequences)]

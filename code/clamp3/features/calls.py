@@ -11,12 +11,82 @@ import torch
 
 from clamp3.formats.abc import has_notes
 from clamp3.formats.midi import is_mtf
+from clamp3.inputs.segments import Segment
 from clamp3.io.reports import describe_error
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 KEY = re.compile(r"^K:", re.MULTILINE)  # the one field that all ABC has
 Errors = Literal["raise", "skip", "return"]
+Layers = Literal["last", "all"]
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What a tower reads of one item, position by position, projected into the shared space.
+
+    An item longer than its tower takes is read in segments, of which the last overlaps with the one before: positions
+    that both hold have two rows, with the states that each segment gives them.
+    """
+
+    states: np.ndarray  # (positions, clamp3_hidden_size) float32
+    weights: np.ndarray  # (positions,) float32, which sum to 1: each one's share in the item's global feature
+    segments: np.ndarray  # (positions,) int: the number of the segment that a row comes from
+    indices: np.ndarray  # (positions,) int: its place in the item's whole sequence, of tokens, patches or frames
+
+    @property
+    def feature(self) -> np.ndarray:
+        """The item's global feature (clamp3_hidden_size,): the weighted sum of its states."""
+        return self.weights @ self.states
+
+    @classmethod
+    def of(cls, parts: Sequence[np.ndarray], segments: Sequence[Segment]) -> "Positions":
+        """From the projected states (length or more, clamp3_hidden_size) of each segment."""
+        total = sum(segment.weight for segment in segments)
+        return cls(
+            np.concatenate([part[: segment.length] for part, segment in zip(parts, segments, strict=True)]),
+            np.concatenate([np.full(one.length, one.weight / one.length / total, np.float32) for one in segments]),
+            np.repeat(np.arange(len(segments)), [segment.length for segment in segments]),
+            np.concatenate([np.arange(segment.start, segment.stop) for segment in segments]),
+        )
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is made of a tower's hidden states, for each item.
+
+    | pooled | layers | projected | |
+    |---|---|---|---|
+    | True | "last" | | the global feature (clamp3_hidden_size,) |
+    | True | "all" | | the mean over positions of each layer (layers + 1, hidden) |
+    | False | "last" | False | the last layer's states (length, hidden) |
+    | False | "all" | False | the states of each layer (layers + 1, length, hidden), the first of them the embeddings |
+    | False | "last" | True | Positions |
+    """
+
+    pooled: bool = True
+    layers: Layers = "last"
+    projected: bool = False
+
+    def __post_init__(self) -> None:
+        if self.layers not in ("last", "all"):
+            raise ValueError(f'layers must be "last" or "all", not {self.layers!r}')
+        if self.projected and (self.pooled or self.layers == "all"):
+            raise ValueError('projected=True is for the positions of the last layer: pooled=False, layers="last"')
+
+    @property
+    def is_global(self) -> bool:
+        """Whether it is the global feature, which is as long for all items."""
+        return self.pooled and self.layers == "last"
+
+    def join(self, parts: Sequence[np.ndarray], segments: Sequence[Segment]) -> "np.ndarray | Positions":
+        """An item's output from those of its segments: (…, length or more, hidden) where they are not pooled."""
+        if self.projected:
+            return Positions.of(parts, segments)
+        if self.pooled:
+            return np.average(parts, axis=0, weights=[one.weight for one in segments]).astype(np.float32)
+        pairs = zip(parts, segments, strict=True)
+        return np.concatenate([part[..., one.covered : one.length, :] for part, one in pairs], axis=-2)
 
 
 @dataclass(frozen=True)
@@ -24,7 +94,7 @@ class Wanted:
     """What a call of an `embed_*` method asks for."""
 
     normalize: bool
-    pooled: bool
+    output: Output
     errors: Errors
     progress: bool
 
@@ -44,6 +114,8 @@ class EmbedMethod(Protocol[T_contra]):
         normalize: bool = ...,
         pooled: Literal[True] = ...,
         *,
+        layers: Literal["last"] = ...,
+        projected: Literal[False] = ...,
         errors: Literal["raise", "skip"] = ...,
         progress: bool = ...,
     ) -> np.ndarray: ...
@@ -56,6 +128,8 @@ class EmbedMethod(Protocol[T_contra]):
         normalize: bool = ...,
         *,
         pooled: Literal[False],
+        layers: Layers = ...,
+        projected: Literal[False] = ...,
         errors: Literal["raise", "skip"] = ...,
         progress: bool = ...,
     ) -> list[np.ndarray]: ...
@@ -68,6 +142,8 @@ class EmbedMethod(Protocol[T_contra]):
         normalize: bool = ...,
         pooled: bool = ...,
         *,
+        layers: Layers = ...,
+        projected: bool = ...,
         errors: Errors = ...,
         progress: bool = ...,
     ) -> Any: ...

@@ -17,19 +17,30 @@ from tqdm import tqdm
 from clamp3.audio.encoder import AudioEncoder, audio_encoder_identity, load_audio_encoder
 from clamp3.distributed import PRECISIONS, as_memory_allows, checked_precision, usable_device
 from clamp3.errors import Note, UserError, warn
-from clamp3.features.calls import Errors, Wanted, as_list, kind_of, numbered, of_item, overloaded
+from clamp3.features.calls import (
+    Errors,
+    Layers,
+    Output,
+    Positions,
+    Wanted,
+    as_list,
+    kind_of,
+    numbered,
+    of_item,
+    overloaded,
+)
 from clamp3.features.memory import return_freed_memory
 from clamp3.features.reading import READING_VERSION, Item, in_thread, is_sound, read_item, read_raw, read_sounds
 from clamp3.formats.registry import format_of
 from clamp3.inputs.encoder import InputEncoder
 from clamp3.inputs.patchilizer import PAD_ID
-from clamp3.inputs.segments import Segment, batches, cut, pad
+from clamp3.inputs.segments import batches, cut, pad
 from clamp3.inputs.tokenizer import load_tokenizer
 from clamp3.io.reports import describe_error
 from clamp3.io.workers import Processes
 from clamp3.modalities import AUDIO, MODALITIES, SAMPLING_RATE, SYMBOLIC, TEXT
 from clamp3.models.clamp3 import CLaMP3Model
-from clamp3.models.layers import is_packable
+from clamp3.models.layers import is_packable, masked_mean
 from clamp3.models.m3 import M3Model, M3PatchEncoder
 from clamp3.models.releases import RELEASES, TINY, ensure_weights, tiny_sizes
 from clamp3.models.text import check_vocabulary
@@ -53,7 +64,9 @@ Samples = np.ndarray | torch.Tensor
 Sound = str | Path | bytes | BinaryIO | Samples | tuple[Samples, int]
 
 
-def _unit_length(feature: np.ndarray) -> np.ndarray:
+def _unit_length(feature: Any) -> Any:
+    if isinstance(feature, Positions):
+        return replace(feature, states=_unit_length(feature.states))
     return feature / np.linalg.norm(feature, axis=-1, keepdims=True)
 
 
@@ -76,11 +89,17 @@ class Embedder(InputEncoder):
     Results are float32 and in input order. They do not depend on what else is in a call: items are batched by length
     for speed, and padding is masked. A tower's weights are read when it is first used. Threads may share an Embedder.
 
-    Each `embed_*` method takes a list of n items and returns features (n, clamp3_hidden_size), of length 1 with
-    `normalize`; with `pooled=False`, a list of the n items' hidden states (length, hidden). `progress` shows a bar.
-    An item without a feature raises ValueError, and a path that cannot be read OSError. With errors="skip", such items
-    are left out with a RepairWarning each. With errors="return" two things are returned: features of all n items, NaN
-    (with pooled=False: None) for those without one, and a dict of their errors by index.
+    Each `embed_*` method takes a list of n items and returns features (n, clamp3_hidden_size). All of them take these:
+    - `normalize`: features, or states, of length 1.
+    - `pooled=False`: a list of the n items' hidden states (length, hidden) in place of the features.
+    - `layers="all"`: a list of the states of all layers of a tower, its embeddings first: (layers + 1, length, hidden)
+      with `pooled=False`, else their means over the positions (layers + 1, hidden).
+    - `projected=True`, with `pooled=False`: a list of Positions, states in the shared space whose weighted sum is the
+      feature. With `normalize` each state has the length 1, and the sum is another one.
+    - `errors`: with "raise" an item without a feature raises ValueError, and a path that cannot be read OSError; with
+      "skip" such items are left out, with a RepairWarning each; with "return" two things are returned: features of all
+      n items, NaN for those without one (None in a list), and a dict of their errors by index.
+    - `progress`: show a bar.
     """
 
     def __init__(
@@ -177,11 +196,13 @@ class Embedder(InputEncoder):
         normalize: bool = False,
         pooled: bool = True,
         *,
+        layers: Layers = "last",
+        projected: bool = False,
         errors: Errors = "raise",
         progress: bool = False,
     ) -> Any:
         """Features of texts in any of 100 languages; each line of a text counts once."""
-        wanted = Wanted(normalize, pooled, errors, progress)
+        wanted = Wanted(normalize, Output(pooled, layers, projected), errors, progress)
         return self._embed_each("embed_text", TEXT.name, self.encode_text, texts, wanted)
 
     @overloaded
@@ -191,11 +212,13 @@ class Embedder(InputEncoder):
         normalize: bool = False,
         pooled: bool = True,
         *,
+        layers: Layers = "last",
+        projected: bool = False,
         errors: Errors = "raise",
         progress: bool = False,
     ) -> Any:
         """Features of pieces, each ABC or MTF; ABC is interleaved first unless it is, or the Embedder has `as_is`."""
-        wanted = Wanted(normalize, pooled, errors, progress)
+        wanted = Wanted(normalize, Output(pooled, layers, projected), errors, progress)
         return self._embed_each("embed_symbolic", SYMBOLIC.name, self.encode_symbolic, texts, wanted)
 
     @overloaded
@@ -205,11 +228,13 @@ class Embedder(InputEncoder):
         normalize: bool = False,
         pooled: bool = True,
         *,
+        layers: Layers = "last",
+        projected: bool = False,
         errors: Errors = "raise",
         progress: bool = False,
     ) -> Any:
         """Features of recordings, each MERT features (…, frames, audio_hidden_size)."""
-        wanted = Wanted(normalize, pooled, errors, progress)
+        wanted = Wanted(normalize, Output(pooled, layers, projected), errors, progress)
         return self._embed_each("embed_audio_features", AUDIO.name, self.encode_audio_features, arrays, wanted)
 
     # ---------- raw files ----------
@@ -284,6 +309,8 @@ class Embedder(InputEncoder):
         normalize: bool = ...,
         pooled: Literal[True] = ...,
         *,
+        layers: Literal["last"] = ...,
+        projected: Literal[False] = ...,
         workers: int = ...,
         errors: Literal["raise", "skip"] = ...,
         progress: bool = ...,
@@ -296,6 +323,8 @@ class Embedder(InputEncoder):
         normalize: bool = ...,
         *,
         pooled: Literal[False],
+        layers: Layers = ...,
+        projected: Literal[False] = ...,
         workers: int = ...,
         errors: Literal["raise", "skip"] = ...,
         progress: bool = ...,
@@ -308,6 +337,8 @@ class Embedder(InputEncoder):
         normalize: bool = ...,
         pooled: bool = ...,
         *,
+        layers: Layers = ...,
+        projected: bool = ...,
         workers: int = ...,
         errors: Errors = ...,
         progress: bool = ...,
@@ -319,6 +350,8 @@ class Embedder(InputEncoder):
         normalize: bool = False,
         pooled: bool = True,
         *,
+        layers: Layers = "last",
+        projected: bool = False,
         workers: int = 0,
         errors: Errors = "raise",
         progress: bool = False,
@@ -328,15 +361,20 @@ class Embedder(InputEncoder):
         They are text (.txt), scores (.xml .musicxml .mxl .abc), MIDI (.mid .midi .mtf), sound (.wav .mp3 .flac .ogg …)
         and MERT features (.npy). `workers` is as in `read_raw`.
         """
-        wanted = Wanted(normalize, pooled, errors, progress)
+        wanted = Wanted(normalize, Output(pooled, layers, projected), errors, progress)
         files = [Path(path) for path in as_list("embed_files", paths)]
         return self._results(self.read_raw(files, workers), [str(file) for file in files], wanted)
 
-    def embed_items(self, items: Iterator[Item], pooled: bool = True) -> Iterator[tuple[Item, np.ndarray | None]]:
+    def embed_items(
+        self, items: Iterator[Item], pooled: bool = True, layers: Layers = "last", projected: bool = False
+    ) -> Iterator[tuple[Item, Any]]:
         """Yield each of `items`, in any order, with its feature as in `embed`, or with None if it has an error.
 
         They are taken as they are needed, the next while those at hand are computed: any number fits into memory.
         """
+        yield from self._embed_items(items, Output(pooled, layers, projected))
+
+    def _embed_items(self, items: Iterator[Item], output: Output) -> Iterator[tuple[Item, Any]]:
         read = partial(next, _chunks(items, CHUNK_BATCHES * self.batch_tokens), None)
         upcoming = in_thread(read)
         while (chunk := upcoming.result()) is not None:
@@ -345,7 +383,7 @@ class Embedder(InputEncoder):
             whole = [item for item in chunk if item.error is None]
             if whole:
                 sequences = [item.content for item in whole]
-                for index, feature in self._embed(whole[0].modality, sequences, pooled):
+                for index, feature in self._embed(whole[0].modality, sequences, output):
                     if feature is None:
                         whole[index].error = MemoryError()
                     yield whole[index], feature
@@ -357,11 +395,13 @@ class Embedder(InputEncoder):
         normalize: bool = False,
         pooled: bool = True,
         *,
+        layers: Layers = "last",
+        projected: bool = False,
         errors: Errors = "raise",
         progress: bool = False,
     ) -> Any:
         """Features of pieces of MIDI, each a path, the bytes of a file or a mido.MidiFile."""
-        wanted = Wanted(normalize, pooled, errors, progress)
+        wanted = Wanted(normalize, Output(pooled, layers, projected), errors, progress)
         return self._embed_each("embed_midi", SYMBOLIC.name, self._encode_midi, sources, wanted)
 
     @overloaded
@@ -371,11 +411,13 @@ class Embedder(InputEncoder):
         normalize: bool = False,
         pooled: bool = True,
         *,
+        layers: Layers = "last",
+        projected: bool = False,
         errors: Errors = "raise",
         progress: bool = False,
     ) -> Any:
         """Features of scores, each the path or the bytes of a .xml, .musicxml or .mxl file."""
-        wanted = Wanted(normalize, pooled, errors, progress)
+        wanted = Wanted(normalize, Output(pooled, layers, projected), errors, progress)
         return self._embed_each("embed_musicxml", SYMBOLIC.name, self._encode_musicxml, sources, wanted)
 
     @overload
@@ -386,6 +428,8 @@ class Embedder(InputEncoder):
         normalize: bool = ...,
         pooled: Literal[True] = ...,
         *,
+        layers: Literal["last"] = ...,
+        projected: Literal[False] = ...,
         errors: Literal["raise", "skip"] = ...,
         progress: bool = ...,
     ) -> np.ndarray: ...
@@ -398,6 +442,8 @@ class Embedder(InputEncoder):
         normalize: bool = ...,
         *,
         pooled: Literal[False],
+        layers: Layers = ...,
+        projected: Literal[False] = ...,
         errors: Literal["raise", "skip"] = ...,
         progress: bool = ...,
     ) -> list[np.ndarray]: ...
@@ -410,6 +456,8 @@ class Embedder(InputEncoder):
         normalize: bool = ...,
         pooled: bool = ...,
         *,
+        layers: Layers = ...,
+        projected: bool = ...,
         errors: Errors = ...,
         progress: bool = ...,
     ) -> Any: ...
@@ -421,6 +469,8 @@ class Embedder(InputEncoder):
         normalize: bool = False,
         pooled: bool = True,
         *,
+        layers: Layers = "last",
+        projected: bool = False,
         errors: Errors = "raise",
         progress: bool = False,
     ) -> Any:
@@ -429,22 +479,31 @@ class Embedder(InputEncoder):
         Samples are an array or a tensor (samples,), (samples, channels) or (channels, samples), whose longer side is
         time, at `sampling_rate` Hz, or a pair of such samples and their own rate.
         """
-        wanted = Wanted(normalize, pooled, errors, progress)
+        wanted = Wanted(normalize, Output(pooled, layers, projected), errors, progress)
         recordings = as_list("embed_audio", sources)
         return self._results(self._read_sounds(recordings, sampling_rate), numbered(recordings), wanted)
 
     # ---------- items of any kinds, and how alike they are ----------
 
     def embed_any(
-        self, items: Sequence[Any], normalize: bool = False, *, errors: Errors = "raise", progress: bool = False
+        self,
+        items: Sequence[Any],
+        normalize: bool = False,
+        pooled: bool = True,
+        *,
+        layers: Layers = "last",
+        projected: bool = False,
+        errors: Errors = "raise",
+        progress: bool = False,
     ) -> Any:
         """Features of items of any kinds, told by their types.
 
         A Path is a file of any kind, and an open file is sound. A str is ABC, MTF or else a text. Bytes are those of a
         MIDI, MusicXML or sound file. Arrays, tensors and pairs (samples, rate) are sound, as in `embed_audio`.
         """
+        wanted = Wanted(normalize, Output(pooled, layers, projected), errors, progress)
         listed = as_list("embed_any", items)
-        return self._results(self._read_any(listed), numbered(listed), Wanted(normalize, True, errors, progress))
+        return self._results(self._read_any(listed), numbered(listed), wanted)
 
     def similarity(self, queries: Sequence[Any], references: Sequence[Any]) -> np.ndarray:
         """The cosine of each query with each reference: (queries, references).
@@ -532,10 +591,10 @@ class Embedder(InputEncoder):
 
     def _results(self, items: Iterator[Item], names: Sequence[str], wanted: Wanted) -> Any:
         """What an `embed_*` method returns for `items`; `names` are what errors and remarks call them."""
-        features: dict[int, np.ndarray] = {}
+        features: dict[int, Any] = {}
         errors: dict[int, Exception] = {}
         with tqdm(total=len(names), disable=not wanted.progress, unit="item") as bar:
-            for item, feature in self.embed_items(items, wanted.pooled):
+            for item, feature in self._embed_items(items, wanted.output):
                 name = names[item.index]
                 for repair in item.repairs:
                     warn(f"{name}: {repair}")
@@ -550,32 +609,38 @@ class Embedder(InputEncoder):
                         warn(f"left out, {name}: {describe_error(item.error)}")
                 bar.update()
         if wanted.errors == "return":
-            nothing = np.full(self.sizes.clamp3_hidden_size, np.nan, np.float32) if wanted.pooled else None
-            everything = [features.get(index, nothing) for index in range(len(names))]
-            return self._stacked(everything) if wanted.pooled else everything, errors
-        ordered = [features[index] for index in sorted(features)]
-        return self._stacked(ordered) if wanted.pooled else ordered
+            nothing = np.full(self.sizes.clamp3_hidden_size, np.nan, np.float32) if wanted.output.is_global else None
+            return self._stacked([features.get(index, nothing) for index in range(len(names))], wanted.output), errors
+        return self._stacked([features[index] for index in sorted(features)], wanted.output)
 
-    def _stacked(self, features: list[Any]) -> np.ndarray:
+    def _stacked(self, features: list[Any], output: Output) -> Any:
+        """Global features in one array, anything else in a list."""
+        if not output.is_global:
+            return features
         return np.stack(features) if features else np.zeros((0, self.sizes.clamp3_hidden_size), np.float32)
 
     def embed(
-        self, modality: str, sequences: Sequence[np.ndarray], pooled: bool = True
-    ) -> Iterator[tuple[int, np.ndarray]]:
+        self,
+        modality: str,
+        sequences: Sequence[np.ndarray],
+        pooled: bool = True,
+        layers: Layers = "last",
+        projected: bool = False,
+    ) -> Iterator[tuple[int, Any]]:
         """Yield (index, feature) for each of `sequences` (what an InputEncoder makes) as soon as it is whole.
 
         Pooled: (clamp3_hidden_size,), the mean of the segments' global features, each weighted by the positions that
-        it alone covers. Else the hidden states (length, hidden). Raises MemoryError where the memory does not suffice
-        for one segment alone.
+        it alone covers. Else the hidden states (length, hidden), or what `Output` lists. Raises MemoryError where the
+        memory does not suffice for one segment alone.
         """
-        for index, feature in self._embed(modality, sequences, pooled):
+        for index, feature in self._embed(modality, sequences, Output(pooled, layers, projected)):
             if feature is None:
                 raise MemoryError("there is not enough memory for a single segment")
             yield index, feature
 
     def _embed(
-        self, modality: str, sequences: Sequence[np.ndarray], pooled: bool
-    ) -> Iterator[tuple[int, np.ndarray | None]]:
+        self, modality: str, sequences: Sequence[np.ndarray], output: Output
+    ) -> Iterator[tuple[int, np.ndarray | Positions | None]]:
         """`embed`, with None for the feature of a sequence for which the memory does not suffice."""
         segments = {
             index: cut(index, len(sequence), self.max_lengths[modality]) for index, sequence in enumerate(sequences)
@@ -584,7 +649,7 @@ class Embedder(InputEncoder):
         everything = [segment for owned in segments.values() for segment in owned]
         for batch in batches(everything, self.batch_tokens):
             inputs = [sequences[segment.owner][segment.start : segment.stop] for segment in batch]
-            forward = partial(self._forward, modality, pooled=pooled)
+            forward = partial(self._forward, modality, output=output)
             for segment, feature in zip(batch, as_memory_allows(forward, inputs), strict=True):
                 if segment.owner not in parts:  # another segment of it did not fit
                     continue
@@ -593,24 +658,25 @@ class Embedder(InputEncoder):
                     yield segment.owner, None
                     continue
                 done, owned = parts[segment.owner], segments[segment.owner]
-                done[segment.start] = feature if pooled else feature[segment.covered : segment.length]
+                done[segment.start] = feature
                 if len(done) == len(owned):
-                    ordered = [done[segment.start] for segment in owned]
-                    yield segment.owner, self._join(ordered, owned) if pooled else np.concatenate(ordered)
+                    yield segment.owner, output.join([done[segment.start] for segment in owned], owned)
                     del parts[segment.owner]
             return_freed_memory()
 
-    @staticmethod
-    def _join(features: list[np.ndarray], segments: list[Segment]) -> np.ndarray:
-        weights = [segment.weight for segment in segments]
-        return np.average(features, axis=0, weights=weights).astype(np.float32)
-
     @torch.inference_mode()
-    def _forward(self, modality: str, sequences: list[np.ndarray], pooled: bool) -> np.ndarray:
-        """One padded batch through its tower -> (batch, clamp3_hidden_size), or (batch, longest, hidden)."""
+    def _forward(self, modality: str, sequences: list[np.ndarray], output: Output) -> np.ndarray:
+        """One padded batch through its tower -> (batch, …), as `Output` lists; lengths are those of the longest."""
         self._prepare(modality)
         inputs, masks = (torch.from_numpy(array) for array in pad(sequences, self._padding(modality)))
-        return self._model.get_features(modality, inputs, masks, get_global=pooled).float().cpu().numpy()
+        if output.layers == "all":
+            layers = self._model.get_hidden_states(modality, inputs, masks)
+            states = torch.stack([masked_mean(one, masks) for one in layers] if output.pooled else layers, dim=1)
+        else:
+            states = self._model.get_features(modality, inputs, masks, get_global=output.pooled)
+        if output.projected:
+            states = self._model.project(modality, states.float())
+        return states.float().cpu().numpy()
 
     def _padding(self, modality: str) -> int:
         """What fills up sequences; masks keep it from having an effect."""

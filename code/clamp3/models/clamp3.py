@@ -39,11 +39,24 @@ class CLaMP3Model(nn.Module):
 
         Global: (batch, clamp3_hidden_size), the projected mean over the unmasked positions.
         """
+        hidden_states = self._run_tower(modality, inputs, masks).last_hidden_state
+        return self.project(modality, masked_mean(hidden_states, masks)) if get_global else hidden_states
+
+    def get_hidden_states(self, modality: str, inputs: Tensor, masks: Tensor) -> tuple[Tensor, ...]:
+        """A tower's embeddings, then what each of its layers gives, each (batch, length, hidden)."""
+        return self._run_tower(modality, inputs, masks, output_hidden_states=True).hidden_states
+
+    def project(self, modality: str, hidden_states: Tensor) -> Tensor:
+        """States of a modality's tower (…, hidden) in float32 -> the shared space (…, clamp3_hidden_size)."""
+        return getattr(self, MODALITIES[modality].projection)(hidden_states)
+
+    def _run_tower(self, modality: str, inputs: Tensor, masks: Tensor, **options: bool) -> Any:
         row = MODALITIES[modality]
         tower = getattr(self, row.tower)
-        output = encode(tower, masks, **{row.input_name: inputs}) if row.input_name else tower(inputs, masks)
-        hidden_states: Any = output.last_hidden_state
-        return getattr(self, row.projection)(masked_mean(hidden_states, masks)) if get_global else hidden_states
+        if row.input_name is None:
+            return tower(inputs, masks, **options)
+        arguments: dict[str, Any] = {**options, row.input_name: inputs}
+        return encode(tower, masks, **arguments)
 
     def get_text_features(self, inputs: Tensor, masks: Tensor, get_global: bool = False) -> Tensor:
         """`get_features` of token ids (batch, length)."""

@@ -140,27 +140,33 @@ def is_packable(tower: nn.Module) -> TypeGuard[Bert]:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What an encoder makes of a batch, by the name that transformers has for it."""
+    """What an encoder makes of a batch, by the names that transformers has for it."""
 
     last_hidden_state: Tensor  # (batch, length, hidden)
+    hidden_states: tuple[Tensor, ...] | None = None  # the embeddings, then what each layer gives; where asked for
 
 
-def encode(tower: Any, masks: Tensor, **inputs: Tensor) -> Encoded:
-    """The hidden states (batch, length, hidden) of `input_ids` or `inputs_embeds`.
+def encode(tower: Any, masks: Tensor, output_hidden_states: bool = False, **inputs: Tensor) -> Encoded:
+    """The hidden states (batch, length, hidden) of `input_ids` or `inputs_embeds`; of all layers too where asked for.
 
     Equal to transformers' own `forward` at unmasked positions; BERT's and RoBERTa's layers skip the others, which are
     zero. Inputs and masks (batch, length) may be on the CPU; then nothing has to wait for the device.
     """
     inputs = {name: to_device(tensor, tower.device) for name, tensor in inputs.items()}
     if not is_packable(tower):
-        return tower(**inputs, attention_mask=to_device(masks.long(), tower.device))
+        attention_mask = to_device(masks.long(), tower.device)
+        return tower(**inputs, attention_mask=attention_mask, output_hidden_states=output_hidden_states)
     embeddings = tower.embeddings(**inputs)  # (batch, length, hidden)
     packing = Packing.of(masks, embeddings.device)
     hidden_states = packing.pack(embeddings)  # (positions, hidden)
     run_layer = getattr(tower, "run_layer", encode_layer)  # see `prepare_layers`
+    all_states = [hidden_states]  # the embeddings, then what each layer gives
     for layer in tower.encoder.layer:
         hidden_states = run_layer(layer, hidden_states, packing)
-    return Encoded(packing.unpack(hidden_states))
+        if output_hidden_states:
+            all_states.append(hidden_states)
+    unpacked = tuple(map(packing.unpack, all_states)) if output_hidden_states else None
+    return Encoded(packing.unpack(hidden_states), unpacked)
 
 
 def encode_layer(layer: Any, hidden_states: Tensor, packing: Packing) -> Tensor:

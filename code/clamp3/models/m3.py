@@ -57,10 +57,10 @@ class M3PatchEncoder(nn.Module):
         self.patch_embedding = PatchEmbedding(sizes.patch_size, sizes.m3_hidden_size)
         self.base = Bert(bert_config(sizes.m3_hidden_size, sizes.patch_num_layers, sizes.patch_length))
 
-    def forward(self, input_patches: Tensor, input_masks: Tensor) -> Encoded:
+    def forward(self, input_patches: Tensor, input_masks: Tensor, output_hidden_states: bool = False) -> Encoded:
         """The `encode` of ids (batch, length, patch_size) or (batch, length * patch_size), masks (batch, length)."""
         patches = input_patches.reshape(len(input_patches), -1, self.patch_size)
-        return encode(self.base, input_masks, inputs_embeds=self.patch_embedding(patches))
+        return encode(self.base, input_masks, output_hidden_states, inputs_embeds=self.patch_embedding(patches))
 
 
 class M3TokenDecoder(nn.Module):
@@ -125,6 +125,16 @@ class M3Model(nn.Module):
     def get_features(self, modality: str, inputs: Tensor, masks: Tensor, get_global: bool = False) -> Tensor:
         """`get_symbolic_features`, under the name that CLaMP3Model has for it."""
         return self.get_symbolic_features(inputs, masks, get_global)
+
+    def get_hidden_states(self, modality: str, inputs: Tensor, masks: Tensor) -> tuple[Tensor, ...]:
+        """The encoder's embeddings, then what each of its layers gives, each (batch, length, hidden)."""
+        states = self.encoder(inputs, masks, output_hidden_states=True).hidden_states
+        assert states is not None
+        return states
+
+    def project(self, modality: str, hidden_states: Tensor) -> Tensor:
+        """Raises ValueError: M3 knows no shared space."""
+        raise ValueError("M3 has no projection into a shared space (projected=True); CLaMP 3 has")
 
     @property
     def towers(self) -> dict[str, nn.Module]:
