@@ -31,10 +31,11 @@ from clamp3.modalities import AUDIO, MODALITIES, SAMPLING_RATE, SYMBOLIC, TEXT
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.layers import PACKABLE, is_packable
 from clamp3.models.m3 import M3Model, M3PatchEncoder
+from clamp3.models.pretrained import load_pretrained
 from clamp3.models.releases import RELEASES, TINY, ensure_weights, tiny_sizes
 from clamp3.models.text import check_vocabulary
 from clamp3.models.weight_files import fingerprint
-from clamp3.models.weights import build_model, source_of
+from clamp3.models.weights import source_of
 from clamp3.sizes import ModelSizes
 
 if TYPE_CHECKING:
@@ -133,7 +134,8 @@ class Embedder(InputEncoder):
 
         A released file is taken from the working directory if it is there, else from the Hugging Face cache, where it
         is downloaded once. "tiny" is the small model that lies in the repository, with its own MERT. `sizes` are those
-        of a model of your own. With `as_is`, symbolic text is not interleaved first, as in the original.
+        of a model of your own, which need not be given where its file says them, as all do that training here writes.
+        With `as_is`, symbolic text is not interleaved first, as in the original.
         """
         if weights == "tiny":
             path, sizes, mert = TINY / "clamp3.safetensors", sizes or tiny_sizes(), mert or TINY / "mert"
@@ -143,9 +145,8 @@ class Embedder(InputEncoder):
             path = Path(weights)
             if not path.is_file():
                 raise UserError(f"no weights at {path}: give {', '.join(RELEASES)}, tiny, or the path of a .pth file")
-        sizes = sizes or ModelSizes()
-        path = ensure_weights(path)
-        return cls(build_model(None, sizes, path), sizes, device, precision, batch_tokens, mert, path, as_is)
+        found = load_pretrained(ensure_weights(path), sizes)
+        return cls(found.model, found.sizes, device, precision, batch_tokens, mert, found.path, as_is)
 
     def __repr__(self) -> str:
         return f"Embedder({self.weights or 'unnamed weights'}, device={self.device}, precision={self.precision})"
@@ -217,10 +218,16 @@ class Embedder(InputEncoder):
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The text model's tokenizer. Raises UserError as `load_tokenizer` does, and where it is another model's."""
-        tokenizer = load_tokenizer(self.sizes.text_model_name, self.weights.parent if self.weights else None)
+        tokenizer = load_tokenizer(self.sizes.text_model_name, self.tokenizer_folder)
         if isinstance(self._model, CLaMP3Model):
             check_vocabulary(self._model.text_model, tokenizer, self.sizes.text_model_name)
         return tokenizer
+
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """Where a tokenizer may lie beside the weights; None where they say themselves which they take."""
+        source = source_of(self._model)
+        return None if self.weights is None or (source and source.description) else self.weights.parent
 
     @property
     def audio_encoder(self) -> AudioEncoder:

@@ -1,7 +1,7 @@
 """Weights into models: built around them without initialisation, loaded strictly, and where training starts from."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +13,7 @@ from clamp3.errors import UserError
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.m3 import M3Model
 from clamp3.models.meta import ParametersOnMeta
-from clamp3.models.weight_files import STORED_BUFFERS, Source, fingerprint, read_checkpoint, read_weights
+from clamp3.models.weight_files import STORED_BUFFERS, Source, Weights, fingerprint, read_checkpoint, read_weights
 from clamp3.sizes import ModelSizes
 
 __all__ = [
@@ -21,7 +21,9 @@ __all__ = [
     "build_with_weights",
     "check_weights",
     "fingerprint",
+    "is_m3",
     "load_weights",
+    "model_with",
     "read_checkpoint",
     "read_weights",
     "source_of",
@@ -54,13 +56,19 @@ def build_with_weights(
 def build_model(
     model_class: type[CLaMP3Model] | type[M3Model] | None, sizes: ModelSizes, path: Path
 ) -> CLaMP3Model | M3Model:
-    """The model in evaluation mode with the weights at `path`: mapped from the file, with no initialisation.
+    """The model in evaluation mode with the weights at `path`, as `model_with`."""
+    return model_with(read_weights(path), sizes, path, model_class)
+
+
+def model_with(
+    weights: Weights, sizes: ModelSizes, path: Path, model_class: type[CLaMP3Model] | type[M3Model] | None = None
+) -> CLaMP3Model | M3Model:
+    """The model in evaluation mode with `weights` of the file `path`: mapped from it, with no initialisation.
 
     Without `model_class`, it is what the file holds. Before a part of it is used, `source_of(model).own_all(part)`
     frees it from what becomes of the file. Raises UserError where the weights do not fit.
     """
-    weights = read_weights(path)
-    chosen = model_class or (M3Model if _is_m3(weights) else CLaMP3Model)
+    chosen = model_class or (M3Model if is_m3(weights) else CLaMP3Model)
     model = build_with_weights(lambda: chosen(sizes), weights, path)
     if isinstance(model, M3Model):
         model.decoder.base.tie_weights()
@@ -100,7 +108,7 @@ def _diagnosis(model: nn.Module, weights: dict[str, Tensor], misshapen: list[str
     """What the file at hand seems to be."""
     towers = {name.split(".")[0] for name in weights}
     wants_m3 = isinstance(model, M3Model)
-    if not wants_m3 and _is_m3(weights):
+    if not wants_m3 and is_m3(weights):
         return "it is an M3 checkpoint, where CLaMP 3's (saas or c2) is needed"
     if wants_m3 and "text_model" in towers:
         return "it is a CLaMP checkpoint, where M3's is needed"
@@ -111,7 +119,8 @@ def _diagnosis(model: nn.Module, weights: dict[str, Tensor], misshapen: list[str
     return "it holds other tensors (another number of layers?)"
 
 
-def _is_m3(weights: dict[str, Tensor]) -> bool:
+def is_m3(weights: Mapping[str, Tensor]) -> bool:
+    """Whether a model's tensors are those of M3."""
     return {"encoder", "decoder"} <= {name.split(".")[0] for name in weights}
 
 
