@@ -53,16 +53,22 @@ def describe(kind: str, sizes: ModelSizes, knobs: Mapping[str, Any] | None = Non
         for name, value in (knobs or {}).items()
         if name.isupper() and not name.endswith(PRIVATE) and isinstance(value, bool | int | float | str | list)
     }
-    versions = {"clamp3": clamp3.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    described = {
+    described: Description = {
         "format": FORMAT,
         "kind": kind,
         "sizes": sizes.to_knobs(),
         "knobs": kept,
-        "versions": {name: str(version) for name, version in versions.items()},  # torch's is no plain string
-        **others,
+        "versions": versions(),
     }
-    return {**described, "tokenizer": describe_tokenizer(sizes.text_model_name)} if kind == CLAMP3 else described
+    if kind == CLAMP3:
+        described["tokenizer"] = describe_tokenizer(sizes.text_model_name)
+    return {**described, **others}
+
+
+def versions() -> dict[str, str]:
+    """Of this library, and of those that compute."""
+    found = {"clamp3": clamp3.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    return {name: str(version) for name, version in found.items()}  # torch's is no plain string
 
 
 def describe_tokenizer(name: str) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class Source:
 
     def __init__(self, path: Path):
         self.path = path
-        self.fingerprint = ""
+        self.fingerprint = self.digest = ""  # the latter as `verified_digest`: of .safetensors, the SHA-256
         self.description: Description | None = None  # what the file says of its weights
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self._descriptor)
@@ -145,6 +145,24 @@ class Source:
                     tensor.data = copy
 
 
+class Sources:
+    """The files of a folder that a model's towers were loaded from, to be used as a `Source`."""
+
+    def __init__(self, path: Path, sources: list[Source], fingerprint: str, description: Description):
+        self.path, self.fingerprint, self.description = path, fingerprint, description
+        self._sources = sources
+
+    def check(self) -> None:
+        """As Source's."""
+        for source in self._sources:
+            source.check()
+
+    def own_all(self, network: nn.Module) -> None:
+        """As Source's."""
+        for source in self._sources:
+            source.own_all(network)
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The checkpoint dict at `path`, its tensors memory-mapped: what is never used is never read.
 
@@ -161,7 +179,8 @@ def _open(path: Path) -> tuple[dict[str, Any], Source]:
             named_so = path.suffix == ".safetensors" and not is_zip(path)  # earlier versions wrote others by that name
             load = _load_safetensors if named_so or is_safetensors(path) else _load_torch
             checkpoint = load(path, source)
-            source.fingerprint = _fingerprint(verified_digest(path))
+            source.digest = verified_digest(path)
+            source.fingerprint = _fingerprint(source.digest)
         except Exception as error:  # a damaged file makes the readers raise errors of many kinds
             # PyTorch's own message is left out: it advises to load the file without protection against code in it.
             raise UserError(f"{path} cannot be read as a PyTorch checkpoint: {_diagnose_file(path, error)}") from None
@@ -278,7 +297,7 @@ def _is_cut_safetensors(path: Path, size: int) -> bool:
 class Weights(dict[str, Tensor]):
     """A model's tensors by name, and the file that they are from."""
 
-    source: Source
+    source: Source | Sources
 
 
 def read_weights(path: Path, mapped: bool = True) -> Weights:
