@@ -155,7 +155,7 @@ def save_text_model(folder: Path, texts: list[str], small: bool) -> None:
             type_vocab_size=1,
             **ROBERTA,
         )
-    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    (folder / "config.json").write_text(config.to_json_string())
 
 
 def weight_shapes(sizes: ModelSizes, small: bool) -> dict[str, list[int]]:

@@ -18,9 +18,10 @@ from clamp3.inputs.patchilizer import M3Patchilizer, remove_instrument_info
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.losses import ClipLoss
 from clamp3.models.m3 import M3Model, M3PatchEncoder, M3TokenDecoder
+from clamp3.models.pretrained import load_pretrained
 from clamp3.models.releases import RELEASES, TINY, ensure_weights, find_weights, tiny_sizes
-from clamp3.models.weights import build_model
 from clamp3.sizes import ModelSizes
+from clamp3.training.checkpoints import epoch_path
 
 __all__ = [
     "CLaMP3Model",
@@ -56,6 +57,7 @@ def build_embedder(
 ) -> Embedder:
     """An Embedder over the configured weights, or those of an epoch (`..._E.pth`); `options` are Embedder's.
 
+    Its sizes are those that the file says, as all do that training here writes; else those of config.py.
     With `variant`, over those of the release saas or c2, or of the small model tiny, whatever config.py says.
     """
     configured = config.M3_WEIGHTS_PATH if model_class is M3Model else config.CLAMP3_WEIGHTS_PATH
@@ -66,11 +68,12 @@ def build_embedder(
     elif variant:
         path, sizes = configured_path(RELEASES[variant].file_name), ModelSizes()
     elif epoch is not None:
-        path = configured_path(f"{configured.removesuffix('.pth')}_{epoch}.pth")
+        path = configured_path(str(epoch_path(Path(configured), epoch)))
         if not path.is_file():
             raise UserError(f"no weights of epoch {epoch}: there is no {path}")
     path = ensure_weights(path, announce=partial(print, flush=True))
-    return Embedder(build_model(model_class, sizes, path), sizes, weights=path, **options)
+    found = load_pretrained(path, configured=sizes, model_class=model_class)
+    return Embedder(found.model, found.sizes, weights=path, **options)
 
 
 def extraction_options(args: Namespace, device: torch.device) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def test_features_at_full_size_are_those_of_a_naive_run(released, texts, tmp_pat
         (inputs / f"{name}.txt").write_text(text)
     text_model = tmp_path / "text_model"  # XLM-R base's real configuration, and a tokenizer that needs no network
     text_model.mkdir()
-    (text_model / "config.json").write_text(json.dumps(text_config(XLM_R_BASE).to_dict()))
+    (text_model / "config.json").write_text(text_config(XLM_R_BASE).to_json_string())
     save_tokenizer(text_model, vocab_size=400)
     knobs = {"CLAMP3_WEIGHTS_PATH": str(released), "TEXT_MODEL_NAME": str(text_model)}
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "CLAMP3_CONFIG": json.dumps(knobs)}

@@ -37,6 +37,7 @@ def make_trainer(
     new: bool = False,
     held_out: int = HELD_OUT,
     draws: bool = False,
+    suffix: str = ".pth",
     **settings,
 ) -> Trainer:
     """A trainer of the golden model, or a `new` one; `kind` is "m3", or a modality of CLaMP 3; `output` a folder."""
@@ -64,7 +65,7 @@ def make_trainer(
     name = "m3" if kind == "m3" else "clamp3"
     chosen = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 5, "log_steps": 3, **settings}
     chosen = {"max_skipped_share": 0.2, **chosen}
-    chosen = Settings(output / f"weights_{name}.pth", output / f"logs_{name}.txt", **chosen)
+    chosen = Settings(output / f"weights_{name}{suffix}", output / f"logs_{name}.txt", **chosen)
     trainer = Trainer(objective, *sets, pad_values, chosen, state)
     if not draws:
         trainer.draw = lambda: None  # the picture of the curves takes longer than a short epoch

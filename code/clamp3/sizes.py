@@ -1,7 +1,7 @@
 """What makes a model: apart from the networks, so that processes which only encode inputs start quickly."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 PATCH_SIZE = 64  # characters in a patch
@@ -29,3 +29,7 @@ class ModelSizes:
     def from_knobs(cls, knobs: Mapping[str, Any]) -> "ModelSizes":
         """The sizes that `knobs` (such as `vars(config)`) holds under upper-case names, the others by default."""
         return cls(**{field.name: knobs[name] for field in fields(cls) if (name := field.name.upper()) in knobs})
+
+    def to_knobs(self) -> dict[str, Any]:
+        """The sizes under upper-case names, as `from_knobs` takes them."""
+        return {name.upper(): size for name, size in asdict(self).items()}

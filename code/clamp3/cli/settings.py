@@ -52,9 +52,10 @@ def override(knobs: dict[str, object], source: str) -> None:
 
 
 def logs_path(weights_path: str) -> str:
-    """Where the log goes that belongs to `weights_path`: beside it, `logs` for `weights` and .txt for .pth."""
+    """Where the log goes that belongs to `weights_path`: beside it, `logs` for `weights` and .txt for its suffix."""
     folder, name = os.path.split(weights_path)
-    return os.path.join(folder, name.removesuffix(".pth").replace("weights_", "logs_") + ".txt")
+    stem = name.removesuffix(".pth").removesuffix(".safetensors")
+    return os.path.join(folder, stem.replace("weights_", "logs_") + ".txt")
 
 
 def configured_path(knobs: Knobs, path: str) -> Path:

@@ -62,6 +62,7 @@ def settings_of(knobs: Knobs, stage: str, **others: Any) -> "Settings":
         precision=knobs["TRAIN_PRECISION"],
         compile_layers=knobs["COMPILE_LAYERS"],
         recompute_layers=knobs["RECOMPUTE_LAYERS"],
+        knobs={name: value for name, value in knobs.items() if name.isupper() and name != "WANDB_KEY"},
         **others,
     )
 
@@ -118,6 +119,7 @@ def train_clamp3(modality: str, knobs: Knobs, args: argparse.Namespace) -> int:
     settings = settings_of(knobs, "CLAMP3", save_every=knobs["SAVE_EVERY"])
     if args.plot:
         return plot(settings, args)
+    settings.check_suffix()
 
     import torch
 
@@ -212,6 +214,7 @@ def train_m3(knobs: Knobs, args: argparse.Namespace) -> int:
     settings = settings_of(knobs, "M3")
     if args.plot:
         return plot(settings, args)
+    settings.check_suffix()
 
     import torch
 

@@ -306,8 +306,7 @@ class CacheKeys:
 
     @cached_property
     def _tokenizer_identity(self) -> str:
-        weights = self.embedder.weights
-        return tokenizer_identity(self.embedder.sizes.text_model_name, weights.parent if weights else None)
+        return tokenizer_identity(self.embedder.sizes.text_model_name, self.embedder.tokenizer_folder)
 
     def _parts(self, path: Path) -> list[str] | None:
         embedder, known = self.embedder, format_of(path)

@@ -1,9 +1,10 @@
 """Sequences -> segments -> batches -> features. `Embedder` is the library's front door."""
 
 import hashlib
+import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import astuple, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -40,12 +41,14 @@ from clamp3.io.reports import describe_error
 from clamp3.io.workers import Processes
 from clamp3.modalities import AUDIO, MODALITIES, SAMPLING_RATE, SYMBOLIC, TEXT
 from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.models.hub import upload_folder
 from clamp3.models.layers import is_packable, masked_mean
 from clamp3.models.m3 import M3Model, M3PatchEncoder
-from clamp3.models.releases import RELEASES, TINY, ensure_weights, tiny_sizes
+from clamp3.models.pretrained import find_pretrained
+from clamp3.models.saving import save_model
 from clamp3.models.text import check_vocabulary
 from clamp3.models.weight_files import fingerprint
-from clamp3.models.weights import build_model, source_of
+from clamp3.models.weights import source_of
 from clamp3.sizes import ModelSizes
 
 if TYPE_CHECKING:
@@ -147,24 +150,55 @@ class Embedder(InputEncoder):
         sizes: ModelSizes | None = None,
         mert: str | Path | AudioEncoder | None = None,
         as_is: bool = False,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        towers: Collection[str] | None = None,
     ) -> "Embedder":
-        """Load "saas" (best for audio), "c2" (best for symbolic music), "m3" (its hidden states), or a file.
+        """Load "saas" (best for audio), "c2" (best for symbolic music), "m3" (its hidden states), "tiny", or your own.
 
-        A released file is taken from the working directory if it is there, else from the Hugging Face cache, where it
-        is downloaded once. "tiny" is the small model that lies in the repository, with its own MERT. `sizes` are those
-        of a model of your own. With `as_is`, symbolic text is not interleaved first, as in the original.
+        That is a file that training has written, a folder that `save_pretrained` has, or the hub's name of such a
+        folder, of a `revision` and with a `token` if given. A released file is taken from the working directory if it
+        is there, else from the Hugging Face cache, where it is downloaded once. "tiny" is the small model that lies in
+        the package, with its own MERT. With `towers`, some of "text", "symbolic" and "audio", only these are read, and
+        of a folder on the hub only these downloaded. `sizes` are those of weights that do not say them themselves.
+        With `as_is`, symbolic text is not interleaved first, as in the original.
         """
-        if weights == "tiny":
-            path, sizes, mert = TINY / "clamp3.safetensors", sizes or tiny_sizes(), mert or TINY / "mert"
-        elif weights in RELEASES:
-            path = Path(RELEASES[str(weights)].file_name)
-        else:
-            path = Path(weights)
-            if not path.is_file():
-                raise UserError(f"no weights at {path}: give {', '.join(RELEASES)}, tiny, or the path of a .pth file")
-        sizes = sizes or ModelSizes()
-        path = ensure_weights(path)
-        return cls(build_model(None, sizes, path), sizes, device, precision, batch_tokens, mert, path, as_is)
+        found = find_pretrained(weights, sizes, revision, token, towers)
+        mert = mert if mert is not None else found.mert
+        return cls(found.model, found.sizes, device, precision, batch_tokens, mert, found.path, as_is)
+
+    def save_pretrained(self, folder: str | Path, precision: str = "fp32", *, name: str | None = None) -> None:
+        """Write the model to `folder`, for `from_pretrained`: a file for each tower, config.json, tokenizer, a card.
+
+        In bf16 or fp16 the files have half the size, and features differ by the rounding. The card calls it `name`, by
+        default as the folder. Raises UserError where the folder holds other things, or where this Embedder has
+        rounded its weights.
+        """
+        if self.precision != "fp32" and self._ready:
+            raise UserError(f"the weights are rounded to {self.precision} by now: save an Embedder in fp32")
+        mert = self.audio_encoder_name
+        own = Path(mert) if isinstance(mert, str | Path) and Path(mert).is_dir() else None
+        save_model(self._model, self.sizes, Path(folder), precision, None, self.fingerprint, own, name)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        message: str = "Upload by clamp3",
+        precision: str = "fp32",
+    ) -> str:
+        """Upload what `save_pretrained` writes to the hub's model `repository`, which is made if need be.
+
+        Returns its address. Raises UserError where the hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent, repository.rpartition("/")[2])
+            self.save_pretrained(folder, precision, name=repository)
+            return upload_folder(folder, repository, private, token, revision, message)
 
     def __repr__(self) -> str:
         return f"Embedder({self.weights or 'unnamed weights'}, device={self.device}, precision={self.precision})"
@@ -242,10 +276,17 @@ class Embedder(InputEncoder):
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The text model's tokenizer. Raises UserError as `load_tokenizer` does, and where it is another model's."""
-        tokenizer = load_tokenizer(self.sizes.text_model_name, self.weights.parent if self.weights else None)
+        self._check_tower(TEXT.name)
+        tokenizer = load_tokenizer(self.sizes.text_model_name, self.tokenizer_folder)
         if isinstance(self._model, CLaMP3Model):
             check_vocabulary(self._model.text_model, tokenizer, self.sizes.text_model_name)
         return tokenizer
+
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """Where a tokenizer may lie beside the weights; None where they say themselves which they take."""
+        source = source_of(self._model)
+        return None if self.weights is None or (source and source.description) else self.weights.parent
 
     @property
     def audio_encoder(self) -> AudioEncoder:
@@ -253,6 +294,7 @@ class Embedder(InputEncoder):
 
         Raises UserError where it cannot be had, or where the audio tower reads frames of another width.
         """
+        self._check_tower(AUDIO.name)
         with _preparing:
             if self._audio_encoder is None:
                 encoder = load_audio_encoder(self.audio_encoder_name, self.device, self.precision)
@@ -683,13 +725,21 @@ class Embedder(InputEncoder):
         config = getattr(self._model.towers[modality], "config", None)
         return getattr(config, "pad_token_id", None) or PAD_ID
 
+    def _check_tower(self, modality: str) -> None:
+        """Raise UserError where the model has no tower of this modality."""
+        if modality in self._model.towers:
+            return
+        if isinstance(self._model, M3Model):
+            raise UserError(f"M3 reads symbolic music alone, not {modality}; load CLaMP 3 for that")
+        there = ", ".join(self._model.towers)
+        raise UserError(f"this Embedder has no {modality} tower, since it was loaded with {there} alone")
+
     def _prepare(self, modality: str) -> None:
         """Bring a tower to the device and into the precision, once; leave out what features do not need."""
         with _preparing:
             if modality in self._ready:
                 return
-            if modality not in self._model.towers:
-                raise ValueError(f"M3 reads symbolic music alone, not {modality}; load CLaMP 3 for that")
+            self._check_tower(modality)
             parts: list[nn.Module]
             if isinstance(self._model, M3Model):
                 parts = [self._model.encoder]

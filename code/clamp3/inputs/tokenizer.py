@@ -2,6 +2,7 @@
 
 import hashlib
 import lzma
+import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,21 @@ def tokenizer_identity(name: str, weights_folder: Path | None = None) -> str:
     files = {path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
     contents = [f"{path.name} {content_hash(path)}" for path in sorted(files)]
     return hashlib.sha256("\n".join(contents).encode()).hexdigest()[:16]
+
+
+def tokenizer_files(name: str) -> dict[str, bytes]:
+    """The files of the tokenizer that `load_tokenizer` would load from a local folder or the hub, by their names.
+
+    Raises UserError as `load_tokenizer`.
+    """
+    if Path(name).is_dir():
+        found = {path for pattern in TOKENIZER_FILES for path in Path(name).glob(pattern) if path.is_file()}
+        return {path.name: path.read_bytes() for path in sorted(found)}
+    if name == XLM_R_BASE:
+        return {TOKENIZER_FILE: lzma.decompress(SHIPPED.read_bytes())}
+    with tempfile.TemporaryDirectory() as folder:
+        load_tokenizer(name).save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
 
 
 def shipped_tokenizer() -> "PreTrainedTokenizerBase":

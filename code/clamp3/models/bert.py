@@ -1,5 +1,6 @@
 """BERT and RoBERTa, as transformers computes them and names their parameters, without the seconds of importing it."""
 
+import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -54,6 +55,10 @@ class BertConfig:
     def to_dict(self) -> dict[str, Any]:
         """What a config.json holds."""
         return asdict(self)
+
+    def to_json_string(self) -> str:
+        """A config.json."""
+        return f"{json.dumps(self.to_dict(), indent=2)}\n"
 
 
 class Embeddings(nn.Module):

@@ -3,7 +3,7 @@
 Parameter names are those of the released checkpoints.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -78,10 +78,16 @@ class CLaMP3Model(nn.Module):
         music_features = self.get_features(music_modality, music_inputs, music_masks, get_global=True)
         return self.loss(text_features, music_features)
 
+    def keep(self, modalities: Collection[str]) -> None:
+        """Drop what serves none of `modalities`."""
+        kept = {part for name in modalities for part in MODALITIES[name].parts}
+        for part in {part for row in MODALITIES.values() for part in row.parts} - kept:
+            delattr(self, part)
+
     @property
     def towers(self) -> dict[str, nn.Module]:
-        """The transformer of each modality."""
-        towers = {name: getattr(self, row.tower) for name, row in MODALITIES.items()}
+        """The transformer of each modality that the model has."""
+        towers = {name: getattr(self, row.tower) for name, row in MODALITIES.items() if hasattr(self, row.tower)}
         return {name: tower.base if isinstance(tower, M3PatchEncoder) else tower for name, tower in towers.items()}
 
     def train_on(self, modality: str, freeze_list: Sequence[str] = ()) -> None:

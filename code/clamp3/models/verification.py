@@ -90,7 +90,7 @@ def _verify(path: Path) -> str:
     digest, blob = content_hash(path), Path(os.path.realpath(path)).name
     if len(blob) == SHA256_DIGITS and blob != digest:
         raise DamagedError("damaged: its SHA-256 is not the one that it is named after")
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         check_values(path)
     return digest
 
@@ -156,19 +156,36 @@ def _blocks(file: BinaryIO, start: int, size: int) -> Iterator[memoryview]:
 # ---------- .safetensors ----------
 
 
-def safetensors_entries(path: Path) -> dict[str, tuple[str, int, int]]:
-    """Type, start and end, in bytes of the file, of each tensor. ValueError, KeyError … for other files."""
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as .safetensors do, be it a damaged one."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+        return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= os.fstat(file.fileno()).st_size
+
+
+def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a .safetensors file, and its size in bytes. ValueError … for other files."""
     with open(path, "rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         if header_size > os.fstat(file.fileno()).st_size:
             raise ValueError("its header is longer than the file")
-        header = parse_json(file.read(header_size))
+        return parse_json(file.read(header_size)), header_size
+
+
+def safetensors_entries(path: Path) -> dict[str, tuple[str, int, int]]:
+    """Type, start and end, in bytes of the file, of each tensor. ValueError, KeyError … for other files."""
+    header, header_size = _safetensors_header(path)
     header.pop("__metadata__", None)
     begin = 8 + header_size
     return {
         name: (entry["dtype"], begin + entry["data_offsets"][0], begin + entry["data_offsets"][1])
         for name, entry in header.items()
     }
+
+
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """What a .safetensors file says beside its tensors. ValueError … for other files."""
+    return _safetensors_header(path)[0].get("__metadata__") or {}
 
 
 def check_values(path: Path) -> None:

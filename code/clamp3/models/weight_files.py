@@ -1,6 +1,7 @@
 """Files of weights: read without trust, mapped until they are used, and told from one another by their content."""
 
 import hashlib
+import json
 import os
 import pickle
 import re
@@ -10,25 +11,30 @@ import weakref
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, UntypedStorage, nn
 
 from clamp3.errors import UserError
+from clamp3.io.files import parse_json
+from clamp3.models.description import ENTRY, Description, checked
 from clamp3.models.releases import release_named
 from clamp3.models.verification import (
     DamagedError,
     Part,
     file_state,
+    is_safetensors,
     is_zip,
     parts_of,
     safetensors_entries,
+    safetensors_metadata,
     verified_digest,
 )
 
+STATE_ENTRY = "training"  # of a .safetensors file's metadata: what a checkpoint holds beside tensors, as JSON
 STORED_BUFFERS = ("position_ids", "token_type_ids")  # old library versions stored these constants
 # Losses may be stored as NumPy scalars; NumPy 1 and 2 name the function that reads them differently.
 _scalar = np.float64(0).__reduce__()[0]
@@ -72,7 +78,8 @@ class Source:
 
     def __init__(self, path: Path):
         self.path = path
-        self.fingerprint = ""
+        self.fingerprint = self.digest = ""  # the latter as `verified_digest`: of .safetensors, the SHA-256
+        self.description: Description | None = None  # what the file says of its weights
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self._descriptor)
         self._state = file_state(os.fstat(self._descriptor))
@@ -138,6 +145,24 @@ class Source:
                     tensor.data = copy
 
 
+class Sources:
+    """The files of a folder that a model's towers were loaded from, to be used as a `Source`."""
+
+    def __init__(self, path: Path, sources: list[Source], fingerprint: str, description: Description):
+        self.path, self.fingerprint, self.description = path, fingerprint, description
+        self._sources = sources
+
+    def check(self) -> None:
+        """As Source's."""
+        for source in self._sources:
+            source.check()
+
+    def own_all(self, network: nn.Module) -> None:
+        """As Source's."""
+        for source in self._sources:
+            source.own_all(network)
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The checkpoint dict at `path`, its tensors memory-mapped: what is never used is never read.
 
@@ -151,9 +176,11 @@ def _open(path: Path) -> tuple[dict[str, Any], Source]:
     for _ in range(ATTEMPTS):
         try:
             source = Source(path)
-            load = _load_safetensors if path.suffix == ".safetensors" else _load_torch
+            named_so = path.suffix == ".safetensors" and not is_zip(path)  # earlier versions wrote others by that name
+            load = _load_safetensors if named_so or is_safetensors(path) else _load_torch
             checkpoint = load(path, source)
-            source.fingerprint = _fingerprint(verified_digest(path))
+            source.digest = verified_digest(path)
+            source.fingerprint = _fingerprint(source.digest)
         except Exception as error:  # a damaged file makes the readers raise errors of many kinds
             # PyTorch's own message is left out: it advises to load the file without protection against code in it.
             raise UserError(f"{path} cannot be read as a PyTorch checkpoint: {_diagnose_file(path, error)}") from None
@@ -162,12 +189,16 @@ def _open(path: Path) -> tuple[dict[str, Any], Source]:
     raise UserError(f"{path} is being written: try again when it is whole")
 
 
-def _load_safetensors(path: Path, source: Source) -> dict[str, Tensor]:
+def _load_safetensors(path: Path, source: Source) -> dict[str, Any]:
+    """The tensors by name; those of a checkpoint under "model", beside what its metadata say."""
     tensors = load_file(path)
     places = [start for _, start, end in safetensors_entries(path).values() if end > start]
     if not source.set_mapping((tensor.untyped_storage() for tensor in tensors.values()), places):
-        return {name: tensor.clone() for name, tensor in tensors.items()}
-    return tensors
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    metadata = safetensors_metadata(path)
+    if ENTRY not in metadata:
+        return tensors
+    return {**parse_json(metadata.get(STATE_ENTRY, "{}")), ENTRY: parse_json(metadata[ENTRY]), "model": tensors}
 
 
 def _load_torch(path: Path, source: Source) -> dict[str, Any]:
@@ -176,6 +207,9 @@ def _load_torch(path: Path, source: Source) -> dict[str, Any]:
     parts = parts_of(path)
     if any(part.is_compressed for part in parts):
         raise DamagedError("a compressed archive, which PyTorch cannot read")
+    if path.suffix == ".safetensors":  # of which PyTorch, given the name, believes that it is what it says
+        with open(path, "rb") as file:
+            return _torch_load(file, mmap=False)[0]
     checkpoint, storages = _torch_load(path, mmap=True)
     places = [part.start for part in parts if "/data/" in part.name and part.size]
     if _byte_order(path, parts) == sys.byteorder and source.set_mapping(storages, places):
@@ -193,7 +227,7 @@ def _byte_order(path: Path, parts: list[Part]) -> str:
     return "little"
 
 
-def _torch_load(path: Path, mmap: bool) -> tuple[dict[str, Any], list[UntypedStorage]]:
+def _torch_load(path: Path | BinaryIO, mmap: bool) -> tuple[dict[str, Any], list[UntypedStorage]]:
     """What torch.load makes of a file, and all storages of its tensors."""
     storages: list[UntypedStorage] = []
 
@@ -205,6 +239,8 @@ def _torch_load(path: Path, mmap: bool) -> tuple[dict[str, Any], list[UntypedSto
         return torch.load(path, map_location=on_cpu, mmap=mmap, weights_only=True), storages
     except pickle.UnpicklingError:
         storages.clear()
+        if not isinstance(path, Path):
+            path.seek(0)
         with _safe_globals_lock, torch.serialization.safe_globals(NUMPY_SCALARS):
             return torch.load(path, map_location=on_cpu, mmap=mmap, weights_only=True), storages
 
@@ -261,7 +297,7 @@ def _is_cut_safetensors(path: Path, size: int) -> bool:
 class Weights(dict[str, Tensor]):
     """A model's tensors by name, and the file that they are from."""
 
-    source: Source
+    source: Source | Sources
 
 
 def read_weights(path: Path, mapped: bool = True) -> Weights:
@@ -281,4 +317,33 @@ def read_weights(path: Path, mapped: bool = True) -> Weights:
         if not name.endswith(STORED_BUFFERS):
             weights[name] = tensor if mapped and tensor.dtype == torch.float32 else source.own(tensor).float()
     weights.source = source
+    if "model" in checkpoint and ENTRY in checkpoint:
+        source.description = checked(checkpoint[ENTRY], path)
     return weights
+
+
+def safetensors_of(checkpoint: dict[str, Any]) -> bytes:
+    """A .safetensors file of a checkpoint's weights; what it says of them, and of a run, is in the metadata.
+
+    Only what JSON can hold is kept of a run: so neither optimizer nor random states.
+    """
+    state = {name: part for name, part in checkpoint.items() if name not in ("model", ENTRY) and _is_plain(part)}
+    metadata = {"format": "pt", ENTRY: json.dumps(checkpoint[ENTRY]), STATE_ENTRY: json.dumps(state)}
+    tensors, seen = {}, set()
+    for name, tensor in checkpoint["model"].items():
+        tensor = tensor.detach().cpu().contiguous()
+        address = tensor.untyped_storage().data_ptr()
+        tensors[name] = (
+            tensor.clone() if address in seen else tensor
+        )  # the format refuses shared memory (tied weights)
+        seen.add(address)
+    return save(tensors, metadata)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON gives `value` back as it is."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(part) for key, part in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)

@@ -1,18 +1,27 @@
 """Weights into models: built around them without initialisation, loaded strictly, and where training starts from."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from clamp3.errors import UserError
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.m3 import M3Model
 from clamp3.models.meta import ParametersOnMeta
-from clamp3.models.weight_files import STORED_BUFFERS, Source, fingerprint, read_checkpoint, read_weights
+from clamp3.models.weight_files import (
+    STORED_BUFFERS,
+    Source,
+    Sources,
+    Weights,
+    fingerprint,
+    read_checkpoint,
+    read_weights,
+)
 from clamp3.sizes import ModelSizes
 
 __all__ = [
@@ -20,7 +29,9 @@ __all__ = [
     "build_with_weights",
     "check_weights",
     "fingerprint",
+    "is_m3",
     "load_weights",
+    "model_with",
     "read_checkpoint",
     "read_weights",
     "source_of",
@@ -30,18 +41,26 @@ __all__ = [
 
 SHOWN_NAMES = 5
 Network = TypeVar("Network", bound=nn.Module)
-_sources: "weakref.WeakKeyDictionary[nn.Module, Source]" = weakref.WeakKeyDictionary()
+_sources: "weakref.WeakKeyDictionary[nn.Module, Source | Sources]" = weakref.WeakKeyDictionary()
 
 
 def build_with_weights(
-    make: Callable[[], Network], weights: dict[str, Tensor], path: Path, advice: str | None = None
+    make: Callable[[], Network],
+    weights: dict[str, Tensor],
+    path: Path,
+    advice: str | None = None,
+    without_poolers: bool = False,
 ) -> Network:
     """The network that `make` returns, holding `weights` themselves. Safe in threads.
 
-    Raises UserError where they do not fit, as `check_weights` words it; `path` is the file that they are from.
+    Raises UserError where they do not fit, as `check_weights` words it; `path` is the file that they are from. Where
+    they may be `without_poolers`, which no feature needs, such are zero.
     """
     with ParametersOnMeta():
         network = make()
+    if without_poolers:
+        poolers = {name: weight for name, weight in network.named_parameters() if ".pooler." in name}
+        weights = {**{name: torch.zeros(weight.shape) for name, weight in poolers.items()}, **weights}
     check_weights(network, weights, path, advice)
     network.load_state_dict(weights, assign=True)
     if any(tensor.is_meta for tensor in chain(network.parameters(), network.buffers())):
@@ -53,21 +72,40 @@ def build_with_weights(
 def build_model(
     model_class: type[CLaMP3Model] | type[M3Model] | None, sizes: ModelSizes, path: Path
 ) -> CLaMP3Model | M3Model:
-    """The model in evaluation mode with the weights at `path`: mapped from the file, with no initialisation.
+    """The model in evaluation mode with the weights at `path`, as `model_with`."""
+    return model_with(read_weights(path), sizes, path, model_class)
 
-    Without `model_class`, it is what the file holds. Before a part of it is used, `source_of(model).own_all(part)`
-    frees it from what becomes of the file. Raises UserError where the weights do not fit.
+
+def model_with(
+    weights: Weights,
+    sizes: ModelSizes,
+    path: Path,
+    model_class: type[CLaMP3Model] | type[M3Model] | None = None,
+    towers: Collection[str] | None = None,
+    without_poolers: bool = False,
+) -> CLaMP3Model | M3Model:
+    """The model in evaluation mode with `weights` of the file `path`: mapped from it, with no initialisation.
+
+    Without `model_class`, it is what the file holds; of CLaMP 3, it has the `towers` of these modalities alone, if
+    given. Before a part of it is used, `source_of(model).own_all(part)` frees it from what becomes of the file. Raises
+    UserError where the weights do not fit.
     """
-    weights = read_weights(path)
-    chosen = model_class or (M3Model if _is_m3(weights) else CLaMP3Model)
-    model = build_with_weights(lambda: chosen(sizes), weights, path)
+    chosen = model_class or (M3Model if is_m3(weights) else CLaMP3Model)
+
+    def make() -> CLaMP3Model | M3Model:
+        model = chosen(sizes)
+        if towers is not None and isinstance(model, CLaMP3Model):
+            model.keep(towers)
+        return model
+
+    model = build_with_weights(make, weights, path, without_poolers=without_poolers)
     if isinstance(model, M3Model):
         model.decoder.base.tie_weights()
     _sources[model] = weights.source
     return model.eval()
 
 
-def source_of(model: nn.Module) -> Source | None:
+def source_of(model: nn.Module) -> Source | Sources | None:
     """The file that `build_model` has loaded `model` from."""
     return _sources.get(model)
 
@@ -99,7 +137,7 @@ def _diagnosis(model: nn.Module, weights: dict[str, Tensor], misshapen: list[str
     """What the file at hand seems to be."""
     towers = {name.split(".")[0] for name in weights}
     wants_m3 = isinstance(model, M3Model)
-    if not wants_m3 and _is_m3(weights):
+    if not wants_m3 and is_m3(weights):
         return "it is an M3 checkpoint, where CLaMP 3's (saas or c2) is needed"
     if wants_m3 and "text_model" in towers:
         return "it is a CLaMP checkpoint, where M3's is needed"
@@ -110,7 +148,8 @@ def _diagnosis(model: nn.Module, weights: dict[str, Tensor], misshapen: list[str
     return "it holds other tensors (another number of layers?)"
 
 
-def _is_m3(weights: dict[str, Tensor]) -> bool:
+def is_m3(weights: Mapping[str, Tensor]) -> bool:
+    """Whether a model's tensors are those of M3."""
     return {"encoder", "decoder"} <= {name.split(".")[0] for name in weights}
 
 

@@ -2,7 +2,8 @@
 
 `..._last.pth` holds the newest full state, the weights file itself that of the best epoch so far by evaluation loss:
 where the newest epoch is the best, both names stand for one file (hard links). `..._EPOCH.pth` holds the state after
-an epoch without the optimizer's, which is two thirds of it all.
+an epoch without the optimizer's, which is two thirds of it all. Where the weights file is named .safetensors, it and
+the epochs' files hold the weights and what describes them and the run; the full state is `..._last.pth` all the same.
 """
 
 import contextlib
@@ -10,10 +11,10 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,7 +23,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from clamp3.errors import UserError
 from clamp3.io.files import atomic_link, atomic_write, try_lock
+from clamp3.models.description import CLAMP3, M3, Description, describe
+from clamp3.models.weight_files import safetensors_of
 from clamp3.models.weights import read_checkpoint
+
+if TYPE_CHECKING:
+    from clamp3.training.data import Examples
 
 STOPPED = "training has stopped, and the last checkpoint is as it was"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -55,12 +61,22 @@ class Stage:
         return (checkpoint.get("modality"), checkpoint.get("frozen", self.frozen)) == (self.modality, self.frozen)
 
 
+def describe_run(stage: Stage, training: "Examples", evaluation: "Examples", knobs: Mapping[str, Any]) -> Description:
+    """What the weights of a run say of themselves; reads its data files through."""
+    data = {
+        name: {"items": len(examples), "fingerprint": examples.fingerprint()}
+        for name, examples in (("training", training), ("evaluation", evaluation))
+    }
+    kind = CLAMP3 if stage.modality else M3
+    return describe(kind, training.encoder.sizes, knobs, stage=asdict(stage), data=data)
+
+
 # ---------- files ----------
 
 
 def last_path(weights_path: Path) -> Path:
     """Where a run's newest full state is kept; `weights_path` itself holds the best so far."""
-    return weights_path.with_name(f"{weights_path.stem}_last{weights_path.suffix}")
+    return weights_path.with_name(f"{weights_path.stem}_last.pth")
 
 
 def epoch_path(weights_path: Path, epoch: int) -> Path:
@@ -81,7 +97,7 @@ def run_lock(weights_path: Path) -> Iterator[None]:
     process leaves the file, but not the lock.
     """
     target = Path(os.path.realpath(weights_path))
-    path = target.with_name(f"{target.name}.lock")
+    path = target.with_name(f"{target.stem}.pth.lock")  # .safetensors of that name has the same `last_path`
     locked, file = _locked_file(path)
     with file:
         if locked is False:
@@ -153,9 +169,15 @@ def without_optimizer(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write `checkpoint` to `path`, whole or not at all. Raises UserError where it cannot be written."""
+    """Write `checkpoint` to `path`, whole or not at all. Raises UserError where it cannot be written.
+
+    To .safetensors, without what JSON and that format cannot hold.
+    """
     with named_failures(path), atomic_write(path) as file:
-        torch.save(checkpoint, file)
+        if path.suffix == ".safetensors":
+            file.write(safetensors_of(checkpoint))
+        else:
+            torch.save(checkpoint, file)
         file.flush()
         os.fsync(file.fileno())  # some file systems find out only now that they are full
 
@@ -210,9 +232,9 @@ def optimizer_states(checkpoint: dict, model: nn.Module) -> dict[int, dict]:
     A checkpoint numbers parameters in the order of its weights, and library versions differ in that order.
     """
     own = {name: index for index, (name, _) in enumerate(model.named_parameters())}
-    names = [name for name in checkpoint["model"] if name in own]
+    names = [name for name in checkpoint.get("model", ()) if name in own]
     saved = checkpoint.get("optimizer") or {}
-    if sum(len(group["params"]) for group in saved.get("param_groups", ())) != len(names):
+    if not saved or sum(len(group["params"]) for group in saved.get("param_groups", ())) != len(names):
         return {}
     return {own[names[index]]: state for index, state in saved["state"].items()}
 

@@ -33,7 +33,9 @@ def wandb_logger(project: str, settings: Settings) -> Callable[[dict, int], None
         if key:
             wandb.login(key=key)
         mode: Any = os.environ.get("WANDB_MODE") or ("online" if key or has_wandb_login() else "offline")
-        described = {name: str(value) for name, value in asdict(settings).items() if name != "wandb_key"}
+        described = {
+            name: str(value) for name, value in asdict(settings).items() if name not in ("wandb_key", "knobs")
+        }
         run = wandb.init(project=project, mode=mode, config=described)
     except Exception as error:  # a log is never worth a run
         advice = f"; {INSTALL}" if isinstance(error, ImportError) else ""

@@ -5,6 +5,7 @@ not from what was drawn before: the numbers of workers, of processes and of rest
 read in place of an item that cannot be read.
 """
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset
 from clamp3.errors import LONG_BARS, WAS_STANDARD, Note, ignore
 from clamp3.inputs.encoder import InputEncoder
 from clamp3.inputs.patchilizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, crop, remove_instrument_info
-from clamp3.io.files import load_array, read_text
+from clamp3.io.files import content_hash, load_array, read_text
 from clamp3.io.folders import refuse_special
 from clamp3.io.reports import FileIssue, describe_error
 from clamp3.modalities import AUDIO
@@ -52,6 +53,8 @@ class Examples(Dataset[Example]):
     bad between two epochs. In evaluation it is left out: it comes as an example without sequences.
     """
 
+    encoder: InputEncoder
+
     def __init__(self, seed: int, training: bool):
         self.seed = seed
         self.training = training
@@ -86,6 +89,10 @@ class Examples(Dataset[Example]):
 
     def example(self, index: int, rng: np.random.Generator | None) -> Example:
         """The item as a training (or evaluation) example. Raises an error of whatever kind if it cannot be read."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that tell these items from others, as far as lists of them tell."""
         raise NotImplementedError
 
     def check(self, index: int) -> frozenset[str]:
@@ -124,6 +131,11 @@ class Pairs(Examples):
 
     def place(self, index: int) -> str:
         return self.lines.place(self.indices[index])
+
+    def fingerprint(self) -> str:
+        """Of the JSONL file's content and the places in it; not of the music files."""
+        places = np.ascontiguousarray(self.indices, "<i8").tobytes()
+        return hashlib.sha256(content_hash(self.lines.path).encode() + places).hexdigest()[:16]
 
     def item(self, index: int) -> dict:
         """The object of the item's line. Raises ValueError where nothing can be made of it."""
@@ -191,6 +203,11 @@ class Pieces(Examples):
 
     def place(self, index: int) -> str:
         return str(self.paths[index])
+
+    def fingerprint(self) -> str:
+        """Of the files' names and sizes."""
+        files = (f"{path.name} {path.stat().st_size if path.is_file() else None}\n" for path in self.paths)
+        return hashlib.sha256("".join(files).encode(errors="surrogateescape")).hexdigest()[:16]
 
     def example(self, index: int, rng: np.random.Generator | None) -> Example:
         path, remarks = self.paths[index], list[str]()

@@ -7,7 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from clamp3.distributed import PRECISIONS, checked_precision, from_main, gather,
 from clamp3.errors import OneProcessError, UserError, is_out_of_memory
 from clamp3.io.files import remove_orphans
 from clamp3.io.reports import FileIssue, load_issues
+from clamp3.models.description import ENTRY
 from clamp3.models.weights import load_weights
 from clamp3.training.batches import Batch, Collate, GlobalBatchSampler, Loader, is_worker_error
 from clamp3.training.checkpoints import (
@@ -26,6 +27,7 @@ from clamp3.training.checkpoints import (
     Progress,
     Stage,
     checkpoint_of,
+    describe_run,
     epoch_path,
     find_checkpoint,
     last_path,
@@ -86,10 +88,12 @@ class Trainer:
         self.log: Callable[[dict, int], None] = lambda _figures, _step: None
         frozen = {name.split(".")[0] for name, p in self.model.named_parameters() if not p.requires_grad}
         self.stage = Stage(objective.modality, sorted(frozen))
+        self.describe = cache(partial(describe_run, self.stage, training, evaluation, settings.knobs))
         self.samplers = [
             GlobalBatchSampler(len(examples), settings.batch_size, state.num_processes, state.process_index, seed)
             for examples, seed in ((training, settings.seed), (evaluation, None))
         ]
+        settings.check_suffix()
         if not self.samplers[0].global_batch_size:
             raise UserError(f"{len(training)} items cannot be shared out to {state.num_processes} processes")
         if settings.decay not in DECAYS:
@@ -158,6 +162,8 @@ class Trainer:
         torch.manual_seed(settings.seed + self.state.process_index)  # processes drop out different things
         checkpoints = self.checkpoints() if settings.resume else []
         with long_work(self.state):  # weights are downloaded, or read by all processes from one disk
+            if self.state.is_main_process:
+                self.describe()
             if not self.restore(checkpoints):
                 self.tell(start_weights())
         if self.progress.step:
@@ -295,13 +301,16 @@ class Trainer:
 
     def write_epoch(self, checkpoint: dict, better: bool) -> None:
         """Write the files that are due after an epoch."""
-        path = self.settings.weights_path
+        path, last = self.settings.weights_path, last_path(self.settings.weights_path)
         if self.settings.save_every and self.progress.epoch % self.settings.save_every == 0:
             write_checkpoint(epoch_path(path, self.progress.epoch), without_optimizer(checkpoint))
         # The last state comes last, so that a run that is killed before does the end of this epoch again.
-        write_checkpoint(path if better else last_path(path), checkpoint)
         if better:
-            link_checkpoint(path, last_path(path))
+            write_checkpoint(path, checkpoint)
+        if better and path.suffix == last.suffix:
+            link_checkpoint(path, last)
+        else:
+            write_checkpoint(last, checkpoint)
 
     # ---------- checkpoints ----------
 
@@ -314,7 +323,12 @@ class Trainer:
             raise UserError(f"after step {self.progress.step} there are weights that are not finite: {STOPPED}")
         parts = self.model, self.optimizer, self.scheduler, self.scaler, self.progress, self.stage
         random_states = gather(self.state, [random_state(self.state.device)])
-        return checkpoint_of(*parts, random_states=random_states, global_batch_size=self.samplers[0].global_batch_size)
+        others: dict[str, Any] = {
+            "random_states": random_states,
+            "global_batch_size": self.samplers[0].global_batch_size,
+        }
+        others[ENTRY] = self.describe() if self.state.is_main_process else {}
+        return checkpoint_of(*parts, **others)
 
     def save(self, path: Path) -> None:
         """Write the full state to `path`, whole or not at all. All processes take part, and the main one writes."""

@@ -1,7 +1,13 @@
 """How a run is trained; apart from the loop, so that a command can read the knobs at once."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from clamp3.errors import UserError
+
+SUFFIXES = (".pth", ".safetensors")  # of the files that weights are written to
 
 
 @dataclass(frozen=True)
@@ -28,3 +34,12 @@ class Settings:
     recompute_layers: bool = False
     wandb_log: bool = False
     wandb_key: str = ""
+    knobs: Mapping[str, Any] = field(default_factory=dict)  # all of config.py's, which the weights keep
+
+    def check_suffix(self) -> None:
+        """Raise UserError where weights cannot be written to a file of that name."""
+        if self.weights_path.suffix not in SUFFIXES:
+            raise UserError(
+                f"{self.weights_path}: weights are written as {' or '.join(SUFFIXES)}, told by the end of the name: "
+                "set CLAMP3_WEIGHTS_PATH or M3_WEIGHTS_PATH to such a name"
+            )

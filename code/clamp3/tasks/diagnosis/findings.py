@@ -141,12 +141,14 @@ class Subject:
     def load(self, precision: str = "fp32") -> "Embedder":
         """A model on the CPU. Raises UserError where the weights do not load, Unchecked where there are none."""
         from clamp3.features.embedder import Embedder
+        from clamp3.models.pretrained import load_pretrained
         from clamp3.models.releases import TINY
 
         if self.weights is None:
             raise Unchecked("there are no weights")
         mert = TINY / "mert" if self.is_tiny else None
-        return Embedder.from_pretrained(self.weights, "cpu", precision, sizes=self.sizes, mert=mert)
+        found = load_pretrained(self.weights, configured=self.sizes)
+        return Embedder(found.model, found.sizes, "cpu", precision, mert=mert, weights=found.path)
 
 
 Check = Callable[[Subject], Iterable[Finding]]
