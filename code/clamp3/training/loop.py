@@ -47,6 +47,7 @@ from clamp3.training.distributed import (
     random_state,
     set_random_state,
 )
+from clamp3.training.learning import FEWEST_ITEMS, Learning
 from clamp3.training.monitor import Bar, MakeBar, NoBar
 from clamp3.training.objectives import Contrastive, Reconstruction
 from clamp3.training.settings import Settings
@@ -98,11 +99,14 @@ class Trainer:
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=settings.learning_rate, fused=state.device.type in ("cpu", "cuda")
         )
+        self.steps = settings.epochs * self.samplers[0].batches_per_epoch  # of the whole run
+        self.warmup_steps = int(min(settings.warmup_steps, settings.longest_warmup * self.steps))
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.lr_multiplier)
         precision = chosen_precision(settings.precision, state.device)
         self.autocast = partial(torch.autocast, state.device.type, precision, enabled=precision != torch.float32)
         self.scaler = torch.amp.GradScaler(state.device.type, enabled=precision == torch.float16)
         self.progress = Progress()
+        self.learning = Learning(settings.init_weights)
         collate = Collate(pad_values)
         self.loaders = [
             Loader(examples, sampler, collate, settings.workers, state.device)
@@ -126,11 +130,10 @@ class Trainer:
 
     def lr_multiplier(self, step: int) -> float:
         """Learning-rate multiplier at 0-based `step`."""
-        warmup_steps = self.settings.warmup_steps
+        warmup_steps = self.warmup_steps
         if step < warmup_steps or self.settings.decay == "none":
             return min(1.0, (step + 1) / max(1, warmup_steps))
-        steps = self.settings.epochs * self.samplers[0].batches_per_epoch
-        done = (step - warmup_steps) / max(1, steps - warmup_steps)
+        done = (step - warmup_steps) / max(1, self.steps - warmup_steps)
         return (1 + math.cos(math.pi * min(1.0, done))) / 2
 
     def fit(self, start_weights: Callable[[], str] = lambda: "all weights start at random") -> None:
@@ -160,20 +163,52 @@ class Trainer:
         with long_work(self.state):  # weights are downloaded, or read by all processes from one disk
             if not self.restore(checkpoints):
                 self.tell(start_weights())
+                self.learning.begin(self.model)
         if self.progress.step:
             self.skipped.add(from_main(self.state, load_issues(self.skipped.path)))
         self.note_skipped(self.new_issues)
         if self.state.is_main_process:
             self.skipped.save()  # a new run's list takes the place of another's
-        if self.progress.epoch >= settings.epochs:
-            self.tell(f"all {settings.epochs} epochs are done; set more of them, or another stage, to go on")
+        if self.progress.epoch >= settings.epochs or self.stops_early():
+            done = "" if self.stops_early() else f"all {settings.epochs} epochs are done"
+            self.tell(f"{done or self.early_end()}; set more of them, or another stage, to go on")
             return
+        self.warn_of_short_run()
         if settings.wandb_log and self.state.is_main_process:
             self.log = wandb_logger(self.objective.project, settings)
-        while self.progress.epoch < settings.epochs:
+        while self.progress.epoch < settings.epochs and not self.stops_early():
             self.train_epoch()
             self.end_epoch(self.evaluate())
+        if self.progress.epoch < settings.epochs:
+            self.tell(self.early_end())
+        for complaint in self.learning.complaints(self.model, self.progress.step, self.samplers[1].size):
+            self.warn(complaint)
         self.in_main(self.draw)
+
+    def stops_early(self) -> bool:
+        """Whether so many epochs have brought no better evaluation loss that the run is over."""
+        patience = self.settings.early_stopping
+        return 0 < patience <= self.progress.epoch - self.progress.best_epoch
+
+    def early_end(self) -> str:
+        return (
+            f"ended after {self.progress.epoch} epochs, as none since epoch {self.progress.best_epoch} has had a "
+            f"lower evaluation loss (EARLY_STOPPING {self.settings.early_stopping})"
+        )
+
+    def warn_of_short_run(self) -> None:
+        """Say what of the settings does not suit a run as short, or a set as small, as this one."""
+        if self.warmup_steps < self.settings.warmup_steps:
+            self.warn(
+                f"warm-up is shortened from {self.settings.warmup_steps} steps (WARMUP_STEPS) to {self.warmup_steps}: "
+                f"it may take a share of {self.settings.longest_warmup:g} of this run's {self.steps} steps"
+            )
+        items = self.samplers[1].size
+        if items < FEWEST_ITEMS:
+            self.warn(
+                f"items in the evaluation set: {items}, fewer than {FEWEST_ITEMS}, so that its figures may not tell a "
+                "better epoch from a worse one (EVAL_SPLIT, CLAMP3_EVAL_JSONL or M3_EVAL_FOLDERS hold out more)"
+            )
 
     def outer_cause(self, error: BaseException) -> str:
         """What to tell of an error that this process meets alone, and whose cause lies outside; "" for any other."""
@@ -287,6 +322,7 @@ class Trainer:
         figures = {"epoch": done.epoch + 1, "train_loss": done.loss_sum / done.items, **figures}
         self.in_main(lambda: self.log_epoch(figures, done.seconds))
         self.tell_remarks()
+        self.learning.evaluations.append({k: v for k, v in figures.items() if k == "eval_loss" or k.endswith("MRR")})
         better = figures["eval_loss"] < done.min_eval_loss
         best = (done.epoch + 1, figures["eval_loss"]) if better else (done.best_epoch, done.min_eval_loss)
         self.progress = Progress(done.epoch + 1, step=done.step, best_epoch=best[0], min_eval_loss=best[1])
@@ -314,7 +350,13 @@ class Trainer:
             raise UserError(f"after step {self.progress.step} there are weights that are not finite: {STOPPED}")
         parts = self.model, self.optimizer, self.scheduler, self.scaler, self.progress, self.stage
         random_states = gather(self.state, [random_state(self.state.device)])
-        return checkpoint_of(*parts, random_states=random_states, global_batch_size=self.samplers[0].global_batch_size)
+        return checkpoint_of(
+            *parts,
+            random_states=random_states,
+            global_batch_size=self.samplers[0].global_batch_size,
+            warmup_steps=self.warmup_steps,
+            learning=self.learning.state_dict(),
+        )
 
     def save(self, path: Path) -> None:
         """Write the full state to `path`, whole or not at all. All processes take part, and the main one writes."""
@@ -339,19 +381,35 @@ class Trainer:
         if not self.stage.wrote(checkpoint) and path != self.settings.weights_path:
             return False
         load_weights(self.model, path)
+        self.warn_of_other_start(checkpoint, path)
         if self.stage.wrote(checkpoint):
             self.restore_state(checkpoint)
             self.tell(f"going on from {path}: {self.progress.epoch} epochs and {self.progress.items} items are done")
             self.tell_changes(checkpoint)
         else:
             self.tell(f"a new stage, from the weights of {path}")
+            self.learning.begin(self.model)
         return True
+
+    def warn_of_other_start(self, checkpoint: dict, path: Path) -> None:
+        """Say where the run did not start with the weights that are configured now."""
+        wanted, before = self.settings.init_weights, checkpoint.get("learning", {}).get("init_weights", "")
+        if wanted and wanted != before:
+            origin = f"started with {before}" if before else "did not start with them"
+            self.warn(
+                f"{wanted} is not read: the run of {path}, which goes on, {origin}. For a new run give another path, "
+                "or remove the old run's files"
+            )
 
     def restore_state(self, checkpoint: dict) -> None:
         """Take everything but the weights from a checkpoint of this stage, ours or the original's."""
+        if "warmup_steps" not in checkpoint:  # of a version that shortened no warm-up: the schedule stays what it was
+            self.warmup_steps = self.settings.warmup_steps
         if not restore_optimizer(checkpoint, self.model, self.optimizer, self.scheduler):
             self.tell("optimizer and warm-up start anew: the checkpoint has no such state, or one that does not fit")
         self.progress = progress_of(checkpoint, self.scheduler.last_epoch)
+        if "learning" in checkpoint:
+            self.learning.load_state_dict(checkpoint["learning"])
         if "scaler" in checkpoint:
             self.scaler.load_state_dict(checkpoint["scaler"])
         random_states = checkpoint.get("random_states", [])
@@ -373,7 +431,7 @@ class Trainer:
             lines = [
                 f"a global batch has {now} items where it had {before}",
                 f"an epoch has {steps[1]} steps, not {steps[0]}",
-                f"warm-up ({self.settings.warmup_steps} steps) and decay go on from step {self.progress.step}"
+                f"warm-up ({self.warmup_steps} steps) and decay go on from step {self.progress.step}"
                 f" of now {self.settings.epochs * steps[1]}",
                 f"the learning rate stays {self.settings.learning_rate:g}",
             ]
@@ -387,6 +445,11 @@ class Trainer:
         """Log a line, once."""
         if self.state.is_main_process:
             logger.info("%s", text)
+
+    def warn(self, text: str) -> None:
+        """Log a line about what may not be as it is meant to be, once."""
+        if self.state.is_main_process:
+            logger.warning("note: %s", text)
 
     def note(self, batch: Batch) -> None:
         """Count what a batch says of its items."""

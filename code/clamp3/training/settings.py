@@ -1,5 +1,6 @@
 """How a run is trained; apart from the loop, so that a command can read the knobs at once."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ class Settings:
     learning_rate: float
     seed: int = 42
     warmup_steps: int = 1000
+    longest_warmup: float = math.inf  # as a share of all steps; a longer warm-up is shortened
     decay: str = "none"  # of DECAYS
     save_every: int = 0  # epochs
     save_steps: int = 0
@@ -24,6 +26,8 @@ class Settings:
     precision: str = "auto"
     deterministic: bool = True
     resume: bool = True
+    init_weights: str = ""  # the name of the weights that a new run starts with
+    early_stopping: int = 0  # epochs without a better evaluation loss; 0: never
     compile_layers: bool = False
     recompute_layers: bool = False
     wandb_log: bool = False
