@@ -68,6 +68,9 @@ _variant = "saas"
 # -------------------- fine-tuning: docs/finetune.md --------------------
 CLAMP3_INIT_WEIGHTS = ""  # where training starts: saas, c2, tiny, a file or a folder; it is only ever read
 M3_INIT_WEIGHTS = ""  # likewise: m3, tiny, a file or a folder
+LORA_RANK = 0  # train adapters of this rank beside the weights of CLaMP 3, which stay as they are; 0: the weights
+LORA_TARGETS = ["query", "key", "value", "dense"]  # the linear layers that get an adapter, by name
+LORA_MERGE = True  # save the weights with the adapters added; False: the adapters alone, as the folder ..._adapter
 EARLY_STOPPING = 0  # end after so many epochs in which the evaluation loss has not fallen; 0: after the last one
 
 override(globals(), os.environ.get("CLAMP3_CONFIG", ""))

@@ -14,7 +14,8 @@ from clamp3.models.releases import RELEASES, TINY
 from clamp3.models.weights import read_weights
 from clamp3.sizes import ModelSizes
 from clamp3.training.learning import Learning
-from clamp3.training.settings import Settings
+from clamp3.training.lora import merge_adapter, save_adapter
+from clamp3.training.settings import Lora, Settings
 from clamp3.training.start import find_start, refuse_to_overwrite
 from conftest import run_forked
 from training_runs import differences, make_trainer
@@ -237,3 +238,93 @@ def test_a_run_ends_early_where_the_loss_no_longer_falls(trainer_of, told):
     more = trainer_of(epochs=5, early_stopping=3)
     more.fit()
     assert more.progress.epoch == 5
+
+
+# ---------- adapters ----------
+
+LORA = Lora(4, ("query", "value", "dense", "text_proj"))
+
+
+def features_of(model, batch, modality: str) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [
+            model.eval().get_features(name, *batch.tensors[side], get_global=True)
+            for side, name in (("text", "text"), ("music", modality))
+        ]
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "audio"])
+def test_towers_use_their_adapters_and_merged_weights_are_the_same(trainer_of, kind, tmp_path):
+    """Padded items are packed, so this is the way that training takes. peft's own loader judges what is saved."""
+    trainer = trainer_of(kind, lora=LORA)
+    model, batch = trainer.model, next(iter(trainer.loaders[0]))
+    plain = trainer_of(kind, output="plain").model
+    before = features_of(model, batch, kind)
+    for found, wanted in zip(before, features_of(plain, batch, kind), strict=True):
+        assert torch.equal(found, wanted)  # at first they add nothing
+    adapters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert all(".lora_" in name for name in adapters)
+    assert {name.split(".")[0] for name in adapters} == {"text_model", "text_proj", f"{kind}_model"}
+    with torch.no_grad():
+        for name, adapter in adapters.items():
+            if "lora_B" in name:
+                adapter.normal_(std=0.05)
+    model.train()
+    trainer.objective.backward(batch, trainer.autocast, lambda loss: loss)
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapters.values())
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+    changed = features_of(model, batch, kind)
+    assert min(float((found - old).abs().max()) for found, old in zip(changed, before, strict=True)) > 0.01
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    merged = trainer_of(kind, output="merged").model
+    merged.load_state_dict(model.state_dict())
+    save_adapter(model, LORA, tmp_path / "adapter", "golden")
+    merge_adapter(plain, tmp_path / "adapter")
+    for other in (merged, plain):
+        for found, wanted in zip(features_of(other, batch, kind), changed, strict=True):
+            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="beside other weights than these"):
+        merge_adapter(merged, tmp_path / "adapter")
+    with pytest.raises(UserError, match="is no folder of adapters"):
+        merge_adapter(merged, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_a_run_with_adapters_that_stops_goes_on_as_if_it_had_not(trainer_of, tmp_path, merge, told):
+    options = {"lora": Lora(2, ("query", "dense"), merge), "save_steps": 3, "save_every": 1, "micro_batch": 3}
+    trainer_of(output="whole", **options).fit()
+    broken = trainer_of(output="broken", **options)
+    step = broken.step
+
+    def stop_at_the_fourth(batch):
+        if broken.progress.step == 3:
+            raise KeyboardInterrupt
+        step(batch)
+
+    broken.step = stop_at_the_fourth
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit()
+    again = trainer_of(output="broken", **options)
+    again.fit()
+    assert "going on from" in told()
+    whole, found = (torch.load(tmp_path / name / "weights_clamp3_last.pth") for name in ("whole", "broken"))
+    assert not differences(found, whole)
+    assert 0 < again.learning.moved(again.model) < 1
+    for name in ("weights_clamp3", "weights_clamp3_1", "weights_clamp3_2"):
+        folder = tmp_path / "whole" / f"{name}_adapter"
+        assert folder.is_dir() is not merge and folder.with_name(f"{name}.pth").is_file() is merge
+    if merge:  # another stage, with all weights, goes on from the merged ones
+        full = trainer_of(output="whole")
+        assert full.restore() and "a new stage" in told()
+        best = torch.load(tmp_path / "whole" / "weights_clamp3.pth")["model"]
+        assert not differences(dict(full.model.state_dict()), dict(best))
+
+
+def test_adapters_that_cannot_be_are_refused(trainer_of, training_data, tmp_path):
+    with pytest.raises(UserError, match="LORA_TARGETS: text_model has dense, key, query, value, and none of q_lin"):
+        trainer_of(lora=Lora(4, ("q_lin",)))
+    knobs = {"CLAMP3_TRAIN_JSONL": str(training_data.symbolic), "LORA_RANK": 4}
+    done = train("train_clamp3_symbolic.py", tmp_path, 2, **knobs)
+    assert done.stderr.startswith("error: LORA_RANK trains adapters beside weights") and done.stderr.count("\n") == 1
+    assert train("train_m3.py", tmp_path, 2, LORA_RANK=4).stderr.startswith("error: LORA_RANK is for CLaMP 3")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from clamp3.models.clamp3 import CLaMP3Model
     from clamp3.training.data import Examples
     from clamp3.training.loop import Trainer
-    from clamp3.training.settings import Settings
+    from clamp3.training.settings import Lora, Settings
     from clamp3.training.start import StartWeights
     from clamp3.training.texts import JsonLines
 
@@ -71,6 +71,20 @@ def settings_of(knobs: Knobs, stage: str, **others: Any) -> "Settings":
         recompute_layers=knobs["RECOMPUTE_LAYERS"],
         **others,
     )
+
+
+def lora_of(knobs: Knobs) -> "Lora | None":
+    """The adapters that the knobs ask for. Raises UserError where they are asked for beside no weights."""
+    from clamp3.errors import UserError
+    from clamp3.training.settings import Lora
+
+    if knobs["LORA_RANK"] < 0:
+        raise UserError("LORA_RANK must be 0, for no adapters, or more")
+    if not knobs["LORA_RANK"]:
+        return None
+    if not knobs["CLAMP3_INIT_WEIGHTS"]:
+        raise UserError("LORA_RANK trains adapters beside weights that stay as they are: set CLAMP3_INIT_WEIGHTS too")
+    return Lora(knobs["LORA_RANK"], tuple(knobs["LORA_TARGETS"]), knobs["LORA_MERGE"])
 
 
 def start_of(knobs: Knobs, stage: str, settings: "Settings") -> tuple[ModelSizes, "StartWeights | None"]:
@@ -137,7 +151,7 @@ def stoppable() -> Iterator[None]:
 @stoppable()
 def train_clamp3(modality: str, knobs: Knobs, args: argparse.Namespace) -> int:
     """Train CLaMP 3 on texts and music of a `modality`, "symbolic" or "audio", as config.py says."""
-    settings = settings_of(knobs, "CLAMP3", save_every=knobs["SAVE_EVERY"])
+    settings = settings_of(knobs, "CLAMP3", save_every=knobs["SAVE_EVERY"], lora=lora_of(knobs))
     if args.plot:
         return plot(settings, args)
 
@@ -163,6 +177,12 @@ def train_clamp3(modality: str, knobs: Knobs, args: argparse.Namespace) -> int:
     torch.manual_seed(knobs["SEED"])
     model = CLaMP3Model(sizes)
     model.train_on(modality, ["text_model", "text_proj"] * knobs["FREEZE_TEXT"])
+    if settings.lora:
+        from clamp3.training.lora import add_adapters
+
+        count = add_adapters(model, settings.lora)
+        if state.is_main_process:
+            print(f"{count:,} parameters are trained: {settings.lora}", flush=True)
     prepare_layers(model.towers.values(), settings.compile_layers, settings.recompute_layers)
     objective = Contrastive(model, modality, knobs["CLAMP3_MICRO_BATCH"])
     pad_values = {"text": encoder.tokenizer.pad_token_id}
@@ -233,7 +253,11 @@ def start_clamp3(model: "CLaMP3Model", knobs: Knobs) -> str:
 @stoppable()
 def train_m3(knobs: Knobs, args: argparse.Namespace) -> int:
     """Train M3 on folders of .abc and .mtf files, as config.py says."""
+    from clamp3.errors import UserError
+
     settings = settings_of(knobs, "M3")
+    if knobs["LORA_RANK"]:
+        raise UserError("LORA_RANK is for CLaMP 3: set it to 0 to train M3")
     if args.plot:
         return plot(settings, args)
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clamp3.training.lora import merged_weights
+
 SAMPLED = 1024  # values of each matrix
 LEAST_MOVE = 1e-3  # relative change below which weights have hardly moved
 LEAST_DIFFERENCE = 1e-4  # of losses, relative to those above 1
@@ -80,9 +82,11 @@ class Learning:
 @torch.no_grad()
 def sample(model: nn.Module) -> dict[str, Tensor]:
     """Some values, evenly spaced, of each trained matrix (float32, on the CPU), by its name."""
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.ndim > 1}
+    trained = merged_weights(model)  # where there are adapters, it is these that count
+    if not trained:
+        trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad and p.ndim > 1}
     found = {}
-    for name in sorted(trained):
-        flat = model.get_parameter(name).detach().flatten()
+    for name, matrix in sorted(trained.items()):
+        flat = matrix.flatten()
         found[name] = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].float().cpu().clone()
     return found

@@ -20,6 +20,7 @@ from clamp3.errors import OneProcessError, UserError, is_out_of_memory
 from clamp3.io.files import remove_orphans
 from clamp3.io.reports import FileIssue, load_issues
 from clamp3.models.weights import load_weights
+from clamp3.training import lora
 from clamp3.training.batches import Batch, Collate, GlobalBatchSampler, Loader, is_worker_error
 from clamp3.training.checkpoints import (
     STOPPED,
@@ -50,7 +51,7 @@ from clamp3.training.distributed import (
 from clamp3.training.learning import FEWEST_ITEMS, Learning
 from clamp3.training.monitor import Bar, MakeBar, NoBar
 from clamp3.training.objectives import Contrastive, Reconstruction
-from clamp3.training.settings import Settings
+from clamp3.training.settings import Lora, Settings
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -86,7 +87,8 @@ class Trainer:
         self.make_bar = make_bar if state.is_main_process else NoBar
         self.log: Callable[[dict, int], None] = lambda _figures, _step: None
         frozen = {name.split(".")[0] for name, p in self.model.named_parameters() if not p.requires_grad}
-        self.stage = Stage(objective.modality, sorted(frozen))
+        trained = [f"all but {settings.lora}"] if settings.lora else []
+        self.stage = Stage(objective.modality, [*sorted(frozen), *trained])
         self.samplers = [
             GlobalBatchSampler(len(examples), settings.batch_size, state.num_processes, state.process_index, seed)
             for examples, seed in ((training, settings.seed), (evaluation, None))
@@ -332,12 +334,25 @@ class Trainer:
     def write_epoch(self, checkpoint: dict, better: bool) -> None:
         """Write the files that are due after an epoch."""
         path = self.settings.weights_path
+        if self.settings.lora and not self.settings.lora.merge:
+            self.write_adapters(self.settings.lora, checkpoint, better)
+            return
         if self.settings.save_every and self.progress.epoch % self.settings.save_every == 0:
             write_checkpoint(epoch_path(path, self.progress.epoch), without_optimizer(checkpoint))
         # The last state comes last, so that a run that is killed before does the end of this epoch again.
         write_checkpoint(path if better else last_path(path), checkpoint)
         if better:
             link_checkpoint(path, last_path(path))
+
+    def write_adapters(self, adapters: Lora, checkpoint: dict, better: bool) -> None:
+        """As `write_epoch`, for a run whose adapters are kept on their own."""
+        settings, epoch, path = self.settings, self.progress.epoch, self.settings.weights_path
+        is_due = settings.save_every and epoch % settings.save_every == 0
+        for weights in [epoch_path(path, epoch)] * bool(is_due) + [path] * better:
+            folder = lora.adapter_path(weights)
+            with named_failures(folder):
+                lora.save_adapter(self.model, adapters, folder, settings.init_weights)
+        write_checkpoint(last_path(path), checkpoint)
 
     # ---------- checkpoints ----------
 
@@ -350,13 +365,17 @@ class Trainer:
             raise UserError(f"after step {self.progress.step} there are weights that are not finite: {STOPPED}")
         parts = self.model, self.optimizer, self.scheduler, self.scaler, self.progress, self.stage
         random_states = gather(self.state, [random_state(self.state.device)])
-        return checkpoint_of(
+        checkpoint = checkpoint_of(
             *parts,
             random_states=random_states,
             global_batch_size=self.samplers[0].global_batch_size,
             warmup_steps=self.warmup_steps,
             learning=self.learning.state_dict(),
         )
+        if self.settings.lora:
+            names = [name for name, _ in self.model.named_parameters()]
+            checkpoint["lora"] = {"state": lora.state(self.model), "parameters": names}
+        return checkpoint
 
     def save(self, path: Path) -> None:
         """Write the full state to `path`, whole or not at all. All processes take part, and the main one writes."""
@@ -405,7 +424,11 @@ class Trainer:
         """Take everything but the weights from a checkpoint of this stage, ours or the original's."""
         if "warmup_steps" not in checkpoint:  # of a version that shortened no warm-up: the schedule stays what it was
             self.warmup_steps = self.settings.warmup_steps
-        if not restore_optimizer(checkpoint, self.model, self.optimizer, self.scheduler):
+        own = checkpoint
+        if self.settings.lora:  # the optimizer's parameters are not those that the merged weights are named after
+            lora.restore(self.model, checkpoint["lora"]["state"])
+            own = {**checkpoint, "model": dict.fromkeys(checkpoint["lora"]["parameters"])}
+        if not restore_optimizer(own, self.model, self.optimizer, self.scheduler):
             self.tell("optimizer and warm-up start anew: the checkpoint has no such state, or one that does not fit")
         self.progress = progress_of(checkpoint, self.scheduler.last_epoch)
         if "learning" in checkpoint:

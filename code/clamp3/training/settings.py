@@ -6,6 +6,18 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters beside the weights, which stay as they are."""
+
+    rank: int
+    targets: tuple[str, ...]  # the linear layers that get one, by the last part of their names
+    merge: bool = True  # whether the sums of weights and adapters are saved; else a folder of adapters is
+
+    def __str__(self) -> str:
+        return f"adapters of rank {self.rank} in {', '.join(self.targets)}"
+
+
+@dataclass(frozen=True)
 class Settings:
     """How to train; config.py says what each knob means."""
 
@@ -27,6 +39,7 @@ class Settings:
     deterministic: bool = True
     resume: bool = True
     init_weights: str = ""  # the name of the weights that a new run starts with
+    lora: Lora | None = None
     early_stopping: int = 0  # epochs without a better evaluation loss; 0: never
     compile_layers: bool = False
     recompute_layers: bool = False
