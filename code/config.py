@@ -12,7 +12,7 @@ EVAL_SPLIT = 0.01  # share of the training set held out where no evaluation set 
 SEED = 42  # of initial weights, splits, orders and dropout
 SAVE_STEPS = 1000  # a run that is killed goes on from the last multiple; 0: only from the last epoch
 TRAIN_WORKERS = 2  # processes, for each GPU, that read and encode
-WARMUP_STEPS = 1000  # in which the learning rate rises
+WARMUP_STEPS = 1000  # in which the learning rate rises; at most a tenth of all steps
 RATE_DECAY = "none"  # after them; or "cosine": to 0 at the end of the last epoch
 TRAIN_PRECISION = "auto"  # bf16 or fp16 on GPUs and fp32 on CPUs; or one of these three
 MAX_SKIPPED_SHARE = 0.01  # of the items that cannot be read and are skipped; a run with more of them stops
@@ -60,10 +60,22 @@ CLAMP3_WANDB_LOG = True
 CLAMP3_LOAD_CKPT = True  # resume from CLAMP3_WEIGHTS_PATH if it is there
 SAVE_EVERY = 5  # epochs
 
+# -------------------- files --------------------
 CLAMP3_WEIGHTS_PATH = CLAMP3_LOGS_PATH = M3_WEIGHTS_PATH = M3_LOGS_PATH = ""  # empty: named after the knobs
+# The variant that an empty CLAMP3_WEIGHTS_PATH stands for.
+_variant = "saas"
+
+# -------------------- fine-tuning: docs/finetune.md --------------------
+CLAMP3_INIT_WEIGHTS = ""  # where training starts: saas, c2, tiny, a file or a folder; it is only ever read
+M3_INIT_WEIGHTS = ""  # likewise: m3, tiny, a file or a folder
+LORA_RANK = 0  # train adapters of this rank beside the weights of CLaMP 3, which stay as they are; 0: the weights
+LORA_TARGETS = ["query", "key", "value", "dense"]  # the linear layers that get an adapter, by name
+LORA_MERGE = True  # save the weights with the adapters added; False: the adapters alone, as the folder ..._adapter
+EARLY_STOPPING = 0  # end after so many epochs in which the evaluation loss has not fallen; 0: after the last one
+
 override(globals(), os.environ.get("CLAMP3_CONFIG", ""))
 CLAMP3_WEIGHTS_PATH = CLAMP3_WEIGHTS_PATH or (
-    "weights_clamp3_saas"
+    f"weights_clamp3_{_variant}"
     f"_h_size_{CLAMP3_HIDDEN_SIZE}_t_model_{TEXT_MODEL_NAME.replace('/', '_')}_t_length_{MAX_TEXT_LENGTH}"
     f"_a_size_{AUDIO_HIDDEN_SIZE}_a_layers_{AUDIO_NUM_LAYERS}_a_length_{MAX_AUDIO_LENGTH}"
     f"_s_size_{M3_HIDDEN_SIZE}_s_layers_{PATCH_NUM_LAYERS}_p_size_{PATCH_SIZE}_p_length_{PATCH_LENGTH}.pth"

@@ -15,6 +15,7 @@ from clamp3.sizes import ModelSizes
 from clamp3.training.checks import find_pieces
 from clamp3.training.data import Pairs, Pieces
 from clamp3.training.loop import Trainer
+from clamp3.training.lora import add_adapters
 from clamp3.training.objectives import Contrastive, Reconstruction
 from clamp3.training.settings import Settings
 from clamp3.training.texts import JsonLines
@@ -60,6 +61,8 @@ def make_trainer(
         ]
         model.train_on(kind, frozen)
         objective, pad_values = Contrastive(model, kind, micro_batch), {"text": encoder.tokenizer.pad_token_id}
+    if settings.get("lora"):
+        add_adapters(objective.model, settings["lora"])
     if not dropout:
         no_dropout(objective.model)
     name = "m3" if kind == "m3" else "clamp3"

@@ -312,13 +312,14 @@ def show_log() -> None:
 
 
 class _Printer(logging.Handler):
-    """Prints messages as they are, beside any progress bar."""
+    """Prints messages as they are, beside any progress bar; warnings to standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(_safe_lines(record.getMessage()), file=sys.stdout)
-        sys.stdout.flush()
+        file = sys.stdout if record.levelno < logging.WARNING else sys.stderr
+        tqdm.write(_safe_lines(record.getMessage()), file=file)
+        file.flush()
 
 
 def _safe_lines(message: str) -> str:

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
     from clamp3.models.clamp3 import CLaMP3Model
     from clamp3.training.data import Examples
     from clamp3.training.loop import Trainer
-    from clamp3.training.settings import Settings
+    from clamp3.training.settings import Lora, Settings
+    from clamp3.training.start import StartWeights
     from clamp3.training.texts import JsonLines
+
+LONGEST_WARMUP = 0.1  # of all steps of a run
 
 
 def training_parser(description: str) -> argparse.ArgumentParser:
@@ -51,11 +55,14 @@ def settings_of(knobs: Knobs, stage: str, **others: Any) -> "Settings":
         learning_rate=knobs[f"{stage}_LEARNING_RATE"],
         deterministic=knobs[f"{stage}_DETERMINISTIC"],
         resume=knobs[f"{stage}_LOAD_CKPT"],
+        init_weights=knobs[f"{stage}_INIT_WEIGHTS"],
+        early_stopping=knobs["EARLY_STOPPING"],
         wandb_log=knobs[f"{stage}_WANDB_LOG"],
         wandb_key=knobs["WANDB_KEY"],
         seed=knobs["SEED"],
         save_steps=knobs["SAVE_STEPS"],
         warmup_steps=knobs["WARMUP_STEPS"],
+        longest_warmup=LONGEST_WARMUP,
         decay=knobs["RATE_DECAY"],
         workers=knobs["TRAIN_WORKERS"],
         max_skipped_share=knobs["MAX_SKIPPED_SHARE"],
@@ -65,6 +72,35 @@ def settings_of(knobs: Knobs, stage: str, **others: Any) -> "Settings":
         knobs={name: value for name, value in knobs.items() if name.isupper() and name != "WANDB_KEY"},
         **others,
     )
+
+
+def lora_of(knobs: Knobs) -> "Lora | None":
+    """The adapters that the knobs ask for. Raises UserError where they are asked for beside no weights."""
+    from clamp3.errors import UserError
+    from clamp3.training.settings import Lora
+
+    if knobs["LORA_RANK"] < 0:
+        raise UserError("LORA_RANK must be 0, for no adapters, or more")
+    if not knobs["LORA_RANK"]:
+        return None
+    if not knobs["CLAMP3_INIT_WEIGHTS"]:
+        raise UserError("LORA_RANK trains adapters beside weights that stay as they are: set CLAMP3_INIT_WEIGHTS too")
+    return Lora(knobs["LORA_RANK"], tuple(knobs["LORA_TARGETS"]), knobs["LORA_MERGE"])
+
+
+def start_of(knobs: Knobs, stage: str, settings: "Settings") -> tuple[ModelSizes, "StartWeights | None"]:
+    """The model's sizes, and the weights that CLAMP3_INIT_WEIGHTS or M3_INIT_WEIGHTS names, which then decide them.
+
+    Raises UserError where the run would write to these.
+    """
+    from clamp3.training.start import find_start, refuse_to_overwrite
+
+    sizes = ModelSizes.from_knobs(knobs)
+    if not settings.init_weights:
+        return sizes, None
+    start = find_start(settings.init_weights, stage, sizes, Path(knobs["__file__"]).parent)
+    refuse_to_overwrite(start, stage, settings)
+    return start.sizes, start
 
 
 def existing(knob: str, value: str) -> Path:
@@ -116,7 +152,7 @@ def stoppable() -> Iterator[None]:
 @stoppable()
 def train_clamp3(modality: str, knobs: Knobs, args: argparse.Namespace) -> int:
     """Train CLaMP 3 on texts and music of a `modality`, "symbolic" or "audio", as config.py says."""
-    settings = settings_of(knobs, "CLAMP3", save_every=knobs["SAVE_EVERY"])
+    settings = settings_of(knobs, "CLAMP3", save_every=knobs["SAVE_EVERY"], lora=lora_of(knobs))
     if args.plot:
         return plot(settings, args)
     settings.check_suffix()
@@ -130,7 +166,9 @@ def train_clamp3(modality: str, knobs: Knobs, args: argparse.Namespace) -> int:
     from clamp3.training.loop import Trainer
     from clamp3.training.objectives import Contrastive
 
-    state, sizes = start_training(knobs, args), ModelSizes.from_knobs(knobs)
+    sizes, start = start_of(knobs, "CLAMP3", settings)
+    state = start_training(knobs, args)
+    tell_sizes(knobs, sizes, state)
     encoder = InputEncoder(sizes, knobs["SYMBOLIC_AS_IS"])
     check_text_model(sizes, encoder.tokenizer)
     training, evaluation, issues = clamp3_sets(modality, knobs, encoder, state, args.check)
@@ -141,11 +179,17 @@ def train_clamp3(modality: str, knobs: Knobs, args: argparse.Namespace) -> int:
     torch.manual_seed(knobs["SEED"])
     model = CLaMP3Model(sizes)
     model.train_on(modality, ["text_model", "text_proj"] * knobs["FREEZE_TEXT"])
+    if settings.lora:
+        from clamp3.training.lora import add_adapters
+
+        count = add_adapters(model, settings.lora)
+        if state.is_main_process:
+            print(f"{count:,} parameters are trained: {settings.lora}", flush=True)
     prepare_layers(model.towers.values(), settings.compile_layers, settings.recompute_layers)
     objective = Contrastive(model, modality, knobs["CLAMP3_MICRO_BATCH"])
     pad_values = {"text": encoder.tokenizer.pad_token_id}
     trainer = Trainer(objective, training, evaluation, pad_values, settings, state, show_bar, issues)
-    return fit(trainer, knobs, lambda: start_clamp3(model, knobs))
+    return fit(trainer, knobs, lambda: start.load(model) if start else start_clamp3(model, knobs))
 
 
 def clamp3_sets(
@@ -211,7 +255,11 @@ def start_clamp3(model: "CLaMP3Model", knobs: Knobs) -> str:
 @stoppable()
 def train_m3(knobs: Knobs, args: argparse.Namespace) -> int:
     """Train M3 on folders of .abc and .mtf files, as config.py says."""
+    from clamp3.errors import UserError
+
     settings = settings_of(knobs, "M3")
+    if knobs["LORA_RANK"]:
+        raise UserError("LORA_RANK is for CLaMP 3: set it to 0 to train M3")
     if args.plot:
         return plot(settings, args)
     settings.check_suffix()
@@ -224,7 +272,9 @@ def train_m3(knobs: Knobs, args: argparse.Namespace) -> int:
     from clamp3.training.loop import Trainer
     from clamp3.training.objectives import Reconstruction
 
-    state, sizes = start_training(knobs, args), ModelSizes.from_knobs(knobs)
+    sizes, start = start_of(knobs, "M3", settings)
+    state = start_training(knobs, args)
+    tell_sizes(knobs, sizes, state)
     training, evaluation, issues = m3_sets(knobs, InputEncoder(sizes, knobs["SYMBOLIC_AS_IS"]), state)
     if args.check:
         return check([training, evaluation], issues, state)
@@ -233,7 +283,8 @@ def train_m3(knobs: Knobs, args: argparse.Namespace) -> int:
     torch.manual_seed(knobs["SEED"])
     model = M3Model(sizes)
     prepare_layers([model.encoder.base], settings.compile_layers, settings.recompute_layers)
-    return fit(Trainer(Reconstruction(model), training, evaluation, {}, settings, state, show_bar, issues), knobs)
+    trainer = Trainer(Reconstruction(model), training, evaluation, {}, settings, state, show_bar, issues)
+    return fit(trainer, knobs, *([lambda: start.load(model)] if start else []))
 
 
 def m3_sets(
@@ -268,6 +319,14 @@ def start_training(knobs: Knobs, args: argparse.Namespace) -> "PartialState":
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its results only with it
     return start(args.device, args.threads, timedelta(minutes=knobs["COLLECTIVE_TIMEOUT"]))
+
+
+def tell_sizes(knobs: Knobs, sizes: ModelSizes, state: "PartialState") -> None:
+    """Say which sizes the weights that training starts with have otherwise than config.py."""
+    configured, found = asdict(ModelSizes.from_knobs(knobs)), asdict(sizes)
+    others = [f"{name.upper()} {value}" for name, value in found.items() if value != configured[name]]
+    if others and state.is_main_process:
+        print(f"sizes as the weights have them, not as config.py does: {', '.join(others)}", flush=True)
 
 
 def fit(trainer: "Trainer", knobs: Knobs, *start_weights: Callable[[], str]) -> int:

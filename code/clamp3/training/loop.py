@@ -21,6 +21,7 @@ from clamp3.io.files import remove_orphans
 from clamp3.io.reports import FileIssue, load_issues
 from clamp3.models.description import ENTRY
 from clamp3.models.weights import load_weights
+from clamp3.training import lora
 from clamp3.training.batches import Batch, Collate, GlobalBatchSampler, Loader, is_worker_error
 from clamp3.training.checkpoints import (
     STOPPED,
@@ -49,9 +50,10 @@ from clamp3.training.distributed import (
     random_state,
     set_random_state,
 )
+from clamp3.training.learning import FEWEST_ITEMS, Learning
 from clamp3.training.monitor import Bar, MakeBar, NoBar
 from clamp3.training.objectives import Contrastive, Reconstruction
-from clamp3.training.settings import Settings
+from clamp3.training.settings import Lora, Settings
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -87,7 +89,8 @@ class Trainer:
         self.make_bar = make_bar if state.is_main_process else NoBar
         self.log: Callable[[dict, int], None] = lambda _figures, _step: None
         frozen = {name.split(".")[0] for name, p in self.model.named_parameters() if not p.requires_grad}
-        self.stage = Stage(objective.modality, sorted(frozen))
+        trained = [f"all but {settings.lora}"] if settings.lora else []
+        self.stage = Stage(objective.modality, [*sorted(frozen), *trained])
         self.describe = cache(partial(describe_run, self.stage, training, evaluation, settings.knobs))
         self.samplers = [
             GlobalBatchSampler(len(examples), settings.batch_size, state.num_processes, state.process_index, seed)
@@ -102,11 +105,14 @@ class Trainer:
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=settings.learning_rate, fused=state.device.type in ("cpu", "cuda")
         )
+        self.steps = settings.epochs * self.samplers[0].batches_per_epoch  # of the whole run
+        self.warmup_steps = int(min(settings.warmup_steps, settings.longest_warmup * self.steps))
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.lr_multiplier)
         precision = chosen_precision(settings.precision, state.device)
         self.autocast = partial(torch.autocast, state.device.type, precision, enabled=precision != torch.float32)
         self.scaler = torch.amp.GradScaler(state.device.type, enabled=precision == torch.float16)
         self.progress = Progress()
+        self.learning = Learning(settings.init_weights)
         collate = Collate(pad_values)
         self.loaders = [
             Loader(examples, sampler, collate, settings.workers, state.device)
@@ -130,11 +136,10 @@ class Trainer:
 
     def lr_multiplier(self, step: int) -> float:
         """Learning-rate multiplier at 0-based `step`."""
-        warmup_steps = self.settings.warmup_steps
+        warmup_steps = self.warmup_steps
         if step < warmup_steps or self.settings.decay == "none":
             return min(1.0, (step + 1) / max(1, warmup_steps))
-        steps = self.settings.epochs * self.samplers[0].batches_per_epoch
-        done = (step - warmup_steps) / max(1, steps - warmup_steps)
+        done = (step - warmup_steps) / max(1, self.steps - warmup_steps)
         return (1 + math.cos(math.pi * min(1.0, done))) / 2
 
     def fit(self, start_weights: Callable[[], str] = lambda: "all weights start at random") -> None:
@@ -166,20 +171,52 @@ class Trainer:
                 self.describe()
             if not self.restore(checkpoints):
                 self.tell(start_weights())
+                self.learning.begin(self.model)
         if self.progress.step:
             self.skipped.add(from_main(self.state, load_issues(self.skipped.path)))
         self.note_skipped(self.new_issues)
         if self.state.is_main_process:
             self.skipped.save()  # a new run's list takes the place of another's
-        if self.progress.epoch >= settings.epochs:
-            self.tell(f"all {settings.epochs} epochs are done; set more of them, or another stage, to go on")
+        if self.progress.epoch >= settings.epochs or self.stops_early():
+            done = "" if self.stops_early() else f"all {settings.epochs} epochs are done"
+            self.tell(f"{done or self.early_end()}; set more of them, or another stage, to go on")
             return
+        self.warn_of_short_run()
         if settings.wandb_log and self.state.is_main_process:
             self.log = wandb_logger(self.objective.project, settings)
-        while self.progress.epoch < settings.epochs:
+        while self.progress.epoch < settings.epochs and not self.stops_early():
             self.train_epoch()
             self.end_epoch(self.evaluate())
+        if self.progress.epoch < settings.epochs:
+            self.tell(self.early_end())
+        for complaint in self.learning.complaints(self.model, self.progress.step, self.samplers[1].size):
+            self.warn(complaint)
         self.in_main(self.draw)
+
+    def stops_early(self) -> bool:
+        """Whether so many epochs have brought no better evaluation loss that the run is over."""
+        patience = self.settings.early_stopping
+        return 0 < patience <= self.progress.epoch - self.progress.best_epoch
+
+    def early_end(self) -> str:
+        return (
+            f"ended after {self.progress.epoch} epochs, as none since epoch {self.progress.best_epoch} has had a "
+            f"lower evaluation loss (EARLY_STOPPING {self.settings.early_stopping})"
+        )
+
+    def warn_of_short_run(self) -> None:
+        """Say what of the settings does not suit a run as short, or a set as small, as this one."""
+        if self.warmup_steps < self.settings.warmup_steps:
+            self.warn(
+                f"warm-up is shortened from {self.settings.warmup_steps} steps (WARMUP_STEPS) to {self.warmup_steps}: "
+                f"it may take a share of {self.settings.longest_warmup:g} of this run's {self.steps} steps"
+            )
+        items = self.samplers[1].size
+        if items < FEWEST_ITEMS:
+            self.warn(
+                f"items in the evaluation set: {items}, fewer than {FEWEST_ITEMS}, so that its figures may not tell a "
+                "better epoch from a worse one (EVAL_SPLIT, CLAMP3_EVAL_JSONL or M3_EVAL_FOLDERS hold out more)"
+            )
 
     def outer_cause(self, error: BaseException) -> str:
         """What to tell of an error that this process meets alone, and whose cause lies outside; "" for any other."""
@@ -293,6 +330,7 @@ class Trainer:
         figures = {"epoch": done.epoch + 1, "train_loss": done.loss_sum / done.items, **figures}
         self.in_main(lambda: self.log_epoch(figures, done.seconds))
         self.tell_remarks()
+        self.learning.evaluations.append({k: v for k, v in figures.items() if k == "eval_loss" or k.endswith("MRR")})
         better = figures["eval_loss"] < done.min_eval_loss
         best = (done.epoch + 1, figures["eval_loss"]) if better else (done.best_epoch, done.min_eval_loss)
         self.progress = Progress(done.epoch + 1, step=done.step, best_epoch=best[0], min_eval_loss=best[1])
@@ -302,6 +340,9 @@ class Trainer:
     def write_epoch(self, checkpoint: dict, better: bool) -> None:
         """Write the files that are due after an epoch."""
         path, last = self.settings.weights_path, last_path(self.settings.weights_path)
+        if self.settings.lora and not self.settings.lora.merge:
+            self.write_adapters(self.settings.lora, checkpoint, better)
+            return
         if self.settings.save_every and self.progress.epoch % self.settings.save_every == 0:
             write_checkpoint(epoch_path(path, self.progress.epoch), without_optimizer(checkpoint))
         # The last state comes last, so that a run that is killed before does the end of this epoch again.
@@ -311,6 +352,16 @@ class Trainer:
             link_checkpoint(path, last)
         else:
             write_checkpoint(last, checkpoint)
+
+    def write_adapters(self, adapters: Lora, checkpoint: dict, better: bool) -> None:
+        """As `write_epoch`, for a run whose adapters are kept on their own."""
+        settings, epoch, path = self.settings, self.progress.epoch, self.settings.weights_path
+        is_due = settings.save_every and epoch % settings.save_every == 0
+        for weights in [epoch_path(path, epoch)] * bool(is_due) + [path] * better:
+            folder = lora.adapter_path(weights)
+            with named_failures(folder):
+                lora.save_adapter(self.model, adapters, folder, settings.init_weights)
+        write_checkpoint(last_path(path), checkpoint)
 
     # ---------- checkpoints ----------
 
@@ -326,7 +377,12 @@ class Trainer:
         others: dict[str, Any] = {
             "random_states": random_states,
             "global_batch_size": self.samplers[0].global_batch_size,
+            "warmup_steps": self.warmup_steps,
+            "learning": self.learning.state_dict(),
         }
+        if self.settings.lora:
+            names = [name for name, _ in self.model.named_parameters()]
+            others["lora"] = {"state": lora.state(self.model), "parameters": names}
         others[ENTRY] = self.describe() if self.state.is_main_process else {}
         return checkpoint_of(*parts, **others)
 
@@ -353,19 +409,39 @@ class Trainer:
         if not self.stage.wrote(checkpoint) and path != self.settings.weights_path:
             return False
         load_weights(self.model, path)
+        self.warn_of_other_start(checkpoint, path)
         if self.stage.wrote(checkpoint):
             self.restore_state(checkpoint)
             self.tell(f"going on from {path}: {self.progress.epoch} epochs and {self.progress.items} items are done")
             self.tell_changes(checkpoint)
         else:
             self.tell(f"a new stage, from the weights of {path}")
+            self.learning.begin(self.model)
         return True
+
+    def warn_of_other_start(self, checkpoint: dict, path: Path) -> None:
+        """Say where the run did not start with the weights that are configured now."""
+        wanted, before = self.settings.init_weights, checkpoint.get("learning", {}).get("init_weights", "")
+        if wanted and wanted != before:
+            origin = f"started with {before}" if before else "did not start with them"
+            self.warn(
+                f"{wanted} is not read: the run of {path}, which goes on, {origin}. For a new run give another path, "
+                "or remove the old run's files"
+            )
 
     def restore_state(self, checkpoint: dict) -> None:
         """Take everything but the weights from a checkpoint of this stage, ours or the original's."""
-        if not restore_optimizer(checkpoint, self.model, self.optimizer, self.scheduler):
+        if "warmup_steps" not in checkpoint:  # of a version that shortened no warm-up: the schedule stays what it was
+            self.warmup_steps = self.settings.warmup_steps
+        own = checkpoint
+        if self.settings.lora:  # the optimizer's parameters are not those that the merged weights are named after
+            lora.restore(self.model, checkpoint["lora"]["state"])
+            own = {**checkpoint, "model": dict.fromkeys(checkpoint["lora"]["parameters"])}
+        if not restore_optimizer(own, self.model, self.optimizer, self.scheduler):
             self.tell("optimizer and warm-up start anew: the checkpoint has no such state, or one that does not fit")
         self.progress = progress_of(checkpoint, self.scheduler.last_epoch)
+        if "learning" in checkpoint:
+            self.learning.load_state_dict(checkpoint["learning"])
         if "scaler" in checkpoint:
             self.scaler.load_state_dict(checkpoint["scaler"])
         random_states = checkpoint.get("random_states", [])
@@ -387,7 +463,7 @@ class Trainer:
             lines = [
                 f"a global batch has {now} items where it had {before}",
                 f"an epoch has {steps[1]} steps, not {steps[0]}",
-                f"warm-up ({self.settings.warmup_steps} steps) and decay go on from step {self.progress.step}"
+                f"warm-up ({self.warmup_steps} steps) and decay go on from step {self.progress.step}"
                 f" of now {self.settings.epochs * steps[1]}",
                 f"the learning rate stays {self.settings.learning_rate:g}",
             ]
@@ -401,6 +477,11 @@ class Trainer:
         """Log a line, once."""
         if self.state.is_main_process:
             logger.info("%s", text)
+
+    def warn(self, text: str) -> None:
+        """Log a line about what may not be as it is meant to be, once."""
+        if self.state.is_main_process:
+            logger.warning("note: %s", text)
 
     def note(self, batch: Batch) -> None:
         """Count what a batch says of its items."""

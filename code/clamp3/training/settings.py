@@ -1,5 +1,6 @@
 """How a run is trained; apart from the loop, so that a command can read the knobs at once."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,18 @@ from typing import Any
 from clamp3.errors import UserError
 
 SUFFIXES = (".pth", ".safetensors")  # of the files that weights are written to
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters beside the weights, which stay as they are."""
+
+    rank: int
+    targets: tuple[str, ...]  # the linear layers that get one, by the last part of their names
+    merge: bool = True  # whether the sums of weights and adapters are saved; else a folder of adapters is
+
+    def __str__(self) -> str:
+        return f"adapters of rank {self.rank} in {', '.join(self.targets)}"
 
 
 @dataclass(frozen=True)
@@ -21,6 +34,7 @@ class Settings:
     learning_rate: float
     seed: int = 42
     warmup_steps: int = 1000
+    longest_warmup: float = math.inf  # as a share of all steps; a longer warm-up is shortened
     decay: str = "none"  # of DECAYS
     save_every: int = 0  # epochs
     save_steps: int = 0
@@ -30,6 +44,9 @@ class Settings:
     precision: str = "auto"
     deterministic: bool = True
     resume: bool = True
+    init_weights: str = ""  # the name of the weights that a new run starts with
+    lora: Lora | None = None
+    early_stopping: int = 0  # epochs without a better evaluation loss; 0: never
     compile_layers: bool = False
     recompute_layers: bool = False
     wandb_log: bool = False
