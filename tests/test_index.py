@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-import clamp3_index
-import clamp3_search
 from answers import answer, lines, save_features, vectors
+from clamp3.cli.commands import index as clamp3_index
+from clamp3.cli.commands import search as clamp3_search
 from clamp3.errors import UserError
 from clamp3.features.cache import FeatureCache
 from clamp3.features.embedder import Embedder

@@ -11,10 +11,10 @@ import pytest
 import soundfile
 import torch
 
-import clamp3_eval
-import clamp3_score
-import clamp3_search
 from answers import answer, lines, save_features, vectors
+from clamp3.cli.commands import eval as clamp3_eval
+from clamp3.cli.commands import score as clamp3_score
+from clamp3.cli.commands import search as clamp3_search
 from clamp3.errors import UserError
 from clamp3.features.embedder import Embedder
 from clamp3.models.clamp3 import CLaMP3Model

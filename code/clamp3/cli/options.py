@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clamp3.cli.names import as_called
 from clamp3.cli.output import print_collection
 from clamp3.errors import OneProcessError, UserError, is_out_of_memory
 
@@ -30,10 +31,20 @@ BROKEN_PIPE = 141  # what shells say of a process that SIGPIPE has ended
 GRACE = 3.0  # seconds from such a signal to the end, whatever a thread waits for
 
 
+class _Parser(argparse.ArgumentParser):
+    """Calls commands as this one was called."""
+
+    def format_help(self) -> str:
+        return as_called(super().format_help())
+
+
 def script_parser(description: str) -> argparse.ArgumentParser:
-    """A parser without options; `description` is the script's docstring."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    """A parser without options; `description` is the command's docstring."""
+    return _Parser(
+        prog=os.path.basename(sys.argv[0]),
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
 
 
@@ -184,7 +195,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def run(main: Callable[[], int], keeps_work: bool = True) -> None:
-    """Run a script's `main` and exit with its code.
+    """Run a command's `main` and exit with its code.
 
     That is 2 for the user's errors, 130 for Ctrl-C, 143 for SIGTERM, and 141 where what reads the output has gone.
     """
@@ -296,7 +307,7 @@ def _heed_signals() -> None:
 
 def print_error(message: str) -> None:
     """Print why this process fails, and let a launcher's own report of it end with that."""
-    line = f"error: {_safe_lines(message)}"
+    line = f"error: {_safe_lines(as_called(message))}"
     _complain(line)
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from clamp3.distributed import tell_launcher
@@ -317,7 +328,7 @@ class _Printer(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(_safe_lines(record.getMessage()), file=sys.stdout)
+        tqdm.write(_safe_lines(as_called(record.getMessage())), file=sys.stdout)
         sys.stdout.flush()
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clamp3.cli.names import as_called
 from clamp3.errors import WAS_STANDARD, UserError
 
 if TYPE_CHECKING:
@@ -132,7 +133,8 @@ def print_changes(changes: "Changes") -> None:
     known = f" ({changes.copied} of them known by content)" if changes.copied else ""
     print(f"{changes.added} files added{known}, {changes.unchanged} unchanged, {len(changes.failures)} failed{others}")
     if changes.missing:
-        print(f"{changes.missing} files of the index are no longer there; clamp3_index.py remove --missing")
+        remedy = as_called("clamp3_index.py remove --missing")
+        print(f"{changes.missing} files of the index are no longer there; {remedy}")
     print_issues("neither files nor folders", changes.skipped)
     print_issues("damaged, but read", changes.repairs)
     print_issues("failed", changes.failures)
