@@ -43,10 +43,12 @@ def build_embedder(
     model_class: type[CLaMP3Model] | type[M3Model],
     epoch: int | None = None,
     variant: str | None = None,
+    weights: Path | None = None,
     **options: Any,
 ) -> Embedder:
     """An Embedder over the configured weights, or those of an epoch (`..._E.pth`); `options` are Embedder's.
 
-    With `variant`, over those of the release saas or c2, or of the small model tiny, whatever config.py says.
+    With `variant`, over those of the release saas or c2, or of the small model tiny, whatever config.py says; with
+    `weights`, over those in a file or a folder.
     """
-    return embedders.build_embedder(model_class, vars(config), epoch, variant, **options)
+    return embedders.build_embedder(model_class, vars(config), epoch, variant, weights, **options)

@@ -96,11 +96,21 @@ def worker_processes(args: argparse.Namespace) -> "Processes":
 
 def add_model_options(parser: argparse.ArgumentParser, variants: tuple[str, ...]) -> None:
     """Options of the commands that make features: by what weights, where and how."""
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
         "--variant",
         choices=variants,
         help="instead of what config.py says; tiny is the small model that comes with the code",
     )
+    which.add_argument(
+        "--weights",
+        dest="model_weights",
+        type=Path,
+        metavar="PATH",
+        help="of your own: a .pth or .safetensors file, or a folder of them; else those that config.py names",
+    )
+    if "saas" in variants:
+        which.add_argument("--epoch", type=int, help="use the weights of this epoch, ..._EPOCH.pth")
     parser.add_argument(
         "--batch_tokens", type=positive, help="tokens, patches or frames in a batch; lower it if memory runs out"
     )
@@ -109,7 +119,6 @@ def add_model_options(parser: argparse.ArgumentParser, variants: tuple[str, ...]
 
 def add_raw_options(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that take raw files, in addition to `add_model_options`."""
-    parser.add_argument("--epoch", type=int, help="use the weights of this epoch, ..._EPOCH.pth")
     parser.add_argument(
         "--mert", help="what listens to sound: a folder, a name on the hub, or FILE.py:CLASS; default: MERT-v1-95M"
     )

@@ -59,10 +59,15 @@ def logs_path(weights_path: str) -> str:
 
 
 def configured_path(knobs: Knobs, path: str) -> Path:
-    """A weights path of config.py: in the working directory if it is there, else beside config.py."""
+    """A weights path of config.py: in the working directory if it is there, else beside config.py.
+
+    Nobody puts weights into an installed package: there, the working directory is the place.
+    """
     from clamp3.models.releases import find_in_folder
 
-    return Path(path) if find_in_folder(Path(path)) else Path(knobs["__file__"]).parent / path
+    folder = Path(knobs["__file__"]).parent
+    is_installed = folder == Path(__file__).parent
+    return Path(path) if is_installed or find_in_folder(Path(path)) else folder / path
 
 
 def config_file() -> Path:

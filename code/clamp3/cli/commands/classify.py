@@ -31,7 +31,7 @@ def main() -> int:
     from clamp3.cli.embedders import embedder_loader
     from clamp3.distributed import start_alone
     from clamp3.errors import UserError
-    from clamp3.search.collection import load_collection, made_by
+    from clamp3.search.collection import load_collection, provenance
     from clamp3.tasks.labels import label_source, labels_of
     from clamp3.tasks.probe import Probe
 
@@ -46,8 +46,8 @@ def main() -> int:
     records = ranked(inputs.files, truth, probe.labels, {"probability": probabilities}, args.top_k)
     print_predictions(records)
     print_score(records, probe.labels, issues)
-    print_weights(weights := made_by(inputs))
-    save_json(args.json, ({**record, "weights": weights} for record in records))
+    print_weights(origin := provenance(inputs))
+    save_json(args.json, ({**record, **origin} for record in records))
     if probe.made_by and inputs.weights and Path(probe.made_by).name != inputs.weights.name:
         print(
             f"but {args.weights} was trained on features made by {probe.made_by}: if that is another model, it guesses"

@@ -43,7 +43,7 @@ def main() -> int:
 
     state, cache = start(args.device, args.threads), feature_cache(args)
     report = extract(
-        embedder_loader(args, state.device),
+        embedder_loader(args, state.device, tell=state.is_main_process),
         args.input_dir,
         args.output_dir,
         extensions=extensions(),

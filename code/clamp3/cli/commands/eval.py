@@ -27,7 +27,7 @@ def main() -> int:
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.cli.embedders import embedder_loader
     from clamp3.distributed import start_alone
-    from clamp3.search.collection import check_comparable, load_collection, made_by
+    from clamp3.search.collection import check_comparable, load_collection, provenance
     from clamp3.search.metrics import evaluate_both
     from clamp3.search.pairing import folder_parts, pair_by_csv, pair_by_name, unpaired
 
@@ -42,7 +42,7 @@ def main() -> int:
     parts = [(None, list(range(len(queries.files))), list(range(len(references.files))))]
     if args.by_folder:
         parts += folder_parts(*names, relevant)
-    records, weights = [], made_by(queries, references)
+    records, origin = [], provenance(queries, references)
     for folder, members, candidates in parts:
         row_of = {reference: row for row, reference in enumerate(candidates)}
         positives = [[row_of[reference] for reference in relevant[query]] for query in members]
@@ -54,8 +54,8 @@ def main() -> int:
         print_figures(figures)
         for direction, estimates in figures.items():
             values = {name: [estimate.value, estimate.low, estimate.high] for name, estimate in estimates.items()}
-            records.append({"folder": folder, "direction": direction, **counts, **values, "weights": weights})
-    print_weights(weights)
+            records.append({"folder": folder, "direction": direction, **counts, **values, **origin})
+    print_weights(origin)
     save_json(args.json, records)
     print_issues("without a partner, so only candidates", without_partner)
     print_collection(queries)

@@ -20,26 +20,22 @@ are downloaded.
 
 from clamp3.cli.options import extraction_parser
 from clamp3.cli.output import end_of_run
-from clamp3.cli.settings import load_knobs
 
 
 def main() -> int:
     parser = extraction_parser(__doc__, ("saas", "c2", "tiny"))
-    parser.add_argument("--epoch", type=int, help="use the weights of this epoch, ..._EPOCH.pth")
     parser.add_argument("--get_global", action="store_true", help="one vector a file: what retrieval needs")
     args = parser.parse_args()
 
     # Only now, so that --help and mistyped options answer at once.
-    from clamp3.cli.embedders import build_embedder, extraction_options
+    from clamp3.cli.embedders import embedder_loader
     from clamp3.distributed import start
     from clamp3.features.extraction import extract
     from clamp3.formats.registry import extensions, model_inputs
-    from clamp3.models.clamp3 import CLaMP3Model
 
-    knobs, state = load_knobs(), start(args.device, args.threads)
-    options = extraction_options(args, state.device)
+    state = start(args.device, args.threads)
     report = extract(
-        lambda: build_embedder(CLaMP3Model, knobs, args.epoch, args.variant, **options),
+        embedder_loader(args, state.device, tell=state.is_main_process),
         args.input_dir,
         args.output_dir,
         extensions=extensions(model_inputs()),

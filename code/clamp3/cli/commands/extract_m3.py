@@ -14,23 +14,21 @@ are downloaded.
 
 from clamp3.cli.options import extraction_parser
 from clamp3.cli.output import end_of_run
-from clamp3.cli.settings import load_knobs
 
 
 def main() -> int:
     args = extraction_parser(__doc__, ("tiny",)).parse_args()
 
     # Only now, so that --help and mistyped options answer at once.
-    from clamp3.cli.embedders import build_embedder, extraction_options
+    from clamp3.cli.embedders import embedder_loader
     from clamp3.distributed import start
     from clamp3.features.extraction import extract
     from clamp3.formats.registry import extensions, model_inputs
     from clamp3.models.m3 import M3Model
 
-    knobs, state = load_knobs(), start(args.device, args.threads)
-    options = extraction_options(args, state.device)
+    state = start(args.device, args.threads)
     report = extract(
-        lambda: build_embedder(M3Model, knobs, variant=args.variant, **options),
+        embedder_loader(args, state.device, M3Model, tell=state.is_main_process),
         args.input_dir,
         args.output_dir,
         extensions=extensions(model_inputs("symbolic")),

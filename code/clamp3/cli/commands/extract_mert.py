@@ -18,7 +18,7 @@ OUT/warnings.jsonl. MERT is downloaded once. Everything that FFmpeg decodes is r
 from pathlib import Path
 
 from clamp3.cli.options import add_computing_options, positive, script_parser
-from clamp3.cli.output import end_of_run
+from clamp3.cli.output import end_of_run, print_line
 
 
 def main() -> int:
@@ -37,8 +37,16 @@ def main() -> int:
     from clamp3.features.extraction import extract_mert
 
     state = start(args.device, args.threads)
+
+    def load() -> Mert:
+        name = args.model_path or RELEASED
+        mert = Mert.from_pretrained(name, state.device, args.precision, args.batch_seconds)
+        if state.is_main_process:
+            print_line(f"weights: {name} ({mert.identity})")
+        return mert
+
     report = extract_mert(
-        lambda: Mert.from_pretrained(args.model_path or RELEASED, state.device, args.precision, args.batch_seconds),
+        load,
         args.input_path,
         args.output_path,
         args.mean_features,

@@ -152,6 +152,7 @@ def summary(index: "Index") -> dict:
             **index.counts(),
             "numbers": index.meta.get("hidden", 0),
             "weights": index.meta.get("weights"),
+            "fingerprint": index.meta.get("fingerprint"),
             "approximate": "nearest" in index.meta,
             "MB": round(sum((stamp(path) or [0])[0] for path in index.folder.iterdir()) / 1e6, 1),
         }

@@ -47,7 +47,7 @@ def main() -> int:
 
 def score_groups(queries: "Collection", references: "Collection", args: Namespace) -> bool:
     """Print and save the similarity of the two groups; returns True."""
-    from clamp3.search.collection import made_by
+    from clamp3.search.collection import provenance
     from clamp3.search.metrics import frechet_distance, group_similarity
 
     record: dict[str, float] = {"queries": len(queries.files), "references": len(references.files)}
@@ -55,8 +55,8 @@ def score_groups(queries: "Collection", references: "Collection", args: Namespac
     if args.frechet:
         record["frechet_distance"] = frechet_distance(queries.features, references.features)
     print_table(tuple(record), [tuple(record.values())])
-    print_weights(weights := made_by(queries, references))
-    save_json(args.json, [{**record, "weights": weights}])
+    print_weights(origin := provenance(queries, references))
+    save_json(args.json, [{**record, **origin}])
     return True
 
 
@@ -64,7 +64,7 @@ def score_pairs(queries: "Collection", references: "Collection", args: Namespace
     """Print and save the scores of the pairs; returns whether none was ambiguous."""
     import numpy as np
 
-    from clamp3.search.collection import made_by
+    from clamp3.search.collection import provenance
     from clamp3.search.metrics import pair_scores
     from clamp3.search.pairing import ambiguous_pairs, pair_by_csv, pair_by_name, unpaired
 
@@ -89,8 +89,8 @@ def score_pairs(queries: "Collection", references: "Collection", args: Namespace
     if records and records[0]["percentile"] is not None:
         means = (np.mean([record[name] for record in records]) for name in ("cosine", "percentile"))
         print("mean of {} pairs: cosine {:.4f}, percentile {:.1f}".format(len(records), *means))
-    print_weights(weights := made_by(queries, references))
-    save_json(args.json, ({**record, "weights": weights} for record in records))
+    print_weights(origin := provenance(queries, references))
+    save_json(args.json, ({**record, **origin} for record in records))
     print_issues("not scored: ambiguous by name, so list the pairs in --pairs FILE.csv", ambiguous, most=None)
     print_issues("several queries for one reference; if they are not meant to share it, use --pairs FILE.csv", shared)
     print_issues("without a partner", without_partner, most=None)

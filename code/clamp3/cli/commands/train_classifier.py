@@ -80,7 +80,7 @@ def main() -> int:
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.cli.embedders import embedder_loader
     from clamp3.distributed import start_alone
-    from clamp3.search.collection import check_comparable, load_collection, made_by
+    from clamp3.search.collection import check_comparable, load_collection, provenance
     from clamp3.tasks.extras import needs_classify
     from clamp3.tasks.labels import label_source
     from clamp3.tasks.probe import fit_probe, held_out_figures
@@ -103,8 +103,8 @@ def main() -> int:
     records = show_figures([figures for _probe, figures in measured])
     probe.save(args.weights)
     print(f"{args.weights}: {len(probe.labels)} classes, features of {probe.mean.size} numbers")
-    print_weights(weights := made_by(*collections))
-    save_json(args.json, ({**record, "weights": weights} for record in records))
+    print_weights(made := provenance(*collections))
+    save_json(args.json, ({**record, **made} for record in records))
     for collection in collections:
         print_collection(collection)
     return 1 if any(collection.failures for collection in collections) else 0

@@ -59,7 +59,7 @@ def main() -> int:
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.cli.embedders import embedder_loader
     from clamp3.distributed import start_alone
-    from clamp3.search.collection import check_comparable, load_collection, made_by
+    from clamp3.search.collection import check_comparable, load_collection, provenance
     from clamp3.tasks.figures import draw_confusion
     from clamp3.tasks.labels import label_source, labels_of, read_prompts
     from clamp3.tasks.zero_shot import zero_shot
@@ -75,8 +75,8 @@ def main() -> int:
     records = ranked(inputs.files, truth, labels, {"cosine": cosines, "probability": probabilities}, args.top_k)
     print_predictions(records)
     result = print_score(records, labels, issues)
-    print_weights(weights := made_by(prompt_texts, inputs))
-    save_json(args.json, ({**record, "weights": weights} for record in records))
+    print_weights(origin := provenance(prompt_texts, inputs))
+    save_json(args.json, ({**record, **origin} for record in records))
     if result and args.picture:
         draw_confusion(result, args.picture)
     print_collection(inputs)
@@ -90,7 +90,9 @@ def embedded(prompts: dict[str, list[str]], embedder: "Embedder") -> "tuple[Coll
     from clamp3.search.collection import Collection
 
     texts = [text for label_prompts in prompts.values() for text in label_prompts]
-    collection = Collection(Path(), texts, embedder.embed_text(texts), weights=embedder.weights)
+    collection = Collection(
+        Path(), texts, embedder.embed_text(texts), weights=embedder.weights, fingerprint=embedder.fingerprint
+    )
     lengths = [len(label_prompts) for label_prompts in prompts.values()]
     return collection, np.split(collection.features, np.cumsum(lengths)[:-1])
 
