@@ -11,42 +11,10 @@ With the small model that comes with the code, which needs no download:
 On four GPUs, in bf16; on two machines, run the second form on each:
     accelerate launch --multi_gpu --num_processes 4 --mixed_precision bf16 extract_clamp3.py INPUT_DIR OUTPUT_DIR
     torchrun --nnodes 2 --nproc_per_node 4 --rdzv_endpoint HOST:PORT extract_clamp3.py INPUT_DIR OUTPUT_DIR
-ABC that is not interleaved is interleaved first; with --as_is it is taken as it stands.
-Plain `python` works too. Each input becomes OUTPUT_DIR/same/path.npy; outputs that are there already are skipped, so
-an interrupted run is taken up by the same command. Inputs that have no feature are listed with the reason, also in
-OUTPUT_DIR/failures.jsonl, and the exit code is 1. Weights and sizes are set in config.py; weights that are missing
-are downloaded.
+--help tells the rest; the code is in clamp3/cli/commands/extract.py.
 """
 
-from clamp3.cli.options import extraction_parser, run
-from clamp3.cli.output import end_of_run
-
-
-def main() -> int:
-    parser = extraction_parser(__doc__, ("saas", "c2", "tiny"))
-    parser.add_argument("--epoch", type=int, help="use the weights of this epoch, ..._EPOCH.pth")
-    parser.add_argument("--get_global", action="store_true", help="one vector a file: what retrieval needs")
-    args = parser.parse_args()
-
-    # Only now, so that --help and mistyped options answer at once.
-    import utils
-    from clamp3.distributed import start
-    from clamp3.features.extraction import extract
-    from clamp3.formats.registry import extensions, model_inputs
-
-    state = start(args.device, args.threads)
-    options = utils.extraction_options(args, state.device)
-    report = extract(
-        lambda: utils.build_embedder(utils.CLaMP3Model, args.epoch, args.variant, **options),
-        args.input_dir,
-        args.output_dir,
-        extensions=extensions(model_inputs()),
-        pooled=args.get_global,
-        state=state,
-        progress=True,
-    )
-    return end_of_run(report, state)
-
+from clamp3.cli.console import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("extract")

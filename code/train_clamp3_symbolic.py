@@ -9,20 +9,10 @@ On two machines, run on each (they share the folder of the weights):
 Check all data and train nothing; draw the curves of a run so far:
     python train_clamp3_symbolic.py --check
     python train_clamp3_symbolic.py --plot curves.png
-CLAMP3_TRAIN_JSONL names the data, an object a line: {"id", "filepaths": [...], "analysis", "title", ...}. The best
-weights go to CLAMP3_WEIGHTS_PATH, and the full state to ..._last.pth: a run that is killed is taken up by the same
-command.
+--help tells the rest; the code is in clamp3/cli/commands/train_symbolic.py.
 """
 
-from clamp3.cli.options import run
-from clamp3.cli.training import train_clamp3, training_parser
-
-
-def main() -> int:
-    import config  # here, so that a mistake in its knobs is one line
-
-    return train_clamp3("symbolic", vars(config), training_parser(__doc__).parse_args())
-
+from clamp3.cli.console import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("train symbolic")

@@ -9,19 +9,10 @@ On two machines, run on each (they share the folder of the weights):
 Check all data and train nothing; draw the curves of a run so far:
     python train_m3.py --check
     python train_m3.py --plot curves.png
-M3_TRAIN_FOLDERS names the data. The best weights go to M3_WEIGHTS_PATH, and the full state to ..._last.pth: a run that
-is killed is taken up by the same command.
+--help tells the rest; the code is in clamp3/cli/commands/train_m3.py.
 """
 
-from clamp3.cli.options import run
-from clamp3.cli.training import train_m3, training_parser
-
-
-def main() -> int:
-    import config  # here, so that a mistake in its knobs is one line
-
-    return train_m3(vars(config), training_parser(__doc__).parse_args())
-
+from clamp3.cli.console import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("train m3")

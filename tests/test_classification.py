@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import inference_cls
-import train_cls
-import zero_shot
 from answers import answer, lines, save_features, vectors
+from clamp3.cli.commands import classify as inference_cls
+from clamp3.cli.commands import train_classifier as train_cls
+from clamp3.cli.commands import zero_shot
 from clamp3.errors import UserError
 from clamp3.features.embedder import Embedder
 from clamp3.models.releases import TINY

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import clamp3_index
 from answers import answer, lines
+from clamp3.cli.commands import index as clamp3_index
 from clamp3.errors import UserError
 from clamp3.search import store
 from clamp3.search.index import Entry, Index

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-import clamp3_index
-import clamp3_search
 from answers import answer, lines, save_features, vectors
+from clamp3.cli.commands import index as clamp3_index
+from clamp3.cli.commands import search as clamp3_search
 from clamp3.errors import UserError
 from clamp3.features.cache import FeatureCache
 from clamp3.features.embedder import Embedder
@@ -550,7 +550,8 @@ def test_the_command_builds_searches_and_forgets(tunes, small_model, tmp_path, m
     done = run_forked(
         "clamp3_index.py", "search", index, folder / "7.abc", "--top_k", "3", *tiny, "--json", tmp_path / "found.jsonl"
     )
-    assert done.stdout.splitlines()[1].split()[:2] == ["1", "1.0000"] and "The seventh" in done.stdout
+    used, _names, best, *_ = done.stdout.splitlines()
+    assert used.startswith("weights: ") and best.split()[:2] == ["1", "1.0000"] and "The seventh" in best
     record = lines(tmp_path / "found.jsonl")[0]
     assert record["file"] == str(folder / "7.abc") and record["metadata"] == {"title": "The seventh"}
     assert record["weights"].endswith("clamp3.safetensors") and record["query"] == str(folder / "7.abc")

@@ -11,10 +11,10 @@ import pytest
 import soundfile
 import torch
 
-import clamp3_eval
-import clamp3_score
-import clamp3_search
 from answers import answer, lines, save_features, vectors
+from clamp3.cli.commands import eval as clamp3_eval
+from clamp3.cli.commands import score as clamp3_score
+from clamp3.cli.commands import search as clamp3_search
 from clamp3.errors import UserError
 from clamp3.features.embedder import Embedder
 from clamp3.models.clamp3 import CLaMP3Model
@@ -178,8 +178,12 @@ def test_a_file_finds_itself_among_raw_files_and_features(raw, features, tmp_pat
         names[index] for index in np.argsort(-cosines)[:5]
     ]
     np.testing.assert_allclose([record["cosine"] for record in found], np.sort(-cosines)[:5] * -1, atol=1e-5)
-    table = done.stdout.splitlines()
-    assert table[0].split() == ["rank", "cosine", "file"] and table[1].split()[:2] == ["1", "1.0000"]
+    used, *table = done.stdout.splitlines()
+    assert (
+        used.startswith("weights: ")
+        and table[0].split() == ["rank", "cosine", "file"]
+        and table[1].split()[:2] == ["1", "1.0000"]
+    )
     half = len(raw.files) // 2
     assert f"{half} features read, {len(raw.files) - half} made, 1 files failed" in done.stdout
     assert "bad.mid" in done.stdout and "weights.pth" in done.stdout
@@ -188,8 +192,8 @@ def test_a_file_finds_itself_among_raw_files_and_features(raw, features, tmp_pat
 def test_a_text_in_any_language_is_a_query(raw, features):
     """And loads the tower of texts alone."""
     done = run_forked("clamp3_search.py", "爱的曲子", features, env=raw.env)
-    assert done.stdout.splitlines()[1].split(maxsplit=2) == ["1", "1.0000", "texts/deep/愛 & $x 'q'.npy"]
-    assert len(done.stdout.splitlines()) == 1 + 10 + 1 + 1
+    assert done.stdout.splitlines()[2].split(maxsplit=2) == ["1", "1.0000", "texts/deep/愛 & $x 'q'.npy"]
+    assert len(done.stdout.splitlines()) == 1 + 1 + 10 + 1 + 1
 
 
 def test_what_cannot_be_searched_is_said(tmp_path, monkeypatch, capsys):

@@ -8,50 +8,14 @@ All 13 layers (13, T, 768) instead:
 On four GPUs, in bf16:
     accelerate launch --multi_gpu --num_processes 4 --mixed_precision bf16 preprocessing/audio/extract_mert.py \\
         --input_path IN --output_path OUT --model_path m-a-p/MERT-v1-95M --mean_features
-The sound is made mono, 24 kHz, of zero mean and unit variance, and cut into windows of 5 s; a last window under 1 s is
-left out. Each input becomes OUT/same/path.npy; outputs that are there already are skipped, so an interrupted run is
-taken up by the same command. Inputs that cannot be read are listed with the reason, also in OUT/failures.jsonl, and
-the exit code is 1; damaged ones that can be read in part, and those under 1 s, are read and listed in
-OUT/warnings.jsonl. MERT is downloaded once. Everything that FFmpeg decodes is read, the sound of videos too.
+--help tells the rest; the code is in code/clamp3/cli/commands/extract_mert.py.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "code"))
-from clamp3.cli.options import add_computing_options, positive, run
-from clamp3.cli.output import end_of_run
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--input_path", type=Path, required=True, help="folder of audio, searched recursively")
-    parser.add_argument("--output_path", type=Path, required=True, help="folder for the features, which mirrors IN")
-    parser.add_argument("--model_path", help="a folder, or a name on the hub; default: m-a-p/MERT-v1-95M")
-    parser.add_argument("--mean_features", action="store_true", help="the layers' mean: what extract_clamp3.py needs")
-    parser.add_argument("--batch_seconds", type=positive, help="sound in a batch; lower it if memory runs out")
-    add_computing_options(parser)
-    args = parser.parse_args()
-
-    # Only now, so that --help and mistyped options answer at once.
-    from clamp3.audio.mert import RELEASED, Mert
-    from clamp3.distributed import start
-    from clamp3.features.extraction import extract_mert
-
-    state = start(args.device, args.threads)
-    report = extract_mert(
-        lambda: Mert.from_pretrained(args.model_path or RELEASED, state.device, args.precision, args.batch_seconds),
-        args.input_path,
-        args.output_path,
-        args.mean_features,
-        state,
-        progress=True,
-    )
-    return end_of_run(report, state)
-
+from clamp3.cli.console import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("extract-mert")

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TextIO
 
+from clamp3.cli.names import as_called
 from clamp3.cli.output import save_json
 from clamp3.errors import UserError
 from clamp3.tasks.diagnosis.findings import Check, Finding, Subject, fault, run_check
@@ -117,7 +118,7 @@ def show(findings: Iterator[Finding], names: list[str], file: TextIO) -> list[Fi
 
 def _wrapped(text: str, columns: int) -> list[str]:
     """Lines of at most so many columns on a terminal; where there is none (0 or less), one that can be searched."""
-    text = _printable(text)
+    text = _printable(as_called(text))
     return textwrap.wrap(text, min(columns, WIDEST), break_on_hyphens=False) if columns > 20 else [text] * bool(text)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clamp3.cli.names import as_called
 from clamp3.cli.output import print_collection
 from clamp3.errors import OneProcessError, UserError, is_out_of_memory
 
@@ -30,10 +31,20 @@ BROKEN_PIPE = 141  # what shells say of a process that SIGPIPE has ended
 GRACE = 3.0  # seconds from such a signal to the end, whatever a thread waits for
 
 
+class _Parser(argparse.ArgumentParser):
+    """Calls commands as this one was called."""
+
+    def format_help(self) -> str:
+        return as_called(super().format_help())
+
+
 def script_parser(description: str) -> argparse.ArgumentParser:
-    """A parser without options; `description` is the script's docstring."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    """A parser without options; `description` is the command's docstring."""
+    return _Parser(
+        prog=os.path.basename(sys.argv[0]),
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
 
 
@@ -85,11 +96,21 @@ def worker_processes(args: argparse.Namespace) -> "Processes":
 
 def add_model_options(parser: argparse.ArgumentParser, variants: tuple[str, ...]) -> None:
     """Options of the commands that make features: by what weights, where and how."""
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
         "--variant",
         choices=variants,
         help="instead of what config.py says; tiny is the small model that comes with the code",
     )
+    which.add_argument(
+        "--weights",
+        dest="model_weights",
+        type=Path,
+        metavar="PATH",
+        help="of your own: a .pth or .safetensors file, or a folder of them; else those that config.py names",
+    )
+    if "saas" in variants:
+        which.add_argument("--epoch", type=int, help="use the weights of this epoch, ..._EPOCH.pth")
     parser.add_argument(
         "--batch_tokens", type=positive, help="tokens, patches or frames in a batch; lower it if memory runs out"
     )
@@ -98,7 +119,6 @@ def add_model_options(parser: argparse.ArgumentParser, variants: tuple[str, ...]
 
 def add_raw_options(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that take raw files, in addition to `add_model_options`."""
-    parser.add_argument("--epoch", type=int, help="use the weights of this epoch, ..._EPOCH.pth")
     parser.add_argument(
         "--mert", help="what listens to sound: a folder, a name on the hub, or FILE.py:CLASS; default: MERT-v1-95M"
     )
@@ -184,7 +204,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def run(main: Callable[[], int], keeps_work: bool = True) -> None:
-    """Run a script's `main` and exit with its code.
+    """Run a command's `main` and exit with its code.
 
     That is 2 for the user's errors, 130 for Ctrl-C, 143 for SIGTERM, and 141 where what reads the output has gone.
     """
@@ -296,7 +316,7 @@ def _heed_signals() -> None:
 
 def print_error(message: str) -> None:
     """Print why this process fails, and let a launcher's own report of it end with that."""
-    line = f"error: {_safe_lines(message)}"
+    line = f"error: {_safe_lines(as_called(message))}"
     _complain(line)
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from clamp3.distributed import tell_launcher
@@ -318,7 +338,7 @@ class _Printer(logging.Handler):
         from tqdm import tqdm
 
         file = sys.stdout if record.levelno < logging.WARNING else sys.stderr
-        tqdm.write(_safe_lines(record.getMessage()), file=file)
+        tqdm.write(_safe_lines(as_called(record.getMessage())), file=file)
         file.flush()
 
 

@@ -5,10 +5,11 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from clamp3.cli.names import as_called
 from clamp3.errors import WAS_STANDARD, UserError
 
 if TYPE_CHECKING:
@@ -36,12 +37,13 @@ def print_found(records: Sequence[dict]) -> None:
     """Print what a search has found, and by which weights."""
     columns = ["rank", "cosine", "file"] + ["metadata"] * any(record.get("metadata") for record in records)
     print_table(columns, [[record[column] for column in columns] for record in records])
-    print_weights(records[0]["weights"]) if records else print("nothing found")
+    print_weights(records[0]) if records else print("nothing found")
 
 
-def print_weights(weights: str) -> None:
+def print_weights(origin: Mapping[str, Any]) -> None:
     """Say what made the features of an answer."""
-    print_line(f"features made by {weights}")
+    known = f" ({origin['fingerprint']})" if origin["fingerprint"] else ""
+    print_line(f"features made by {origin['weights']}{known}")
 
 
 def print_line(text: str) -> None:
@@ -132,7 +134,8 @@ def print_changes(changes: "Changes") -> None:
     known = f" ({changes.copied} of them known by content)" if changes.copied else ""
     print(f"{changes.added} files added{known}, {changes.unchanged} unchanged, {len(changes.failures)} failed{others}")
     if changes.missing:
-        print(f"{changes.missing} files of the index are no longer there; clamp3_index.py remove --missing")
+        remedy = as_called("clamp3_index.py remove --missing")
+        print(f"{changes.missing} files of the index are no longer there; {remedy}")
     print_issues("neither files nor folders", changes.skipped)
     print_issues("damaged, but read", changes.repairs)
     print_issues("failed", changes.failures)

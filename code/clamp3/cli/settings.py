@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import runpy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,23 @@ def logs_path(weights_path: str) -> str:
 
 
 def configured_path(knobs: Knobs, path: str) -> Path:
-    """A weights path of config.py: in the working directory if it is there, else beside config.py."""
+    """A weights path of config.py: in the working directory if it is there, else beside config.py.
+
+    Nobody puts weights into an installed package: there, the working directory is the place.
+    """
     from clamp3.models.releases import find_in_folder
 
-    return Path(path) if find_in_folder(Path(path)) else Path(knobs["__file__"]).parent / path
+    folder = Path(knobs["__file__"]).parent
+    is_installed = folder == Path(__file__).parent
+    return Path(path) if is_installed or find_in_folder(Path(path)) else folder / path
+
+
+def config_file() -> Path:
+    """Where the knobs are: code/config.py, of which an installed package has a copy in this folder (see setup.py)."""
+    installed = Path(__file__).with_name("config.py")
+    return installed if installed.exists() else Path(__file__).resolve().parents[2] / "config.py"
+
+
+def load_knobs() -> Knobs:
+    """The knobs of `config_file`, as CLAMP3_CONFIG changes them. Raises UserError as `override`."""
+    return runpy.run_path(str(config_file()))

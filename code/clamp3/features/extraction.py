@@ -1,6 +1,5 @@
 """Folders of inputs -> mirrored folders of features: the work of extract_clamp3.py and extract_m3.py."""
 
-import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
     from clamp3.audio.mert import Mert
 
-LOG = logging.getLogger("clamp3")
 Model = TypeVar("Model")
 Embed = Callable[[Embedder, Sequence[Path]], Iterator[tuple[Item, np.ndarray | None]]]
 # Bytes up to which symbolic files are read in this process: of formats whose reading is slow, and of others. Nothing
@@ -53,8 +51,6 @@ def extract(
     def load(jobs: list[Job]) -> Embedder:
         embedder = load_embedder()
         embedder.prepare_for(job.source for job in jobs)
-        if state.is_main_process and embedder.weights:
-            LOG.info("weights: %s", embedder.weights)
         return embedder
 
     def maker(embedder: Embedder, jobs: list[Job]) -> Maker:
@@ -62,6 +58,7 @@ def extract(
             "kind": "global features" if pooled else "hidden states",
             "weights": embedder.identity,
             "file": str(embedder.weights) if embedder.weights else None,
+            "fingerprint": embedder.fingerprint,
             "precision": embedder.precision,
             "audio_encoder": embedder.audio_encoder_identity if any(is_sound(job.source) for job in jobs) else None,
             "version": __version__,

@@ -17,7 +17,7 @@ from clamp3.io.workers import MEMORY_LIMIT, TIME_LIMIT, Pool, Processes
 class Convert(Protocol):
     """A function of a module, or a `partial` of one."""
 
-    def __call__(self, path: Path, *, note: Note) -> str | bytes | list[str]: ...
+    def __call__(self, path: Path, /, *, note: Note) -> str | bytes | list[str]: ...
 
 
 def convert_folder(

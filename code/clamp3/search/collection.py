@@ -10,6 +10,7 @@ from tqdm import tqdm
 from clamp3.errors import UserError
 from clamp3.features.cache import FeatureCache, embed_files_once
 from clamp3.features.embedder import Embedder
+from clamp3.features.manifest import Maker, load_manifest
 from clamp3.formats.registry import extensions, format_of
 from clamp3.io.files import load_array
 from clamp3.io.folders import Plan, refuse_special, special_inputs, walk
@@ -29,6 +30,8 @@ class Collection:
     repairs: list[FileIssue] = field(default_factory=list)
     ignored: int = 0  # files of other kinds
     weights: Path | None = None  # of the features that were made
+    fingerprint: str | None = None  # of these weights
+    recorded: Maker | None = None  # what made the features that were read, where their folder says so
     skipped: list[FileIssue] = field(default_factory=list)  # FIFOs, devices and sockets that are named like inputs
 
 
@@ -75,6 +78,7 @@ def load_collection(
         else:
             features[file] = feature
     result.ready = len(features)
+    result.recorded = recorded_maker(folder) if features else None
     if raw:
         features.update(_embedded(load_embedder(), raw, cache, result, progress))
     if not features:
@@ -102,7 +106,9 @@ def load_query(query: str, load_embedder: Callable[[], Embedder], cache: Feature
     if not query.strip():
         raise UserError("the query is empty: give a text in quotes, or a file")
     embedder = load_embedder()
-    return Collection(Path(), [query], embedder.embed_text([query]), weights=embedder.weights)
+    return Collection(
+        Path(), [query], embedder.embed_text([query]), weights=embedder.weights, fingerprint=embedder.fingerprint
+    )
 
 
 def search_collection(
@@ -119,9 +125,9 @@ def search_collection(
     wanted = load_query(query, load_embedder, cache)
     check_comparable(wanted, references)
     indices, cosines = top_k(wanted.features, references.features, k)
-    weights = made_by(wanted, references)
+    origin = provenance(wanted, references)
     return [
-        {"rank": rank, "cosine": cosine, "file": references.files[index], "weights": weights}
+        {"rank": rank, "cosine": cosine, "file": references.files[index], **origin}
         for rank, (index, cosine) in enumerate(zip(indices[0], cosines[0].tolist(), strict=True), 1)
     ]
 
@@ -129,7 +135,29 @@ def search_collection(
 def made_by(*collections: Collection) -> str:
     """What made the features that were compared, for people."""
     weights = {str(collection.weights) for collection in collections if collection.weights}
+    weights |= {file for collection in collections if (file := (collection.recorded or {}).get("file"))}
     return " and ".join(sorted(weights)) or "others: all came ready-made"
+
+
+def provenance(*collections: Collection) -> dict[str, str | None]:
+    """What made the features that were compared, for the records of an answer: weights, and their fingerprint."""
+    known = sorted({fingerprint for collection in collections for fingerprint in fingerprints(collection)})
+    return {"weights": made_by(*collections), "fingerprint": " and ".join(known) or None}
+
+
+def fingerprints(collection: Collection) -> dict[str, str]:
+    """The names of the weights that made a collection's features, as far as they are known, by fingerprint."""
+    recorded = collection.recorded or {}
+    found = {collection.fingerprint: collection.weights, recorded.get("fingerprint"): recorded.get("file")}
+    return {fingerprint: str(name) for fingerprint, name in found.items() if fingerprint}
+
+
+def recorded_maker(folder: Path) -> Maker | None:
+    """What made the features in `folder`, where it says so."""
+    try:
+        return load_manifest(folder)
+    except UserError:  # which concerns those who write into it
+        return None
 
 
 def ready_feature(path: Path) -> np.ndarray | None:
@@ -154,7 +182,7 @@ def _embedded(
     embedder: Embedder, files: list[Path], cache: FeatureCache | None, result: Collection, progress: bool
 ) -> Iterator[tuple[Path, np.ndarray]]:
     """Each of `files` that can be embedded, with its feature; `result` takes the issues of the others."""
-    result.weights = embedder.weights
+    result.weights, result.fingerprint = embedder.weights, embedder.fingerprint
     items = embed_files_once(embedder, files, cache)
     for item, feature in tqdm(items, total=len(files), unit="file", delay=1, disable=not progress):
         file = files[item.index]
@@ -177,5 +205,13 @@ def check_widths(features: dict[Path, np.ndarray]) -> None:
 
 
 def check_comparable(first: Collection, second: Collection) -> None:
-    """Raise UserError, with the names of two files, where the features of two collections differ in width."""
+    """Raise UserError where the features of two collections differ in width, or other weights are known to have made
+    them."""
     check_widths({other.folder / other.files[0]: other.features[0] for other in (first, second)})
+    made = fingerprints(first) | fingerprints(second)
+    if len(made) > 1:
+        known = " and ".join(f"{name} ({fingerprint})" for fingerprint, name in made.items())
+        raise UserError(
+            f"features of different models cannot be compared, and these were made by {known}: choose the weights "
+            "that made the ready-made ones (--variant, --weights, config.py), or make those anew"
+        )

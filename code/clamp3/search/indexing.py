@@ -185,6 +185,8 @@ def _embedded(
 ) -> Iterator[tuple[Entry, np.ndarray]]:
     """Those of `entries` that can be embedded, with their features."""
     check_or_record_model(index, embedder.identity, embedder.weights)
+    if embedder.fingerprint and not index.meta.get("fingerprint"):
+        index.record(fingerprint=embedder.fingerprint)
     if any(is_sound(entry.path) for entry in entries):
         check_or_record_model(index, embedder.audio_encoder_identity, embedder.audio_encoder_name, key="mert")
     paths, hashes = [entry.path for entry in entries], [entry.hash for entry in entries]
@@ -275,6 +277,7 @@ def search_index(
             "modality": entry.modality,
             "metadata": entry.metadata,
             "weights": index.meta.get("weights", "weights that are not known"),
+            "fingerprint": index.meta.get("fingerprint"),
         }
         for rank, (cosine, entry) in enumerate(found, 1)
     ]

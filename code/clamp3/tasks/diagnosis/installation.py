@@ -137,7 +137,7 @@ def _placed() -> Iterator[Finding]:
     """Whether the library in use is the one beside the script."""
     script, library = Path(sys.argv[0]).resolve(), Path(clamp3.__file__).resolve()
     beside = script.parent / "clamp3"
-    if beside.is_dir() and library.parent != beside:
+    if script.is_file() and beside.is_dir() and library.parent != beside:
         yield warning(
             f"the scripts in {script.parent} use the library in {library.parent}",
             "unset PYTHONPATH, or `pip uninstall clamp3`: their versions may differ",

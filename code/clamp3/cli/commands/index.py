@@ -1,0 +1,231 @@
+"""An index of a collection: features, paths and metadata in one folder, searched without looking at the files again.
+
+Make one of all files under a folder, of any kinds that clamp3_embd.py takes, or of features that it has made:
+    python clamp3_index.py build INDEX FOLDER
+Bring it up to date, or add another folder; only files that are new or have changed are embedded:
+    python clamp3_index.py add INDEX FOLDER
+With what a CSV file says of them, in a column "file" (relative to FOLDER) and any others:
+    python clamp3_index.py add INDEX FOLDER --metadata tunes.csv
+Search it by a text or a file, among all or among one modality:
+    python clamp3_index.py search INDEX "a lively Irish reel"
+    python clamp3_index.py search INDEX QUERY.mid --modality audio --top_k 20 --json found.jsonl
+See what is in it; forget files or folders, or all files that are no longer there:
+    python clamp3_index.py info INDEX
+    python clamp3_index.py remove INDEX FOLDER/old
+    python clamp3_index.py remove INDEX --missing
+Look whether all of it is as it was written, and mend what is not:
+    python clamp3_index.py check INDEX
+    python clamp3_index.py repair INDEX
+An index holds features of one model, and refuses others. Several processes may use it; one at a time changes it.
+Search is exact; from 100,000 files on it is approximate, if there is faiss (`pip install faiss-cpu`), unless --exact
+says otherwise. For approximate search in a smaller index, build it with --approximate. Files that cannot be read are
+listed (exit code 1); the others are in the index, and an interrupted run is taken up by the same command. A file that
+has moved keeps its entry. Files of FOLDER that are gone leave the index, unless all are, as when a disk is missing.
+"""
+
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clamp3.cli.names import as_called
+from clamp3.cli.options import add_embedding_options, add_json_option, feature_cache, positive, script_parser
+from clamp3.cli.output import print_changes, print_found, print_issues, print_line, print_table, save_json
+
+if TYPE_CHECKING:
+    from clamp3.search.index import Index
+
+
+def main() -> int:
+    args = parse()
+    try:
+        code = COMMANDS[args.command](args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads the output has seen enough, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as of programs that SIGPIPE ends
+    return code
+
+
+def parse() -> Namespace:
+    parser = script_parser(__doc__)
+    commands = parser.add_subparsers(
+        dest="command", metavar="build|add|remove|info|search|check|repair", required=True
+    )
+
+    def command(name: str, help_text: str) -> ArgumentParser:
+        added = commands.add_parser(name, help=help_text, allow_abbrev=False)
+        added.add_argument("index", type=Path, help="folder of the index")
+        return added
+
+    for name, help_text in (("build", "make an index, or go on making it"), ("add", "bring an index up to date")):
+        adding = command(name, help_text)
+        adding.add_argument("folder", type=Path, help="folder of files, searched recursively; or a file")
+        adding.add_argument("--metadata", type=Path, metavar="FILE.csv", help="what is known of the files")
+        adding.add_argument("--approximate", action="store_true", help="prepare for that, whatever the size")
+        add_embedding_options(adding)
+    removing = command("remove", "forget files")
+    removing.add_argument("paths", type=Path, nargs="*", help="files or folders")
+    removing.add_argument("--missing", action="store_true", help="all files that are no longer there")
+    informing = command("info", "what is in an index")
+    informing.add_argument("--list", action="store_true", help="each file too")
+    checking = command("check", "list what is broken in an index (exit code 1 if anything is)")
+    repairing = command("repair", "mend an index; what cannot be trusted is dropped, for `add` to embed again")
+    searching = command("search", "find the files closest to a text or a file")
+    searching.add_argument("query", help="a file, or a text in quotes")
+    searching.add_argument("--top_k", type=positive, default=10, help="how many to show; default: %(default)s")
+    searching.add_argument("--modality", choices=["text", "symbolic", "audio"], help="files of this kind alone")
+    how = searching.add_mutually_exclusive_group()
+    how.add_argument("--exact", dest="approximate", action="store_const", const=False, help="look at all of them")
+    how.add_argument("--approximate", action="store_const", const=True, help="look at a part; default: if it is large")
+    add_embedding_options(searching)
+    for answering in (informing, searching, checking, repairing):
+        add_json_option(answering)
+    return parser.parse_args()
+
+
+def build(args: Namespace) -> int:
+    """Make an index, unless it is there, and add a folder."""
+    from clamp3.search.index import Index, is_index
+
+    if not is_index(args.index):
+        Index.create(args.index).close()
+    return add(args)
+
+
+def add(args: Namespace) -> int:
+    """Bring the index up to date with a folder."""
+    from clamp3.cli.embedders import embedder_loader
+    from clamp3.distributed import start_alone
+    from clamp3.search.index import Index
+    from clamp3.search.indexing import read_metadata, update_index
+
+    index = Index(args.index)
+    load_embedder = embedder_loader(args, start_alone(args.device, args.threads))
+    metadata = read_metadata(args.metadata, args.folder) if args.metadata else None
+    changes = update_index(
+        *(index, args.folder, load_embedder, feature_cache(args), metadata, args.approximate),
+        progress=True,
+        forget_missing=True,
+    )
+    print_changes(changes)
+    if changes.moved:
+        print(f"{changes.moved} files have moved: their entries have the new names")
+    if changes.forgotten:
+        print(f"{changes.forgotten} files removed, which are no longer there")
+    summary(index)
+    return 1 if changes.failures else 0
+
+
+def remove(args: Namespace) -> int:
+    """Forget what the options name."""
+    from clamp3.errors import UserError
+    from clamp3.search.index import Index
+    from clamp3.search.indexing import is_gone
+
+    index, wanted = Index(args.index), [path.resolve() for path in args.paths]
+    with index.writing():
+        found = [
+            entry.path
+            for entry in index.entries()
+            if (args.missing and is_gone(entry.path)) or any(entry.path.is_relative_to(path) for path in wanted)
+        ]
+        if not found and not args.missing:
+            raise UserError(f"nothing in {args.index} is one of these, or in one of them")
+        index.remove(found)
+        index.compact()
+    print(f"{len(found)} files removed")
+    summary(index)
+    return 0
+
+
+def summary(index: "Index") -> dict:
+    """Print what the index holds, and return it."""
+    from clamp3.search.integrity import stamp
+
+    with index.snapshot():
+        record = {
+            "index": str(index.folder),
+            "files": len(index),
+            **index.counts(),
+            "numbers": index.meta.get("hidden", 0),
+            "weights": index.meta.get("weights"),
+            "fingerprint": index.meta.get("fingerprint"),
+            "approximate": "nearest" in index.meta,
+            "MB": round(sum((stamp(path) or [0])[0] for path in index.folder.iterdir()) / 1e6, 1),
+        }
+    print_table(tuple(record), [tuple(record.values())])
+    return record
+
+
+def info(args: Namespace) -> int:
+    """Show what is in the index."""
+    from clamp3.search.index import Index
+
+    index = Index(args.index)
+    with index.snapshot():
+        files = [
+            {"file": str(entry.path), "modality": entry.modality, "metadata": entry.metadata}
+            for entry in (index.entries() if args.list else ())
+        ]
+        records = [summary(index), *files]
+    save_json(args.json, records)
+    if args.list:
+        print_table(("file", "modality", "metadata"), (tuple(record.values()) for record in files))
+    return 0
+
+
+def search(args: Namespace) -> int:
+    """Show the files closest to the query."""
+    from clamp3.cli.embedders import embedder_loader
+    from clamp3.distributed import start_alone
+    from clamp3.search.index import Index
+    from clamp3.search.indexing import search_index
+
+    index = Index(args.index)
+    load_embedder = embedder_loader(args, start_alone(args.device, args.threads))
+    found = search_index(
+        index, args.query, load_embedder, feature_cache(args), args.top_k, args.approximate, args.modality
+    )
+    print_found(found)
+    save_json(args.json, ({"query": args.query, **record} for record in found))
+    return 0
+
+
+def check(args: Namespace) -> int:
+    """List what is broken."""
+    from clamp3.search import repair
+
+    issues = repair.check(args.index)
+    save_json(args.json, map(asdict, issues))
+    if not issues:
+        print_line(f"nothing is broken in {args.index}")
+        return 0
+    print_issues("broken", issues, most=None)
+    print_line(f"{as_called('clamp3_index.py')} repair {args.index} mends what can be mended")
+    return 1
+
+
+def mend(args: Namespace) -> int:
+    """Make the index whole again, and name the files that it has lost."""
+    from clamp3.search import repair
+    from clamp3.search.index import Index
+
+    dropped = repair.repair(args.index)
+    save_json(args.json, map(asdict, dropped))
+    print_issues(as_called("dropped (clamp3_index.py add, with their folders, embeds them again)"), dropped, most=None)
+    summary(Index(args.index))
+    return 0
+
+
+COMMANDS = {
+    "build": build,
+    "add": add,
+    "remove": remove,
+    "info": info,
+    "search": search,
+    "check": check,
+    "repair": mend,
+}

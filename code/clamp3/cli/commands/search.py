@@ -1,0 +1,47 @@
+"""Search a folder or an index: the files closest to a text, or to a file of any kind.
+
+By a text in any language, in quotes:
+    python clamp3_search.py "a lively Irish reel" REF_DIR
+By a file, for the 20 closest, as JSON lines too:
+    python clamp3_search.py QUERY.mid REF_DIR --top_k 20 --json found.jsonl
+With the small model that comes with the code, which needs no download:
+    python clamp3_search.py "a slow air" REF_DIR --variant tiny
+QUERY and the files under REF_DIR may be of any kinds that clamp3_embd.py takes: they are embedded on the way, and
+those that cannot be read are listed (exit code 1). For large or often searched folders make features first:
+    python clamp3_embd.py REF_DIR FEATURES --get_global
+    python clamp3_search.py "a lively Irish reel" FEATURES
+or an index, which clamp3_index.py builds and keeps up to date:
+    python clamp3_search.py "a lively Irish reel" INDEX
+A .npy of the shape (1, 768) is such a feature; one of (…, T, 768) is MERT features, and is embedded. The hidden
+states that clamp3_embd.py and extract_clamp3.py write without --get_global are neither, but look like MERT features.
+"""
+
+from clamp3.cli.options import answers_parser, feature_cache, positive
+from clamp3.cli.output import print_collection, print_found, save_json
+
+
+def main() -> int:
+    parser = answers_parser(__doc__, "query", "a file, or a text in quotes")
+    parser.add_argument("--top_k", type=positive, default=10, help="how many to show; default: %(default)s")
+    args = parser.parse_args()
+
+    # Only now, so that --help and mistyped options answer at once.
+    from clamp3.cli.embedders import embedder_loader
+    from clamp3.distributed import start_alone
+    from clamp3.search.collection import load_collection, search_collection
+    from clamp3.search.index import Index, is_index
+    from clamp3.search.indexing import search_index
+
+    embedding = embedder_loader(args, start_alone(args.device, args.threads)), feature_cache(args)
+    if is_index(args.ref_dir):
+        references = None
+        found = search_index(Index(args.ref_dir), args.query, *embedding, k=args.top_k)
+    else:
+        references = load_collection(args.ref_dir, *embedding, progress=True)
+        found = search_collection(references, args.query, *embedding, k=args.top_k)
+    print_found(found)
+    save_json(args.json, ({"query": args.query, **record} for record in found))
+    if references is None:
+        return 0
+    print_collection(references)
+    return 1 if references.failures else 0
