@@ -152,3 +152,19 @@ def test_a_built_package_has_the_knobs_and_the_commands_of_the_repository(tmp_pa
     knobs = python(*show, path=built, cwd=tmp_path / "empty", check=True).stdout
     assert knobs == python(*show, cwd=tmp_path / "empty", check=True).stdout and "PATCH_LENGTH = 512" in knobs
     assert f"in {built / 'clamp3'}\n" in python("-m", "clamp3", "info", path=built, cwd=tmp_path / "empty").stdout
+
+
+# ---------- weights ----------
+
+
+def test_weights_become_a_folder_that_every_command_takes(entry, tmp_path):
+    done = run_forked(entry, "convert", "tiny", tmp_path / "model", "--towers", "text", "symbolic")
+    assert "symbolic.safetensors: " in done.stdout and "is whole" in done.stdout
+    assert not (tmp_path / "model" / "audio.safetensors").exists()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("a lively reel")
+    for number, model in enumerate((("--weights", tmp_path / "model"), ("--variant", "tiny"))):
+        run_forked(entry, "extract", tmp_path / "in", tmp_path / str(number), "--get_global", *model)
+    first, second = (tmp_path / name / "a.npy" for name in "01")
+    assert first.read_bytes() == second.read_bytes()
+    assert "did you mean `clamp3 convert xml2abc`" in run_forked(entry, "convert", "xml2abd", check=2).stderr

@@ -1,5 +1,6 @@
 """Humdrum, MEI and MuseScore files, against music21's own readers of them."""
 
+import sys
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ from clamp3.formats import other_scores
 from clamp3.formats.musicxml import abc_to_musicxml
 from clamp3.formats.other_scores import humdrum_to_abc, mei_to_abc
 from clamp3.formats.registry import FORMATS, extensions, format_of
+from conftest import ROOT, run
 
 needs_converter21 = pytest.mark.skipif(
     find_spec("converter21") is None, reason="Humdrum and MEI take converter21, the extra `scores`"
@@ -137,3 +139,18 @@ def test_a_musescore_file_is_named_with_the_way_out(tmp_path, name, command):
     with pytest.raises(ValueError, match="convert it with MuseScore first") as error:
         read_content(path, print)
     assert f"({command})" in str(error.value)
+
+
+@needs_converter21
+def test_a_folder_of_all_kinds_is_converted_by_the_command(tmp_path):
+    kinds = {"a.krn": KERN, "b.mei": MEI, "c.mscz": "a score"}
+    for name, text in kinds.items():
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_text(text, encoding="utf-8")
+    script = ROOT / "preprocessing" / "abc" / "batch_xml2abc.py"
+    run(sys.executable, script, tmp_path / "in", tmp_path / "out", "--workers", 1, check=1)
+    failures = (tmp_path / "out" / "failures.jsonl").read_text()
+    assert failures.count("\n") == 1 and "mscore -o c.mxl c.mscz" in failures
+    for name, convert in (("a.krn", humdrum_to_abc), ("b.mei", mei_to_abc)):
+        converted = (tmp_path / "out" / name).with_suffix(".abc")
+        assert converted.read_text(encoding="utf-8") == convert(kinds[name].encode())

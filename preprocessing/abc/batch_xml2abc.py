@@ -1,4 +1,4 @@
-"""Convert MusicXML (.xml .musicxml .mxl) to standard ABC (.abc): unit length 1/8, no line breaks.
+"""Convert scores to standard ABC (.abc): unit length 1/8, no line breaks.
 
     python preprocessing/abc/batch_xml2abc.py INPUT_DIR OUTPUT_DIR
 --help tells the rest; the code is in code/clamp3/cli/commands/convert_xml2abc.py.

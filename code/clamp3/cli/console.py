@@ -30,6 +30,10 @@ SYNONYMS = {
     **{"predict": "classify", "inference": "classify", "probe": "train classifier", "mert": "extract-mert"},
     **{"check": "doctor", "diagnose": "doctor", "version": "info", "config": "info", "finetune": "train"},
 }
+MODELS, WEIGHTS = (
+    ("saas", "c2", "m3", "tiny"),
+    (".pth", ".safetensors"),
+)  # `clamp3 convert saas OUT` needs no "weights"
 
 
 def main() -> None:
@@ -39,6 +43,8 @@ def main() -> None:
         run(show_help, keeps_work=False)
     if words[0] in ("-V", "--version"):
         run(show_version, keeps_work=False)
+    if words[0] == "convert" and words[1:] and (words[1] in MODELS or words[1].endswith(WEIGHTS)):
+        words = ["convert", "weights", *words[1:]]
     for length in (2, 1):
         if command := COMMANDS.get(" ".join(words[:length])):
             sys.argv = [f"clamp3 {command.name}", *words[length:]]

@@ -49,6 +49,7 @@ GROUPS = {
         Command("convert interleave", "preprocessing/abc/batch_interleaved_abc.py", keeps_work=True),
         Command("convert midi2mtf", "preprocessing/midi/batch_midi2mtf.py", keeps_work=True),
         Command("convert mtf2midi", "preprocessing/midi/batch_mtf2midi.py", keeps_work=True),
+        Command("convert weights"),
     ),
     "installation": (Command("doctor", "clamp3_doctor.py"), Command("info")),
 }

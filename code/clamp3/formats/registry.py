@@ -45,31 +45,21 @@ def _read_abc(path: Path, note: Note) -> str:
     return interleave(read_abc(path), note)
 
 
-def _read_musicxml(path: Path, note: Note) -> str:
+def _read_score(path: Path, note: Note) -> str:
     from clamp3.formats.abc import interleave
+
+    return interleave(score_to_abc(path, note), note)
+
+
+def score_to_abc(path: Path, note: Note) -> str:
+    """The standard ABC of a score of the kind that its extension names; raises as `Format.read` does."""
     from clamp3.formats.musicxml import musicxml_to_abc
+    from clamp3.formats.other_scores import humdrum_to_abc, mei_to_abc, refuse_musescore
 
-    return interleave(musicxml_to_abc(path, note), note)
-
-
-def _read_humdrum(path: Path, note: Note) -> str:
-    from clamp3.formats.abc import interleave
-    from clamp3.formats.other_scores import humdrum_to_abc
-
-    return interleave(humdrum_to_abc(path, note), note)
-
-
-def _read_mei(path: Path, note: Note) -> str:
-    from clamp3.formats.abc import interleave
-    from clamp3.formats.other_scores import mei_to_abc
-
-    return interleave(mei_to_abc(path, note), note)
-
-
-def _read_musescore(path: Path, note: Note) -> str:
-    from clamp3.formats.other_scores import refuse_musescore
-
-    return refuse_musescore(path, note)
+    converters = {HUMDRUM: humdrum_to_abc, MEI: mei_to_abc, MUSESCORE: refuse_musescore}
+    known = format_of(path)
+    convert = converters.get(known, musicxml_to_abc) if known else musicxml_to_abc
+    return convert(path, note)
 
 
 def _read_midi(path: Path, note: Note) -> str:
@@ -87,10 +77,10 @@ def _decode_sound(path: Path, rate: int, note: Note) -> np.ndarray:
 TEXT = Format("text", (".txt",), "text", _read_text, is_model_input=True, most_megabytes=10)
 ABC = Format("ABC", (".abc",), "symbolic", _read_abc, is_model_input=True, is_slow=True)
 MTF = Format("MTF", (".mtf",), "symbolic", _read_text, is_model_input=True)
-MUSICXML = Format("MusicXML", (".xml", ".musicxml", ".mxl"), "symbolic", _read_musicxml, is_slow=True)
-HUMDRUM = Format("Humdrum", (".krn", ".kern"), "symbolic", _read_humdrum, is_slow=True)
-MEI = Format("MEI", (".mei",), "symbolic", _read_mei, is_slow=True)
-MUSESCORE = Format("MuseScore", (".mscz", ".mscx"), "symbolic", _read_musescore)
+MUSICXML = Format("MusicXML", (".xml", ".musicxml", ".mxl"), "symbolic", _read_score, is_slow=True)
+HUMDRUM = Format("Humdrum", (".krn", ".kern"), "symbolic", _read_score, is_slow=True)
+MEI = Format("MEI", (".mei",), "symbolic", _read_score, is_slow=True)
+MUSESCORE = Format("MuseScore", (".mscz", ".mscx"), "symbolic", _read_score)
 MIDI = Format("MIDI", (".mid", ".midi", ".kar", ".rmi"), "symbolic", _read_midi, is_slow=True)
 FRAMES = Format("audio features", (".npy",), "audio", _read_frames, is_model_input=True, most_megabytes=1000)
 SOUND = Format(
@@ -105,7 +95,8 @@ SOUND = Format(
     "audio",
     decode=_decode_sound,
 )
-FORMATS = (TEXT, MUSICXML, HUMDRUM, MEI, MUSESCORE, ABC, MTF, MIDI, FRAMES, SOUND)
+SCORES = (MUSICXML, HUMDRUM, MEI, MUSESCORE)
+FORMATS = (TEXT, *SCORES, ABC, MTF, MIDI, FRAMES, SOUND)
 
 
 def format_of(path: Path) -> Format | None:

@@ -1,8 +1,8 @@
 """Turn weights into a folder with a file for each tower, which a program can load, or download, one by one.
 
-    clamp3 convert-weights saas OUT
-    clamp3 convert-weights saas OUT --precision bf16
-    clamp3 convert-weights my_weights.pth OUT --towers text symbolic
+    clamp3 convert weights saas OUT
+    clamp3 convert weights saas OUT --precision bf16
+    clamp3 convert weights my_weights.pth OUT --towers text symbolic
 The release (saas, c2 or m3) is downloaded unless it is there; any other checkpoint or folder will do as well. OUT then
 holds text.safetensors, symbolic.safetensors, audio.safetensors, config.json, the tokenizer and a model card, and is
 what Embedder.from_pretrained takes. State of an optimizer is left out. Each file is read again and all tensors are
@@ -11,7 +11,7 @@ compared with those that were to be written; in fp32 these are the checkpoint's,
 
 from pathlib import Path
 
-from clamp3.cli.options import run, script_parser
+from clamp3.cli.options import script_parser
 from clamp3.modalities import MODALITIES
 
 
@@ -33,7 +33,3 @@ def main() -> int:
         print(f"{tower.file}: {tower.tensors} tensors as they were written, {tower.size / 1e6:,.1f} MB{rounding}")
     print(f'{args.output_dir} is whole: Embedder.from_pretrained("{args.output_dir}")')
     return 0
-
-
-if __name__ == "__main__":
-    run(main, keeps_work=False)
