@@ -1,10 +1,14 @@
 """The Embedder's methods in other people's programs: bad items among good ones, kinds told by type, similarities."""
 
+import io
 from inspect import signature
 from pathlib import Path
 
+import mido
 import numpy as np
 import pytest
+import soundfile
+import torch
 
 from clamp3 import Embedder, top_k
 from clamp3.errors import RepairWarning
@@ -69,12 +73,11 @@ def test_a_bad_item_does_not_cost_the_others(tiny, tmp_path, method):
     features, errors = embed(items, errors="return")
     assert list(errors) == [bad] and isinstance(errors[bad], Exception) and np.isnan(features[bad]).all()
     np.testing.assert_allclose(np.delete(features, bad, axis=0), expected, atol=1e-6)
-    if method != "embed_any":
-        states, _ = embed(items, pooled=False, errors="return")
-        assert states[bad] is None and sum(one is not None for one in states) == len(good)
-        assert [one.shape for one in embed(items, pooled=False, errors="skip")] == [
-            one.shape for one in embed(good, pooled=False)
-        ]
+    states, _ = embed(items, pooled=False, errors="return")
+    assert states[bad] is None and sum(one is not None for one in states) == len(good)
+    assert [one.shape for one in embed(items, pooled=False, errors="skip")] == [
+        one.shape for one in embed(good, pooled=False)
+    ]
 
 
 def test_wrong_options_are_refused(tiny):
@@ -84,10 +87,97 @@ def test_wrong_options_are_refused(tiny):
         Embedder.from_pretrained("tiny", batch_tokens=0)
 
 
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"batch_tokens": -3}, "batch_tokens must be 1 or more, not -3"),
+        ({"batch_tokens": 2.5}, "batch_tokens must be a whole number, not 2.5"),
+        ({"batch_tokens": "64"}, "batch_tokens must be a whole number, not '64'"),
+        ({"batch_tokens": True}, "batch_tokens must be a whole number, not True"),
+        ({"workers": -1}, "workers must be 0 or more, not -1"),
+        ({"workers": 1.5}, "workers must be a whole number, not 1.5"),
+        ({"k": 0}, "k must be 1 or more, not 0"),
+        ({"k": "all"}, "k must be a whole number, not 'all'"),
+    ],
+)
+def test_counts_are_checked(tiny, options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        if "batch_tokens" in options:
+            Embedder.from_pretrained("tiny", **options)
+        elif "workers" in options:
+            tiny.embed_files([], **options)
+        else:
+            tiny.top_k(["a"], ["b"], **options)
+    assert Embedder.from_pretrained("tiny", batch_tokens=np.int64(64)).batch_tokens == 64
+
+
+EVERY_METHOD = [*METHODS, "embed_files", "embed_any"]
+COMPARING = ["similarity", "scores", "top_k"]
+
+
+@pytest.mark.parametrize("method", [*EVERY_METHOD, *COMPARING])
+def test_one_item_in_place_of_a_list_is_refused(tiny, method):
+    midi = mido.MidiFile(file=io.BytesIO(mtf_to_midi(MTF)))
+    singles = ["a jig", b"MThd", bytearray(b"MThd"), Path("a.mid"), midi, io.BytesIO(b"MThd"), {"array": [0.0]}]
+    for item in (*singles, (tone(), 24_000), tone(), torch.zeros(3), None, 7):
+        named = rf"give a list of items, {method}\(\[item\]\), not one {type(item).__name__}"
+        with pytest.raises(ValueError, match=named):
+            getattr(tiny, method)(item, *([["a reel"]] if method in COMPARING else ()))
+        if method in COMPARING:
+            with pytest.raises(ValueError, match=named):
+                getattr(tiny, method)(["a reel"], item)
+
+
+@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("wrong", [None, 7, ["a"], {}, object()], ids=lambda item: type(item).__name__)
+@pytest.mark.filterwarnings("ignore::clamp3.errors.RepairWarning")
+def test_an_item_of_a_wrong_type_is_named_and_costs_no_other(tiny, tmp_path, method, wrong):
+    items, bad, good = cases(tiny, tmp_path)[method]
+    items = [*items[:bad], wrong, *items[bad + 1 :]]
+    embed = getattr(tiny, method)
+    with pytest.raises(ValueError, match=f"^item {bad}: ") as raised:
+        embed(items)
+    if method not in ("embed_audio_features", "embed_audio", "embed_midi", "embed_musicxml"):
+        assert type(wrong).__name__ in str(raised.value) or method == "embed_any" and isinstance(wrong, list | dict)
+    features, errors = embed(items, errors="return")
+    assert list(errors) == [bad]
+    np.testing.assert_allclose(np.delete(features, bad, axis=0), embed(good), atol=1e-6)
+
+
+def test_errors_tell_queries_from_references(tiny):
+    for method in COMPARING:
+        with pytest.raises(ValueError, match="^query 1: empty"):
+            getattr(tiny, method)(["a", ""], ["b", "c"])
+        with pytest.raises(ValueError, match="^reference 0: a|^reference 0: .*NoneType"):
+            getattr(tiny, method)(["a", "b"], [None, "c"])
+
+
+@pytest.mark.filterwarnings("ignore::clamp3.errors.RepairWarning")
+def test_rows_of_sound_as_datasets_has_them(tiny):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone(), 24_000, format="WAV", subtype="FLOAT")
+    rows = [{"array": tone(), "sampling_rate": 24_000}, {"bytes": buffer.getvalue(), "path": None}]
+    expected = tiny.embed_audio([tone()] * 2)
+    np.testing.assert_allclose(tiny.embed_audio(rows), expected, atol=1e-4)
+    np.testing.assert_allclose(tiny.embed_any(rows), expected, atol=1e-4)
+    with pytest.raises(ValueError, match="item 0: sound in a dict has an array and a sampling_rate"):
+        tiny.embed_audio([{"array": tone()}])
+
+
+def test_an_unreadable_file_object_is_named(tiny):
+    class Broken(io.RawIOBase):
+        def read(self, size=-1):
+            raise OSError("the disk is gone")
+
+    with pytest.raises((OSError, ValueError), match="item 0: "):
+        tiny.embed_audio([Broken()])
+
+
 def test_all_methods_take_the_same_options():
-    for method in [*METHODS, "embed_files", "embed_any"]:
+    for method in EVERY_METHOD:
         parameters = signature(getattr(Embedder, method)).parameters
         assert parameters["errors"].default == "raise" and parameters["progress"].default is False
+        assert parameters["layers"].default == "last" and parameters["projected"].default is False
 
 
 def test_a_bar_counts_the_items(tiny, capsys):

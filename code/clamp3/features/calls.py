@@ -1,8 +1,11 @@
 """Calls of an Embedder's `embed_*` methods: what they ask for, the types they return, and how they name items."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Number
+from operator import index
+from os import PathLike
 from pathlib import Path
 from typing import Any, Concatenate, Literal, Protocol, TypeVar, cast, overload
 
@@ -17,6 +20,8 @@ from clamp3.io.reports import describe_error
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 KEY = re.compile(r"^K:", re.MULTILINE)  # the one field that all ABC has
+ONE_ITEM = (str, bytes, bytearray, memoryview, PathLike, Mapping, torch.Tensor)  # which are or may be iterable
+SOUNDS = (bytearray, memoryview, np.ndarray, torch.Tensor, tuple, list, Mapping)
 Errors = Literal["raise", "skip", "return"]
 Layers = Literal["last", "all"]
 
@@ -160,13 +165,47 @@ def overloaded(method: "Callable[Concatenate[Any, Sequence[T], ...], Any]") -> _
 
 def as_list(method: str, items: Iterable[T]) -> list[T]:
     """The items of a call of `method`. Raises ValueError for one item in place of a list of them."""
-    if isinstance(items, str | bytes | Path | np.ndarray | torch.Tensor) or not isinstance(items, Iterable):
+    is_list = isinstance(items, Iterable) and not isinstance(items, ONE_ITEM)
+    if isinstance(items, np.ndarray):  # a column of strings or objects, but no samples
+        is_list = items.ndim == 1 and items.dtype.kind in "OU"
+    elif isinstance(items, tuple):  # samples and their rate
+        is_list = not (len(items) == 2 and isinstance(items[1], Number))
+    if not is_list or any(hasattr(items, name) for name in ("read", "ticks_per_beat", "columns")):
         raise ValueError(f"give a list of items, {method}([item]), not one {type(items).__name__}")
     return list(items)
 
 
+def checked_count(name: str, value: Any, least: int) -> int:
+    """`value`. Raises ValueError where it is no whole number, or under `least`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ValueError(f"{name} must be a whole number, not {value!r}")
+    if index(value) < least:
+        raise ValueError(f"{name} must be {least} or more, not {value!r}")
+    return index(value)
+
+
+def checked_text(item: Any) -> str:
+    """`item`, a text or music in text. Raises ValueError for anything else."""
+    if not isinstance(item, str):
+        advice = "; embed_files reads files" if isinstance(item, Path) else ""
+        raise ValueError(f"a str is needed, not {type(item).__name__}{advice}")
+    return item
+
+
+def as_sound(item: Any) -> Any:
+    """`item`; of a row of sound as `datasets` has it, what it holds: samples and their rate, bytes or a path."""
+    if not isinstance(item, Mapping):
+        return item
+    if "array" in item and "sampling_rate" in item:
+        return item["array"], item["sampling_rate"]
+    found = item.get("bytes") or item.get("path")
+    if found is None:
+        raise ValueError("sound in a dict has an array and a sampling_rate, or bytes, or a path")
+    return found
+
+
 def kind_of(item: Any) -> str:
-    """What `embed_any` takes `item` for: "file", "text", "symbolic", "midi", "musicxml" or "sound"."""
+    """What `embed_any` takes `item` for: "file", "text", "symbolic", "midi", "musicxml" or "sound"; else "unknown"."""
     if isinstance(item, Path):
         return "file"
     if isinstance(item, str):
@@ -179,18 +218,19 @@ def kind_of(item: Any) -> str:
         if b"MThd" in item[:32]:  # of a RIFF file too
             return "midi"
         return "musicxml" if start == b"<" or item.startswith(b"PK") else "sound"
-    return "sound"
+    return "sound" if isinstance(item, SOUNDS) or hasattr(item, "read") else "unknown"
 
 
-def numbered(items: Sequence[Any]) -> list[str]:
+def numbered(items: Sequence[Any], noun: str = "item") -> list[str]:
     """What errors call items that have no name: paths are their own."""
-    return [str(item) if isinstance(item, Path) else f"item {index}" for index, item in enumerate(items)]
+    return [str(item) if isinstance(item, Path) else f"{noun} {place}" for place, item in enumerate(items)]
 
 
 def of_item(error: Exception, name: str) -> Exception:
     """`error` with the name of the item that has it, where it does not name it by itself."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.filename is not None:
         return error
-    named = ValueError(f"{name}: {describe_error(error)}")
+    kind = OSError if isinstance(error, OSError) else ValueError
+    named = kind(f"{name}: {describe_error(error)}")
     named.__cause__ = error
     return named

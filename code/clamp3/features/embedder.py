@@ -1,12 +1,14 @@
 """Sequences -> segments -> batches -> features. `Embedder` is the library's front door."""
 
+import contextlib
 import hashlib
 import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property, partial
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, overload
 
@@ -25,6 +27,9 @@ from clamp3.features.calls import (
     Positions,
     Wanted,
     as_list,
+    as_sound,
+    checked_count,
+    checked_text,
     kind_of,
     numbered,
     of_item,
@@ -86,6 +91,10 @@ def _chunks(items: Iterable[Item], chunk_tokens: int) -> Iterator[list[Item]]:
     yield from waiting.values()
 
 
+def _are_features(items: Any) -> bool:
+    return isinstance(items, np.ndarray) and items.ndim == 2
+
+
 class Embedder(InputEncoder):
     """Turns text, symbolic music and audio features into CLaMP 3 features.
 
@@ -130,9 +139,8 @@ class Embedder(InputEncoder):
         super().__init__(sizes, as_is)
         self.device = usable_device(device)
         self.precision = checked_precision(precision)
-        if batch_tokens is not None and batch_tokens < 1:
-            raise ValueError(f"batch_tokens must be 1 or more, not {batch_tokens}")
-        self.batch_tokens = batch_tokens or BATCH_TOKENS["cpu" if self.device.type == "cpu" else "other"]
+        given = None if batch_tokens is None else checked_count("batch_tokens", batch_tokens, 1)
+        self.batch_tokens = given or BATCH_TOKENS["cpu" if self.device.type == "cpu" else "other"]
         self.audio_encoder_name = mert
         self.processes = processes
         self._model = model.eval()
@@ -200,6 +208,18 @@ class Embedder(InputEncoder):
             self.save_pretrained(folder, precision, name=repository)
             return upload_folder(folder, repository, private, token, revision, message)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What it takes elsewhere: the weights themselves, in place of a map of their file, and the tokenizer.
+
+        A MERT is loaded anew where sound is next embedded.
+        """
+        if source := source_of(self._model):
+            source.own_all(self._model)
+        if isinstance(self._model, CLaMP3Model):
+            with contextlib.suppress(UserError):  # then texts cannot be embedded here either
+                _ = self.tokenizer
+        return {**self.__dict__, "_audio_encoder": None}
+
     def __repr__(self) -> str:
         return f"Embedder({self.weights or 'unnamed weights'}, device={self.device}, precision={self.precision})"
 
@@ -237,7 +257,7 @@ class Embedder(InputEncoder):
     ) -> Any:
         """Features of texts in any of 100 languages; each line of a text counts once."""
         wanted = Wanted(normalize, Output(pooled, layers, projected), errors, progress)
-        return self._embed_each("embed_text", TEXT.name, self.encode_text, texts, wanted)
+        return self._embed_each("embed_text", TEXT.name, self._encode_text, texts, wanted)
 
     @overloaded
     def embed_symbolic(
@@ -253,7 +273,7 @@ class Embedder(InputEncoder):
     ) -> Any:
         """Features of pieces, each ABC or MTF; ABC is interleaved first unless it is, or the Embedder has `as_is`."""
         wanted = Wanted(normalize, Output(pooled, layers, projected), errors, progress)
-        return self._embed_each("embed_symbolic", SYMBOLIC.name, self.encode_symbolic, texts, wanted)
+        return self._embed_each("embed_symbolic", SYMBOLIC.name, self._encode_symbolic, texts, wanted)
 
     @overloaded
     def embed_audio_features(
@@ -404,8 +424,9 @@ class Embedder(InputEncoder):
         and MERT features (.npy). `workers` is as in `read_raw`.
         """
         wanted = Wanted(normalize, Output(pooled, layers, projected), errors, progress)
-        files = [Path(path) for path in as_list("embed_files", paths)]
-        return self._results(self.read_raw(files, workers), [str(file) for file in files], wanted)
+        files = [Path(one) if isinstance(one, str | PathLike) else one for one in as_list("embed_files", paths)]
+        items = self._read_files(files, checked_count("workers", workers, 0))
+        return self._results(items, numbered(files), wanted)
 
     def embed_items(
         self, items: Iterator[Item], pooled: bool = True, layers: Layers = "last", projected: bool = False
@@ -519,7 +540,8 @@ class Embedder(InputEncoder):
         """Features of recordings, each a path, the bytes of a file, an open file, or samples.
 
         Samples are an array or a tensor (samples,), (samples, channels) or (channels, samples), whose longer side is
-        time, at `sampling_rate` Hz, or a pair of such samples and their own rate.
+        time, at `sampling_rate` Hz, or a pair of such samples and their own rate. Rows of sound as `datasets` has
+        them, {"array": …, "sampling_rate": …} or {"bytes": …, "path": …}, will do too.
         """
         wanted = Wanted(normalize, Output(pooled, layers, projected), errors, progress)
         recordings = as_list("embed_audio", sources)
@@ -541,7 +563,8 @@ class Embedder(InputEncoder):
         """Features of items of any kinds, told by their types.
 
         A Path is a file of any kind, and an open file is sound. A str is ABC, MTF or else a text. Bytes are those of a
-        MIDI, MusicXML or sound file. Arrays, tensors and pairs (samples, rate) are sound, as in `embed_audio`.
+        MIDI, MusicXML or sound file. Arrays, tensors, pairs (samples, rate) and rows of `datasets` are sound, as in
+        `embed_audio`.
         """
         wanted = Wanted(normalize, Output(pooled, layers, projected), errors, progress)
         listed = as_list("embed_any", items)
@@ -552,29 +575,40 @@ class Embedder(InputEncoder):
 
         Both are lists as `embed_any` takes, or features (n, clamp3_hidden_size) that are there already.
         """
-        return self._unit_features(queries) @ self._unit_features(references).T
+        first, second = self._unit_features("similarity", queries, references)
+        return first @ second.T
 
     def scores(self, queries: Sequence[Any], references: Sequence[Any]) -> np.ndarray:
         """The cosine of each query with the reference at its place (n,), such as a reward for generated music.
 
         As `similarity`. Raises ValueError where there are not as many of both.
         """
-        if len(queries) != len(references):
-            raise ValueError(f"{len(queries)} queries and {len(references)} references do not make pairs")
-        return (self._unit_features(queries) * self._unit_features(references)).sum(axis=1)
+        first, second = self._unit_features("scores", queries, references, pairs=True)
+        return (first * second).sum(axis=1)
 
     def top_k(self, queries: Sequence[Any], references: Sequence[Any], k: int = 10) -> tuple[np.ndarray, np.ndarray]:
         """Indices and cosines, both (queries, k), of the k references nearest to each query, best first."""
-        cosines = self.similarity(queries, references)
+        k = checked_count("k", k, 1)
+        first, second = self._unit_features("top_k", queries, references)
+        cosines = first @ second.T
         order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
         return order, np.take_along_axis(cosines, order, axis=1)
 
-    def _unit_features(self, items: Sequence[Any]) -> np.ndarray:
-        if isinstance(items, np.ndarray) and items.ndim == 2:
-            if items.shape[1] != self.sizes.clamp3_hidden_size:
-                raise ValueError(f"features must be (n, {self.sizes.clamp3_hidden_size}), not {items.shape}")
-            return _unit_length(items.astype(np.float32))
-        return self.embed_any(items, normalize=True)
+    def _unit_features(self, method: str, *sides: Sequence[Any], pairs: bool = False) -> list[np.ndarray]:
+        """Features of length 1 of the queries and of the references that `method` was given."""
+        listed = [side if _are_features(side) else as_list(method, side) for side in sides]
+        if pairs and len(listed[0]) != len(listed[1]):
+            raise ValueError(f"{len(listed[0])} queries and {len(listed[1])} references do not make pairs")
+        wanted = Wanted(True, Output(), "raise", False)
+        found = []
+        for side, noun in zip(listed, ("query", "reference"), strict=True):
+            if not isinstance(side, np.ndarray):
+                found.append(self._results(self._read_any(side), numbered(side, noun), wanted))
+            elif side.shape[1] != self.sizes.clamp3_hidden_size:
+                raise ValueError(f"features must be (n, {self.sizes.clamp3_hidden_size}), not {side.shape}")
+            else:
+                found.append(_unit_length(side.astype(np.float32)))
+        return found
 
     def _read_any(self, items: Sequence[Any]) -> Iterator[Item]:
         """The items of `embed_any` for `embed_items`, in any order."""
@@ -582,20 +616,39 @@ class Embedder(InputEncoder):
         for index, item in enumerate(items):
             places.setdefault(kind_of(item), []).append(index)
         readers: dict[str, tuple[str, Callable[[Any, Note], np.ndarray]]] = {
-            "text": (TEXT.name, self.encode_text),
-            "symbolic": (SYMBOLIC.name, self.encode_symbolic),
+            "text": (TEXT.name, self._encode_text),
+            "symbolic": (SYMBOLIC.name, self._encode_symbolic),
             "midi": (SYMBOLIC.name, self._encode_midi),
             "musicxml": (SYMBOLIC.name, self._encode_musicxml),
         }
         for kind, (modality, encode) in readers.items():
             for index in places.get(kind, ()):
                 yield read_item(Item(index, modality), partial(encode, items[index]))
+        for index in places.get("unknown", ()):
+            known = "a str, a Path, bytes, an open file, samples, a pair (samples, rate) or a mido.MidiFile"
+            error = ValueError(f"{type(items[index]).__name__} is no kind of item: give {known}")
+            yield Item(index, SYMBOLIC.name, error=error)
         if files := places.get("file"):
             for item in self.read_raw([items[index] for index in files]):
                 yield replace(item, index=files[item.index])
         if sounds := places.get("sound"):
             for item in self._read_sounds([items[index] for index in sounds], SAMPLING_RATE):
                 yield replace(item, index=sounds[item.index])
+
+    def _read_files(self, paths: Sequence[Any], workers: int) -> Iterator[Item]:
+        """The items of `embed_files`, in any order."""
+        places = [index for index, path in enumerate(paths) if isinstance(path, Path)]
+        for index in set(range(len(paths))).difference(places):
+            error = ValueError(f"a path is a str or a Path, not {type(paths[index]).__name__}")
+            yield Item(index, SYMBOLIC.name, error=error)
+        for item in self.read_raw([paths[index] for index in places], workers):
+            yield replace(item, index=places[item.index])
+
+    def _encode_text(self, text: Any, note: Note) -> np.ndarray:
+        return self.encode_text(checked_text(text), note)
+
+    def _encode_symbolic(self, text: Any, note: Note) -> np.ndarray:
+        return self.encode_symbolic(checked_text(text), note)
 
     def _encode_midi(self, source: "Midi", note: Note) -> np.ndarray:
         from clamp3.formats.midi import midi_to_mtf
@@ -612,7 +665,7 @@ class Embedder(InputEncoder):
         from clamp3.formats.audio import load_sound
 
         def sound(source: Sound) -> Callable[[int, Note], np.ndarray]:
-            return lambda rate, note: load_sound(source, sampling_rate, rate, note)
+            return lambda rate, note: load_sound(as_sound(source), sampling_rate, rate, note)
 
         return read_sounds(self, self.audio_encoder, map(sound, sources))
 
@@ -767,12 +820,28 @@ def lower_precision(network: nn.Module, dtype: torch.dtype) -> None:
     """
     if is_packable(network):
         network.encoder.to(dtype)
-        network.embeddings.register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
-        return
-    forward = network.forward
+        network.embeddings.register_forward_hook(_Cast(dtype))
+    else:
+        network.forward = _Autocast(network, dtype)
 
-    def autocast_forward(*args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(next(network.parameters()).device.type, dtype):
-            return forward(*args, **kwargs)
 
-    network.forward = autocast_forward
+@dataclass(frozen=True)
+class _Cast:
+    """A forward hook that brings a module's output into `dtype`; unlike a closure it can be pickled."""
+
+    dtype: torch.dtype
+
+    def __call__(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.to(self.dtype)
+
+
+@dataclass(frozen=True)
+class _Autocast:
+    """The `forward` of `network` under autocast; unlike a closure it can be pickled."""
+
+    network: nn.Module
+    dtype: torch.dtype
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(next(self.network.parameters()).device.type, self.dtype):
+            return type(self.network).forward(self.network, *args, **kwargs)
