@@ -33,8 +33,7 @@ def files(tmp_path_factory) -> list[str]:
 # ---------- pickles and processes ----------
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize(("precision", "used"), [("fp32", False), ("fp32", True), ("bf16", True), ("fp16", True)])
 def test_an_embedder_is_pickled_in_every_precision(precision, used):
     embedder = Embedder.from_pretrained("tiny", "cpu", precision)
     items = ["a jig", JIG, tone()]
@@ -76,6 +75,26 @@ def test_new_processes_take_embedders_and_settings(tiny, files):
     for embedder, one in zip((tiny, lower), found, strict=True):
         np.testing.assert_allclose(one.result(), embedder.embed_text(TEXTS), atol=1e-5)
     np.testing.assert_allclose(batch["feature"][[0, 2]], tiny.embed_files([files[0], files[2]]), atol=1e-5)
+
+
+def use_in_fork(embedder: Embedder) -> tuple[list[str], np.ndarray]:
+    torch.set_num_threads(2)
+    messages = []
+    for use in (lambda: embedder.embed_text(TEXTS), lambda: Embedder.from_pretrained("tiny", "cpu")):
+        try:
+            use()
+        except UserError as error:
+            messages.append(str(error))
+    torch.set_num_threads(1)
+    return messages, embedder.embed_text(TEXTS)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no forks here")
+def test_a_fork_that_would_wait_for_ever_says_so(tiny):
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        messages, found = pool.apply_async(use_in_fork, (tiny,)).get(timeout=60)
+    assert len(messages) == 2 and all("start processes by spawn" in message for message in messages)
+    np.testing.assert_allclose(found, tiny.embed_text(TEXTS), atol=1e-5)
 
 
 # ---------- EmbedFiles, in datasets and Ray ----------

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import tempfile
 import threading
 from collections import Counter
@@ -68,6 +69,8 @@ BATCH_TOKENS = {"cpu": 2048, "other": 32768}
 CHUNK_BATCHES = 16
 _preparing = threading.RLock()  # held while an Embedder, of several threads perhaps, gets itself ready
 
+_first_process: int | None = None  # that has computed here; its forks inherit this, but not the threads of torch
+
 Samples = np.ndarray | torch.Tensor
 Sound = str | Path | bytes | BinaryIO | Samples | tuple[Samples, int]
 
@@ -89,6 +92,17 @@ def _chunks(items: Iterable[Item], chunk_tokens: int) -> Iterator[list[Item]]:
             yield waiting.pop(item.modality)
             tokens[item.modality] = 0
     yield from waiting.values()
+
+
+def _check_process() -> None:
+    """Raise UserError where to compute would wait for ever: for threads that a fork of this process has lost."""
+    global _first_process
+    _first_process = _first_process or os.getpid()
+    if _first_process != os.getpid() and torch.get_num_threads() > 1:
+        raise UserError(
+            "this process was forked from one that had loaded a model, and the threads of torch are lost in it: start "
+            'processes by spawn (multiprocessing.get_context("spawn")), or call torch.set_num_threads(1) in them'
+        )
 
 
 def _are_features(items: Any) -> bool:
@@ -172,6 +186,7 @@ class Embedder(InputEncoder):
         of a folder on the hub only these downloaded. `sizes` are those of weights that do not say them themselves.
         With `as_is`, symbolic text is not interleaved first, as in the original.
         """
+        _check_process()
         found = find_pretrained(weights, sizes, revision, token, towers)
         mert = mert if mert is not None else found.mert
         return cls(found.model, found.sizes, device, precision, batch_tokens, mert, found.path, as_is)
@@ -762,6 +777,7 @@ class Embedder(InputEncoder):
     @torch.inference_mode()
     def _forward(self, modality: str, sequences: list[np.ndarray], output: Output) -> np.ndarray:
         """One padded batch through its tower -> (batch, …), as `Output` lists; lengths are those of the longest."""
+        _check_process()
         self._prepare(modality)
         inputs, masks = (torch.from_numpy(array) for array in pad(sequences, self._padding(modality)))
         if output.layers == "all":
