@@ -1,6 +1,7 @@
 """What every request passes first: who may ask, how much they may send, and what browsers may do with the answer."""
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 from collections.abc import Iterable
@@ -67,26 +68,28 @@ class Protection:
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return
-        started = False
+        bounded = _Bounded(receive, self.limits)
+        is_replaced = False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal started
+            nonlocal is_replaced
             if message["type"] == "http.response.start":
-                started = True
+                # FastAPI makes an answer of its own of whatever goes wrong while it reads a request.
+                if bounded.excess is not None and not is_replaced:
+                    is_replaced = True
+                    await bounded.excess(scope, receive, send_with_headers)
+                    raise Replaced
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
-        if (refusal := self._refusal(scope)) is not None:
-            await refusal(scope, receive, send_with_headers)
-            return
-        try:
-            await self.app(scope, self._bounded(receive), send_with_headers)
-        except TooMuch as error:
-            if not started:
-                answer = problem(error.status, str(error), {"Connection": "close"})
-                await answer(scope, receive, send_with_headers)
+        refusal = self._refusal(scope)
+        with contextlib.suppress(Replaced):
+            if refusal is not None:
+                await refusal(scope, receive, send_with_headers)
+            else:
+                await self.app(scope, bounded, send_with_headers)
 
     def _refusal(self, scope: Scope) -> Response | None:
         """What to answer in place of the application; None: nothing."""
@@ -113,36 +116,37 @@ class Protection:
     def _is_right(self, offered: str) -> bool:
         return hmac.compare_digest(offered.encode(), (self.token or "").encode())
 
-    def _bounded(self, receive: Receive) -> Receive:
-        """`receive` that raises TooMuch where the body is too long, or takes too long to come."""
-        limits, received, done = self.limits, 0, False
-        deadline = asyncio.get_running_loop().time() + limits.upload_seconds
 
-        async def bounded() -> Message:
-            nonlocal received, done
-            if done:  # what comes now is the end of the connection, whenever that is
-                return await receive()
-            remaining = deadline - asyncio.get_running_loop().time()
-            try:
-                message = await asyncio.wait_for(receive(), max(remaining, 0.001))
-            except asyncio.TimeoutError:  # noqa: UP041  (another class in Python 3.10)
-                said = f"the upload has taken longer than {limits.upload_seconds:.0f} s, the most that is allowed"
-                raise TooMuch(408, said) from None
-            received += len(message.get("body", b""))
-            done = not message.get("more_body", False)
-            if received > limits.upload_megabytes * 10**6:
-                raise TooMuch(413, f"more than {limits.upload_megabytes} MB, the most that may be sent")
-            return message
-
-        return bounded
+class Replaced(Exception):
+    """The application's answer has given way to another one."""
 
 
-class TooMuch(Exception):
-    """A request that is too long, or takes too long; `status` is HTTP's."""
+class _Bounded:
+    """`receive` of a request, which fails where the body is too long or takes too long to come."""
 
-    def __init__(self, status: int, message: str):
-        super().__init__(message)
-        self.status = status
+    def __init__(self, receive: Receive, limits: Limits):
+        self.receive, self.limits = receive, limits
+        self.excess: Response | None = None  # what to answer once it has failed
+        self._received, self._is_whole = 0, False
+        self._deadline = asyncio.get_running_loop().time() + limits.upload_seconds
+
+    async def __call__(self) -> Message:
+        if self._is_whole:  # what comes now is the end of the connection, whenever that is
+            return await self.receive()
+        remaining = self._deadline - asyncio.get_running_loop().time()
+        try:
+            message = await asyncio.wait_for(self.receive(), max(remaining, 0.001))
+        except asyncio.TimeoutError:  # noqa: UP041  (another class in Python 3.10)
+            raise self._fail(408, f"the upload takes longer than {self.limits.upload_seconds:g} s") from None
+        self._received += len(message.get("body", b""))
+        self._is_whole = not message.get("more_body", False)
+        if self._received > self.limits.upload_megabytes * 10**6:
+            raise self._fail(413, f"more than {self.limits.upload_megabytes} MB, the most that may be sent")
+        return message
+
+    def _fail(self, status: int, sentence: str) -> Exception:
+        self.excess = problem(status, sentence, {"Connection": "close"})
+        return ValueError(sentence)
 
 
 def problem(status: int, sentence: str, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -1,6 +1,7 @@
 """The command clamp3_web.py: its options, and the server's start and end."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,8 @@ def main(description: str, embedder_loader: "Callable[..., Callable[[], Embedder
             f"at {args.host} others could reach the server: give it a --token, or set {TOKEN_VARIABLE}, "
             "and put a proxy that speaks HTTPS before it"
         )
+    if token and not re.fullmatch(r"[A-Za-z0-9._~+/=-]+", token):
+        raise UserError("a token is made of the letters A to Z, digits and . _ ~ + / = -")
     if args.path is None and args.variant is None:
         args.variant = "tiny"
     load_embedder = embedder_loader(args, start_alone(args.device, args.threads))

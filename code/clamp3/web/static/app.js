@@ -149,7 +149,7 @@ file.addEventListener("change", () => { if (file.files.length) searchFile(file.f
 for (const filter of [kind, count]) {
   filter.addEventListener("change", () => {
     if (uploaded) searchFile(uploaded);
-    else go({ ...asked(), kind: kind.value, count: count.value });
+    else go({ ...(text.value.trim() ? { q: text.value.trim() } : asked()), kind: kind.value, count: count.value });
   });
 }
 addEventListener("popstate", fromAddress);
