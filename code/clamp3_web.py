@@ -21,4 +21,4 @@ def embedder_loader(*options):
 
 
 if __name__ == "__main__":
-    run(lambda: main(__doc__, embedder_loader), keeps_work=False)
+    run(lambda: main(embedder_loader), keeps_work=False)

@@ -27,9 +27,9 @@ from clamp3.search.collection import load_collection  # noqa: E402
 from clamp3.search.index import Index  # noqa: E402
 from clamp3.search.indexing import update_index  # noqa: E402
 from clamp3.web.batching import Batcher  # noqa: E402
-from clamp3.web.collection import Collection, id_of  # noqa: E402
+from clamp3.web.collection import DEMO, Collection, id_of  # noqa: E402
 from clamp3.web.protection import Limits  # noqa: E402
-from clamp3.web.server import DEMO, STATIC, create_app  # noqa: E402
+from clamp3.web.server import STATIC, create_app  # noqa: E402
 from clamp3.web.views import notes_view, on_lines  # noqa: E402
 from conftest import CODE, run_forked  # noqa: E402
 from web_files import HOSTILE, SECRET, make_folder  # noqa: E402

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ for package in ("fastapi", "multipart"):
     pytest.importorskip(package)
 sync_api = pytest.importorskip("playwright.sync_api", reason="no browser tests: pip install playwright")
 
-from clamp3.web.server import DEMO  # noqa: E402
+from clamp3.web.collection import DEMO  # noqa: E402
 from conftest import CODE  # noqa: E402
 from web_files import HOSTILE, make_folder  # noqa: E402
 
@@ -72,6 +73,14 @@ def expect(found):
     return sync_api.expect(found)
 
 
+def until(page, condition: str) -> None:
+    """Wait for JavaScript to become true; Playwright's own function needs `eval`, which the page forbids."""
+    end = time.monotonic() + SECONDS / 1000
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition
+        page.wait_for_timeout(50)
+
+
 def keep(page, name: str) -> None:
     if folder := os.environ.get("CLAMP3_PICTURES"):
         page.screenshot(path=Path(folder, name), type="jpeg", quality=70)
@@ -97,7 +106,7 @@ def test_progress_is_shown_and_then_what_could_not_be_read(page):
 def test_a_text_is_searched_its_scores_are_engraved_and_sound(page):
     search(page, "an Irish jig", "symbolic")
     assert page.locator(".result").count() == 10
-    expect(page.locator(".facts").first).to_contain_text(re.compile(r"similarity 0\.\d{3} · closer than 100 %"))
+    expect(page.locator(".facts").first).to_contain_text(re.compile(r"similarity 0\.\d{3} · closer than [\d.]+ %"))
     score = page.locator(".result", has=page.locator(".score svg")).first
     expect(score).to_be_visible()
     assert score.locator(".abcjs-note").count() > 20 and score.locator(".abcjs-staff").count() >= 3
@@ -107,9 +116,7 @@ def test_a_text_is_searched_its_scores_are_engraved_and_sound(page):
     assert page.evaluate("document.body.dataset.audio") == "running"
     expect(score.locator(".sounding").first).to_be_attached()
     before = float(score.locator(".position").input_value())
-    page.wait_for_function(
-        "before => [...document.querySelectorAll('.position')].some(one => one.value > before + 0.5)", arg=before
-    )
+    until(page, f"[...document.querySelectorAll('.position')].some(one => one.value > {before + 0.5})")
     score.get_by_role("button", name="Pause").click()
     expect(score.get_by_role("button", name="Play")).to_be_visible()
     assert page.locator(".sounding").count() == 0
@@ -122,7 +129,7 @@ def test_midi_is_drawn_and_sounds_and_says_that_it_is_not_engraved(page):
     expect(midi.first.locator(".remarks")).to_contain_text("MIDI is not engraved")
     assert midi.first.locator(".roll rect").count() > 20
     midi.first.get_by_role("button", name="Play").click()
-    page.wait_for_function("document.querySelector('.roll line').getAttribute('x1') > 1")
+    until(page, "document.querySelector('.roll line').getAttribute('x1') > 1")
 
 
 def test_recordings_sound_and_texts_are_read(page):
@@ -131,9 +138,9 @@ def test_recordings_sound_and_texts_are_read(page):
         sound = page.locator("audio").nth(place)
         sound.scroll_into_view_if_needed()
         sound.evaluate("one => one.play()")
-        page.wait_for_function("place => document.querySelectorAll('audio')[place].currentTime > 0.3", arg=place)
+        until(page, f"document.querySelectorAll('audio')[{place}].currentTime > 0.3")
     search(page, "a hornpipe", "text")
-    expect(page.locator(".view pre").first).to_contain_text("reel")
+    expect(page.locator(".view pre").first).to_contain_text("Hornpipe")
 
 
 @pytest.mark.parametrize("extension", [".abc", ".musicxml", ".mid", ".mp3", ".txt"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from clamp3.web.server import DEMO
+from clamp3.web.collection import DEMO
 
 HOSTILE = "<img src=x onerror=document.title='owned'>.abc"
 SECRET = "the secret of the house"

@@ -22,6 +22,9 @@ from clamp3.search.indexing import READY_MADE, check_or_record_model, update_ind
 from clamp3.search.ranking import normalized
 
 LOG = logging.getLogger("clamp3")
+# What explains why a file matches a text: (text, path) -> an object of JSON.
+Explain = Callable[[str, Path], dict[str, Any]]
+DEMO = Path(__file__).parent / "demo"  # a collection to try it on
 SAMPLE = 20_000  # rows of the index from which percentiles are taken; of a larger one, a random sample
 
 
@@ -66,13 +69,18 @@ class Collection:
         self._folder: tempfile.TemporaryDirectory | None = None
         self._paths: dict[str, Path] = {}  # of the files, by their ids
         self._sample: tuple[Any, np.ndarray] = (None, np.zeros((0, 0), np.float32))  # of which state of the index
-        self._lock = threading.Lock()
+        self._ended = threading.Event()  # when it is ready or has failed
 
     @property
     def embedder(self) -> Embedder:
         """Raises NotReady before it is loaded."""
         self.check_ready()
         return self._load_embedder()
+
+    def wait(self) -> None:
+        """Return when the collection is ready. Raises NotReady where it never will be."""
+        self._ended.wait()
+        self.check_ready()
 
     def check_ready(self) -> None:
         """Raise NotReady with a sentence unless the collection can be searched."""
@@ -111,6 +119,8 @@ class Collection:
         except Exception as error:  # the page and the log tell it; nobody waits for this thread
             self.progress.state, self.progress.reason = "failed", str(error) or type(error).__name__
             LOG.error("error: %s", self.progress.reason, exc_info=None if isinstance(error, UserError) else error)
+        finally:
+            self._ended.set()
 
     def _indexed(self) -> Index:
         """A temporary index of the folder; features that the cache has are not made again."""

@@ -21,22 +21,19 @@ from clamp3.formats.registry import extensions
 from clamp3.modalities import TEXT
 from clamp3.search.ranking import normalized
 from clamp3.web.batching import Batcher
-from clamp3.web.collection import Collection, NotReady, Unknown
+from clamp3.web.collection import Collection, Explain, NotReady, Unknown
 from clamp3.web.protection import Limits, Protection, problem
 from clamp3.web.recordings import Recordings
 from clamp3.web.uploads import Late, Workshop, embed_upload, shown_name
 from clamp3.web.views import View, view
 
 STATIC = Path(__file__).parent / "static"
-DEMO = Path(__file__).parent / "demo"
 FILE_POLICY = "default-src 'none'; sandbox"  # of files of the collection, should a browser open one as a page
 MODEL = "clamp3"  # what requests may call the model, whichever it is
 MOST_FOUND = 200
 
 Kind = Literal["text", "symbolic", "audio", "feature"]
 TopK = Annotated[int, Query(ge=1, le=MOST_FOUND)]
-# What explains why a file matches a text: (text, path) -> an object of JSON.
-Explain = Callable[[str, Path], dict[str, Any]]
 
 
 class EmbeddingsRequest(BaseModel):

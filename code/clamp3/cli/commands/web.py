@@ -1,8 +1,20 @@
-"""The command clamp3_web.py: its options, and the server's start and end."""
+"""A page to search with, and a REST server: type a text or drop a file, see and hear what is found.
+
+On a few old tunes, with the small model that comes with the code:
+    python clamp3_web.py
+On a folder of files of any kinds that clamp3_embd.py takes, or on an index that clamp3_index.py has built:
+    python clamp3_web.py FOLDER
+    python clamp3_web.py INDEX --port 8080 --variant saas
+It answers requests from this machine alone. For others, give it an address and a token, which they must send:
+    CLAMP3_WEB_TOKEN=… python clamp3_web.py INDEX --host 0.0.0.0
+The page is at http://127.0.0.1:8000/, what programs may ask at /docs. See docs/web.md.
+"""
 
 import os
 import re
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +24,15 @@ from clamp3.errors import UserError
 
 if TYPE_CHECKING:
     from clamp3.features.embedder import Embedder
+    from clamp3.web.collection import Collection
 
 TOKEN_VARIABLE = "CLAMP3_WEB_TOKEN"
 UPLOAD_SECONDS = 60  # for the conversion of an upload
 
 
-def main(description: str, embedder_loader: "Callable[..., Callable[[], Embedder]]") -> int:
+def main(embedder_loader: "Callable[..., Callable[[], Embedder]]") -> int:
     """Serve until the process is told to end. `embedder_loader` makes an embedder's loader of options and a device."""
-    parser = script_parser(description)
-    parser.add_argument("path", type=Path, nargs="?", help="an index, or a folder; default: a few old tunes")
+    parser = collection_parser(__doc__ or "")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; default: %(default)s")
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0 takes a free one")
     parser.add_argument(
@@ -29,15 +41,11 @@ def main(description: str, embedder_loader: "Callable[..., Callable[[], Embedder
     parser.add_argument(
         "--upload_limit", type=positive, metavar="MB", default=50, help="of a request; default: %(default)s"
     )
-    add_embedding_options(parser)
-    parser.set_defaults(time_limit=UPLOAD_SECONDS)
     args = parser.parse_args()
 
-    check_installed()
-    from clamp3.distributed import start_alone
-    from clamp3.web.collection import Collection
+    check_installed("fastapi", "multipart", "uvicorn")
     from clamp3.web.protection import Limits, is_loopback
-    from clamp3.web.server import DEMO, create_app
+    from clamp3.web.server import create_app
 
     token = args.token or os.environ.get(TOKEN_VARIABLE) or None
     if token is None and not is_loopback(args.host):
@@ -47,22 +55,35 @@ def main(description: str, embedder_loader: "Callable[..., Callable[[], Embedder
         )
     if token and not re.fullmatch(r"[A-Za-z0-9._~+/=-]+", token):
         raise UserError("a token is made of the letters A to Z, digits and . _ ~ + / = -")
+    limits = Limits(upload_megabytes=args.upload_limit, work_seconds=args.time_limit)
+    return serve(create_app(open_collection(args, embedder_loader), token, limits), args.host, args.port, token)
+
+
+def collection_parser(description: str) -> ArgumentParser:
+    """A parser of the options that say what is searched, and by which model."""
+    parser = script_parser(description)
+    parser.add_argument("path", type=Path, nargs="?", help="an index, or a folder; default: a few old tunes")
+    add_embedding_options(parser)
+    parser.set_defaults(time_limit=UPLOAD_SECONDS)
+    return parser
+
+
+def open_collection(args: Namespace, embedder_loader: "Callable[..., Callable[[], Embedder]]") -> "Collection":
+    """What the options of `collection_parser` ask for; without a path, the demo's by the small model."""
+    from clamp3.distributed import start_alone
+    from clamp3.web.collection import DEMO, Collection
+
     if args.path is None and args.variant is None:
         args.variant = "tiny"
     load_embedder = embedder_loader(args, start_alone(args.device, args.threads))
-    collection = Collection(args.path or DEMO, load_embedder, feature_cache(args))
-    limits = Limits(upload_megabytes=args.upload_limit, work_seconds=args.time_limit)
-    return serve(create_app(collection, token, limits), args.host, args.port, token)
+    return Collection(args.path or DEMO, load_embedder, feature_cache(args))
 
 
-def check_installed() -> None:
-    """Raise UserError where the packages of the extra are missing."""
-    try:
-        import fastapi  # noqa: F401
-        import multipart  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"the page needs {error.name}: pip install 'clamp3[web]'") from None
+def check_installed(*packages: str) -> None:
+    """Raise UserError where one of the extra's is missing."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise UserError(f"this command needs {package}: pip install 'clamp3[web]'")
 
 
 def serve(app: Any, host: str, port: int, token: str | None) -> int:
