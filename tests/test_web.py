@@ -4,6 +4,10 @@ import asyncio
 import base64
 import io
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 import threading
 import time
 import wave
@@ -15,6 +19,7 @@ import pytest
 for package in ("fastapi", "multipart", "httpx", "mido"):
     pytest.importorskip(package)
 
+import httpx  # noqa: E402
 import mido  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
@@ -31,7 +36,7 @@ from clamp3.web.collection import DEMO, Collection, id_of  # noqa: E402
 from clamp3.web.protection import Limits  # noqa: E402
 from clamp3.web.server import STATIC, create_app  # noqa: E402
 from clamp3.web.views import notes_view, on_lines  # noqa: E402
-from conftest import CODE, run_forked  # noqa: E402
+from conftest import CODE, ROOT, run_forked  # noqa: E402
 from web_files import HOSTILE, SECRET, make_folder  # noqa: E402
 
 QUERY = "a lively Irish reel"
@@ -518,3 +523,28 @@ def test_requests_that_wait_share_a_batch():
 def test_the_command_says_what_it_cannot_do(arguments, said):
     done = run_forked(CODE / "clamp3_web.py", *arguments, check=2)
     assert said in done.stderr
+
+
+def test_the_commands_of_the_documentation_run(tmp_path):
+    """The server as its first block starts it, on a free port; then the others against it."""
+    document = (ROOT / "docs" / "web.md").read_text(encoding="utf-8")
+    commands = re.findall(r"```bash\n(.*?)```", document, re.DOTALL)
+    (python,) = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    start, *others = [line for block in commands for line in block.splitlines()]
+    assert start == "python code/clamp3_web.py" and all(line.startswith("curl ") for line in others)
+    server = [sys.executable, "-u", *start.split()[1:], "--port", "0", "--threads", "1"]
+    with subprocess.Popen(server, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            address = re.search(r"http://\S+/", process.stdout.readline())[0]
+            while httpx.get(f"{address}healthz").json()["state"] != "ready":
+                time.sleep(0.1)
+            for line in others if shutil.which("curl") else ():
+                words = shlex.split(line.replace("http://127.0.0.1:8000/", address))
+                done = subprocess.run([*words, "-sf"], cwd=ROOT, capture_output=True, text=True, check=True)
+                assert "cosine" in done.stdout or "embedding" in done.stdout
+            answer: dict = {}
+            exec(python.replace("http://127.0.0.1:8000/", address), answer)
+            assert [len(one["embedding"]) for one in answer["answer"]["data"]] == [128, 128]
+        finally:
+            process.terminate()
+        assert process.wait(20) == 143
