@@ -32,7 +32,7 @@ from clamp3.search.collection import load_collection  # noqa: E402
 from clamp3.search.index import Index  # noqa: E402
 from clamp3.search.indexing import update_index  # noqa: E402
 from clamp3.web.batching import Batcher  # noqa: E402
-from clamp3.web.collection import DEMO, Collection, id_of  # noqa: E402
+from clamp3.web.collection import DEMO, Collection, NotReady, id_of  # noqa: E402
 from clamp3.web.protection import Limits  # noqa: E402
 from clamp3.web.server import STATIC, create_app  # noqa: E402
 from clamp3.web.views import notes_view, on_lines  # noqa: E402
@@ -169,6 +169,30 @@ def test_progress_is_told_while_a_folder_is_read(embedder, music):
     assert [Path(file).name for file in seen] == ["broken.mid"]
 
 
+def test_the_end_does_not_wait_until_a_folder_is_read(embedder, music):
+    """An embedder that stops at its first file, as a large recording would."""
+    go_on, stopped = threading.Event(), threading.Event()
+
+    class Slow:
+        def __getattr__(self, name):
+            return getattr(embedder, name)
+
+        def embed_items(self, items):
+            stopped.set()
+            go_on.wait(20)
+            return embedder.embed_items(items)
+
+    collection = Collection(music, Slow)
+    collection.start()
+    assert stopped.wait(20)
+    begin = time.monotonic()
+    collection.close()
+    assert time.monotonic() - begin < 1
+    go_on.set()
+    with pytest.raises(NotReady, match="the server ends|no such file|cannot be"):
+        collection.wait()
+
+
 # ---------- what is shown of files ----------
 
 
@@ -181,6 +205,8 @@ def test_each_kind_of_file_is_shown(client, ids, music):
         assert shown["kind"] == kinds[Path(name).suffix], shown
         assert shown["file"] == name
         if shown["kind"] == "score":
+            on_two = client.get(f"/files/{identity}", params={"bars": 2}).json()["abc"]
+            assert on_two.count("|") >= shown["abc"].count("|") and len(on_two.splitlines()) > 8
             assert shown["abc"].startswith("X:1\n") and re.search("^T:", shown["abc"], re.MULTILINE)
             assert max(map(len, shown["abc"].splitlines())) < 300
         raw = client.get(f"/files/{identity}/raw")
@@ -248,6 +274,7 @@ def test_scores_are_set_on_lines_and_keep_every_bar():
         assert [line for line in shown.splitlines() if line[:2] in ("L:", "M:", "K:", "V:")] == [
             line for line in interleaved.splitlines() if line[:2] in ("L:", "M:", "K:", "V:")
         ]
+    assert len(re.findall("^\\[V:1\\]", on_lines(chorale, 1), re.MULTILINE)) == 5
     assert "T:Two\n" in on_lines(chorale) and on_lines(chorale).count("[V:2]") == 2
 
 

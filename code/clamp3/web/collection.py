@@ -69,6 +69,7 @@ class Collection:
         self._folder: tempfile.TemporaryDirectory | None = None
         self._paths: dict[str, Path] = {}  # of the files, by their ids
         self._sample: tuple[Any, np.ndarray] = (None, np.zeros((0, 0), np.float32))  # of which state of the index
+        self._is_closing = False
         self._ended = threading.Event()  # when it is ready or has failed
 
     @property
@@ -98,7 +99,9 @@ class Collection:
         self._thread.submit(self._prepare)
 
     def close(self) -> None:
-        self._thread.shutdown(cancel_futures=True)
+        """End the thread; where it is still reading the collection, it ends with the files at hand."""
+        self._is_closing = True
+        self._thread.shutdown(wait=self._ended.is_set(), cancel_futures=True)
         if self._folder:
             self._folder.cleanup()
 
@@ -118,17 +121,21 @@ class Collection:
             self.progress.state = "ready"
         except Exception as error:  # the page and the log tell it; nobody waits for this thread
             self.progress.state, self.progress.reason = "failed", str(error) or type(error).__name__
-            LOG.error("error: %s", self.progress.reason, exc_info=None if isinstance(error, UserError) else error)
+            if not self._is_closing:
+                is_expected = isinstance(error, UserError)
+                LOG.error("error: %s", self.progress.reason, exc_info=None if is_expected else error)
         finally:
             self._ended.set()
 
     def _indexed(self) -> Index:
         """A temporary index of the folder; features that the cache has are not made again."""
-        self._folder = tempfile.TemporaryDirectory(prefix="clamp3-")
+        self._folder = tempfile.TemporaryDirectory(prefix="clamp3-", ignore_cleanup_errors=True)
         index = Index.create(Path(self._folder.name, "index"))
 
         def count(done: int, total: int) -> None:
             self.progress.done, self.progress.total = done, total
+            if self._is_closing:
+                raise NotReady("the server ends")
 
         changes = update_index(index, self.path, self._load_embedder, self._cache, progress=count)
         self.progress.failures = changes.failures

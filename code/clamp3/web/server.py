@@ -25,7 +25,7 @@ from clamp3.web.collection import Collection, Explain, NotReady, Unknown
 from clamp3.web.protection import Limits, Protection, problem
 from clamp3.web.recordings import Recordings
 from clamp3.web.uploads import Late, Workshop, embed_upload, shown_name
-from clamp3.web.views import View, view
+from clamp3.web.views import BARS, View, view
 
 STATIC = Path(__file__).parent / "static"
 FILE_POLICY = "default-src 'none'; sandbox"  # of files of the collection, should a browser open one as a page
@@ -119,8 +119,8 @@ class Service:
     async def search(self, feature: np.ndarray, k: int, kind: str | None) -> list[dict]:
         return await run_in_threadpool(self.collection.search, feature, k, kind)
 
-    def _view(self, path: Path, _changed: int) -> View:
-        return view(path, self.collection.embedder.processes)
+    def _view(self, path: Path, bars: int, _changed: int) -> View:
+        return view(path, self.collection.embedder.processes, bars)
 
 
 async def run_in_threadpool(call: Callable, *arguments: Any) -> Any:
@@ -304,10 +304,10 @@ def add_files(app: FastAPI, service: Service) -> None:
         return FileResponse(STATIC / "docs.html")
 
     @app.get("/files/{identity}")
-    async def shown(identity: str) -> dict:
+    async def shown(identity: str, bars: Annotated[int, Query(ge=1, le=16)] = BARS) -> dict:
         """What the page shows of a file: a score in ABC, notes, a text or a recording's address."""
         path = collection.served(identity)
-        found = await service.workshop.run(partial(service.views, path, path.stat().st_mtime_ns))
+        found = await service.workshop.run(partial(service.views, path, bars, path.stat().st_mtime_ns))
         name = collection.name_of(collection.path_of(identity))
         address = {"address": f"/files/{identity}/sound"} if found["kind"] == "sound" else {}
         return {"file": name, **found, **address}

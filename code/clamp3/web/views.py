@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clamp3.errors import Note
+from clamp3.errors import Note, ignore
 from clamp3.features.reading import Item, read_item
 from clamp3.formats.abc import VOICE_SWITCH, interleave, is_interleaved, read_abc, split_tunes
 from clamp3.formats.midi import is_mtf, midi_to_mtf
@@ -19,15 +19,15 @@ from clamp3.io.workers import Processes, in_processes
 View = dict[str, Any]  # "kind", and what belongs to it; "remarks" for people
 LARGEST = 2_000_000  # bytes of a file that is shown: more would keep the browser busy for minutes
 MOST_NOTES = 20_000
-BARS = 4  # on a line
+BARS = 4  # on a line of a score, if nothing else is said
 LONG_LINE = 300  # characters of ABC that no engraver breaks by itself
 DRUMS = 9  # the channel of percussion, counted from 0
 TEMPO = 500_000  # microseconds to a quarter note, where a MIDI file does not say
 SHOWN_FIELDS = "TCOR"  # of ABC: what is shown above the notes
 
 
-def view(path: Path, processes: Processes | None = None) -> View:
-    """How to show a file. What cannot be shown has the kind "none" and a reason.
+def view(path: Path, processes: Processes | None = None, bars: int = BARS) -> View:
+    """How to show a file, a score with `bars` on a line. What cannot be shown has the kind "none" and a reason.
 
     With `processes`, scores that are converted are so in one of them, within its limits of time and memory.
     """
@@ -36,22 +36,22 @@ def view(path: Path, processes: Processes | None = None) -> View:
         return {"kind": "sound"}
     if known in (MUSICXML, HUMDRUM, MEI) and processes:
         with_one = Processes(1, processes.time_limit, processes.memory_limit)
-        (outcome,) = in_processes(view_job, [Job(path, (), 0)], with_one)
+        (outcome,) = in_processes(partial(view_job, bars), [Job(path, (), 0)], with_one)
     else:
-        outcome = view_job(Job(path, (), 0))
+        outcome = view_job(bars, Job(path, (), 0))
     if outcome.failure:
         return {"kind": "none", "reason": outcome.failure}
     return {**outcome.content, "remarks": [*outcome.content.get("remarks", ()), *outcome.warnings]}
 
 
-def view_job(job: Job) -> Outcome:
+def view_job(bars: int, job: Job) -> Outcome:
     """The view of a file as the content of an outcome, in whatever process."""
-    item = read_item(Item(0, ""), partial(_read, job.source))
+    item = read_item(Item(0, ""), partial(_read, job.source, bars))
     failure = None if item.error is None else describe_error(item.error)
     return Outcome(job, failure, tuple(item.repairs), item.content)
 
 
-def _read(path: Path, note: Note) -> View:
+def _read(path: Path, bars: int, note: Note) -> View:
     known = format_of(path)
     if known is None or known is FRAMES:
         raise ValueError("a file of features, which has nothing to show")
@@ -64,44 +64,45 @@ def _read(path: Path, note: Note) -> View:
         return notes_view(midi_to_mtf(path, m3_compatible=True, note=note))
     if known is MTF:
         return notes_view(read_text(path))
-    return {"kind": "score", "abc": _abc(path, known, note)}
+    return {"kind": "score", "abc": _abc(path, known, bars, note)}
 
 
-def _abc(path: Path, known: Format, note: Note) -> str:
+def _abc(path: Path, known: Format, bars: int, note: Note) -> str:
     """ABC that an engraver sets well: of a few bars on each line."""
     if known is ABC:
         text = read_abc(path)
         abc = split_tunes(text)[0]
-        if not is_interleaved(abc) and max(map(len, abc.splitlines()), default=0) <= LONG_LINE:
+        longest = max(map(len, abc.splitlines()), default=0)
+        if bars >= BARS and longest <= LONG_LINE and not is_interleaved(abc):
             return abc if re.search("^X:", abc, re.MULTILINE) else f"X:1\n{abc}"
-        return on_lines(abc)
+        return on_lines(abc, bars, note)
     if known is MUSICXML:
         from clamp3.formats.musicxml import musicxml_to_abc
 
-        return on_lines(musicxml_to_abc(path, note))
+        return on_lines(musicxml_to_abc(path, note), bars, note)
     from clamp3.formats.other_scores import humdrum_to_abc, mei_to_abc
 
-    return on_lines((humdrum_to_abc if known is HUMDRUM else mei_to_abc)(path, note))
+    return on_lines((humdrum_to_abc if known is HUMDRUM else mei_to_abc)(path, note), bars, note)
 
 
-def on_lines(abc: str) -> str:
-    """ABC, standard or interleaved, voice after voice with BARS bars on a line: as people write it, without words."""
+def on_lines(abc: str, bars: int = BARS, note: Note = ignore) -> str:
+    """ABC, standard or interleaved, as people write it: voice after voice, so many bars on a line; without words."""
     fields = dict(re.findall(rf"^([{SHOWN_FIELDS}]):\s*(\S[^\n]*)$", abc, re.MULTILINE)[::-1])
     shown = "".join(f"{name}:{fields[name]}\n" for name in SHOWN_FIELDS if name in fields)
     head, rows = [], []
-    for line in interleave(abc).splitlines():
+    for line in interleave(abc, note).splitlines():
         if line.startswith("[V:"):
             rows.append(line)
         elif line[:2] not in {f"{name}:" for name in (*SHOWN_FIELDS, "X")}:
             head.append(line)
     lines = ["X:1", *shown.splitlines(), *head]
-    for start in range(0, len(rows), BARS):
-        bars: dict[str, str] = defaultdict(str)
-        for row in rows[start : start + BARS]:
+    for start in range(0, len(rows), bars):
+        voices: dict[str, str] = defaultdict(str)
+        for row in rows[start : start + bars]:
             _, *parts = VOICE_SWITCH.split(row)
             for name, _options, music in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
-                bars[name] += f" {music.strip()}"
-        lines += [f"[V:{name}]{music}" for name, music in bars.items()]
+                voices[name] += f" {music.strip()}"
+        lines += [f"[V:{name}]{music}" for name, music in voices.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -1,7 +1,7 @@
 // The page: searches, and shows what is found. The address says what is searched for, so that it can be shared.
 
 import { silence } from "./player.js";
-import { show } from "./views.js";
+import { barsFor, show } from "./views.js";
 
 const find = (selector) => document.querySelector(selector);
 const [form, text, file, kind, count] = ["#search", "#text", "#file", "#kind", "#count"].map(find);
@@ -128,7 +128,7 @@ function add(record) {
 async function load(place) {
   let remarks;
   try {
-    const found = await ask(`/files/${place.dataset.id}`);
+    const found = await ask(`/files/${place.dataset.id}?bars=${barsFor(place)}`);
     if (!place.isConnected) return;
     remarks = show(place, found);
   } catch (error) {

@@ -4,6 +4,11 @@ import { Player, silence } from "./player.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
+// How many bars of a score go on a line of `place`. (abcjs could break lines itself, but gets signatures wrong then.)
+export function barsFor(place) {
+  return place.clientWidth < 500 ? 2 : 4;
+}
+
 // Fills `place` with a view, as the server describes it. Returns remarks for people.
 export function show(place, found) {
   const remarks = found.remarks || [];
@@ -23,7 +28,6 @@ function engrave(place, abc) {
   const [tune] = ABCJS.renderAbc(paper, abc, {
     staffwidth: width,
     add_classes: true,
-    wrap: { minSpacing: 1.4, maxSpacing: 2.6, preferredMeasuresPerLine: width < 500 ? 2 : 4 },
     paddingleft: 0,
     paddingright: 12,
   });
