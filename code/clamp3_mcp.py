@@ -6,15 +6,7 @@ An assistant's program starts it, with a folder, an index, or on its own with a 
 Its tools are search, by a text or a file of this machine; embed, of texts and files; and explain. See docs/web.md.
 """
 
-from clamp3.cli.commands.mcp import main
-from clamp3.cli.options import run
-
-
-def embedder_loader(*options):
-    import utils  # it takes seconds
-
-    return utils.embedder_loader(*options)
-
+from clamp3.cli.console import run_command
 
 if __name__ == "__main__":
-    run(lambda: main(embedder_loader), keeps_work=False)
+    run_command("mcp")

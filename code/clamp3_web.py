@@ -10,15 +10,7 @@ It answers requests from this machine alone. For others, give it an address and 
 The page is at http://127.0.0.1:8000/, what programs may ask at /docs. See docs/web.md.
 """
 
-from clamp3.cli.commands.web import main
-from clamp3.cli.options import run
-
-
-def embedder_loader(*options):
-    import utils  # it takes seconds
-
-    return utils.embedder_loader(*options)
-
+from clamp3.cli.console import run_command
 
 if __name__ == "__main__":
-    run(lambda: main(embedder_loader), keeps_work=False)
+    run_command("web")

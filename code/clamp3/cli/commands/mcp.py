@@ -6,20 +6,14 @@ An assistant's program starts it, with a folder, an index, or on its own with a 
 Its tools are search, by a text or a file of this machine; embed, of texts and files; and explain. See docs/web.md.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 from clamp3.cli.commands.web import check_installed, collection_parser, open_collection
 
-if TYPE_CHECKING:
-    from clamp3.features.embedder import Embedder
 
-
-def main(embedder_loader: "Callable[..., Callable[[], Embedder]]") -> int:
-    """Serve until standard input ends. `embedder_loader` makes an embedder's loader of options and a device."""
+def main() -> int:
+    """Serve until standard input ends."""
     args = collection_parser(__doc__ or "").parse_args()
     check_installed("mcp")
     from clamp3.web.tools import create_tools
 
-    create_tools(open_collection(args, embedder_loader)).run()
+    create_tools(open_collection(args, tell=False)).run()  # standard output is the protocol's
     return 0

@@ -13,7 +13,6 @@ The page is at http://127.0.0.1:8000/, what programs may ask at /docs. See docs/
 import os
 import re
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,15 +22,14 @@ from clamp3.cli.output import print_line
 from clamp3.errors import UserError
 
 if TYPE_CHECKING:
-    from clamp3.features.embedder import Embedder
     from clamp3.web.collection import Collection
 
 TOKEN_VARIABLE = "CLAMP3_WEB_TOKEN"
 UPLOAD_SECONDS = 60  # for the conversion of an upload
 
 
-def main(embedder_loader: "Callable[..., Callable[[], Embedder]]") -> int:
-    """Serve until the process is told to end. `embedder_loader` makes an embedder's loader of options and a device."""
+def main() -> int:
+    """Serve until the process is told to end."""
     parser = collection_parser(__doc__ or "")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; default: %(default)s")
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0 takes a free one")
@@ -56,7 +54,7 @@ def main(embedder_loader: "Callable[..., Callable[[], Embedder]]") -> int:
     if token and not re.fullmatch(r"[A-Za-z0-9._~+/=-]+", token):
         raise UserError("a token is made of the letters A to Z, digits and . _ ~ + / = -")
     limits = Limits(upload_megabytes=args.upload_limit, work_seconds=args.time_limit)
-    return serve(create_app(open_collection(args, embedder_loader), token, limits), args.host, args.port, token)
+    return serve(create_app(open_collection(args), token, limits), args.host, args.port, token)
 
 
 def collection_parser(description: str) -> ArgumentParser:
@@ -68,14 +66,18 @@ def collection_parser(description: str) -> ArgumentParser:
     return parser
 
 
-def open_collection(args: Namespace, embedder_loader: "Callable[..., Callable[[], Embedder]]") -> "Collection":
-    """What the options of `collection_parser` ask for; without a path, the demo's by the small model."""
+def open_collection(args: Namespace, tell: bool = True) -> "Collection":
+    """What the options of `collection_parser` ask for; without a path, the demo's by the small model.
+
+    With `tell`, standard output says by what weights.
+    """
+    from clamp3.cli.embedders import embedder_loader
     from clamp3.distributed import start_alone
     from clamp3.web.collection import DEMO, Collection
 
-    if args.path is None and args.variant is None:
+    if (args.path, args.variant, args.weights, args.epoch) == (None, None, None, None):
         args.variant = "tiny"
-    load_embedder = embedder_loader(args, start_alone(args.device, args.threads))
+    load_embedder = embedder_loader(args, start_alone(args.device, args.threads), tell=tell)
     return Collection(args.path or DEMO, load_embedder, feature_cache(args))
 
 
