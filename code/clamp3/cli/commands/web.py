@@ -75,7 +75,7 @@ def open_collection(args: Namespace, tell: bool = True) -> "Collection":
     from clamp3.distributed import start_alone
     from clamp3.web.collection import DEMO, Collection
 
-    if (args.path, args.variant, args.weights, args.epoch) == (None, None, None, None):
+    if (args.path, args.variant, args.model_weights, args.epoch) == (None, None, None, None):
         args.variant = "tiny"
     load_embedder = embedder_loader(args, start_alone(args.device, args.threads), tell=tell)
     return Collection(args.path or DEMO, load_embedder, feature_cache(args))
