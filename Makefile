@@ -7,7 +7,7 @@ MINUTES ?= 60
 KILLS ?= 50
 INPUTS ?= 20000
 
-.PHONY: setup demo train-demo test soak lint test-mteb test-oldest benchmark clean
+.PHONY: setup demo web train-demo test soak lint test-mteb test-oldest benchmark clean
 
 setup: .venv/done
 
@@ -19,6 +19,10 @@ setup: .venv/done
 
 demo: setup
 	$(BIN)/python examples/demo.py
+
+# A page to search with, at http://127.0.0.1:8000/: on a few old tunes, or `make web WEB="FOLDER --variant saas"`.
+web: setup
+	$(BIN)/python code/clamp3_web.py $(WEB)
 
 # Trains the small model of code/clamp3/tiny anew, into train-demo/tiny: 34 minutes on two cores.
 train-demo: setup

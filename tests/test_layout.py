@@ -10,7 +10,7 @@ LIBRARY = CODE / "clamp3"
 # A module imports what stands before it, and of its own room what does not import it in turn.
 ORDER = (
     *("errors", "sizes", "modalities", "io", "distributed", "formats", "inputs", "models", "audio", "features"),
-    *("search", "training", "tasks", "cli", "__main__"),
+    *("search", "training", "tasks", "web", "cli", "__main__"),
 )
 PRINTING = ("print", "tqdm.write", "sys.stdout.write", "sys.stderr.write")
 FORMER_NAMES = ("retrieval", "mteb_adapter")  # modules that import the present ones, for code that knows the old ones

@@ -33,6 +33,7 @@ GROUPS = {
         Command("eval", "clamp3_eval.py"),
         Command("mteb", "mteb_eval.py", keeps_work=True),
     ),
+    "servers": (Command("web", "clamp3_web.py"), Command("mcp", "clamp3_mcp.py")),
     "classification": (
         Command("zero-shot", "zero_shot.py"),
         Command("train classifier", "train_cls.py"),

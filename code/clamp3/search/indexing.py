@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -25,6 +26,9 @@ from clamp3.search.index import Entry, Index
 READY, READY_MADE = "feature", "ready-made"
 UNREADABLE = "cannot be read or written"  # how `describe_error` begins for OSErrors
 TRANSACTION = 1000  # files that are added at once: what a killed run loses at most
+T = TypeVar("T")
+# Whether a bar shows how far a run is, or what is called with the files done and all of them.
+Progress: TypeAlias = bool | Callable[[int, int], None]
 
 
 @dataclass
@@ -58,7 +62,7 @@ def update_index(
     cache: FeatureCache | None = None,
     metadata: dict[Path, dict] | None = None,
     approximate: bool = False,
-    progress: bool = False,
+    progress: Progress = False,
     forget_missing: bool = False,
 ) -> Changes:
     """Bring the index up to date with the files under `folder`: only those that are new or changed are embedded.
@@ -67,8 +71,8 @@ def update_index(
     cannot be read now stays. Those that are gone stay too, and are counted, or leave it if `forget_missing`, unless
     nothing at all is left of what the index has of the folder: then a disk may be missing.
     `metadata`, by absolute path, replaces what the index has on a file. `approximate` prepares the index for that,
-    whatever its size; `progress` shows bars. Raises UserError where features of different weights would come together,
-    or ready-made ones with others.
+    whatever its size; `progress` shows bars, or is called. Raises UserError where features of different weights would
+    come together, or ready-made ones with others.
     """
     if not folder.exists():
         raise UserError(f"there is no file or folder {folder}")
@@ -98,11 +102,11 @@ def _new_entries(
     known: dict[Path, Entry],
     metadata: dict[Path, dict],
     changes: Changes,
-    progress: bool,
+    progress: Progress,
 ) -> list[Entry]:
     """The entries of files that are new or have changed; what is new about the others goes into the index."""
     new, same = [], []
-    for path in tqdm(paths, desc="looking", unit="file", delay=1, disable=not progress):
+    for path in tqdm(paths, desc="looking", unit="file", delay=1, disable=progress is not True):
         entry = known.get(path)
         described = metadata.get(path, entry.metadata if entry else {})
         try:
@@ -181,7 +185,7 @@ def _embedded(
     embedder: Embedder,
     cache: FeatureCache | None,
     changes: Changes,
-    progress: bool,
+    progress: Progress,
 ) -> Iterator[tuple[Entry, np.ndarray]]:
     """Those of `entries` that can be embedded, with their features."""
     check_or_record_model(index, embedder.identity, embedder.weights)
@@ -191,13 +195,24 @@ def _embedded(
         check_or_record_model(index, embedder.audio_encoder_identity, embedder.audio_encoder_name, key="mert")
     paths, hashes = [entry.path for entry in entries], [entry.hash for entry in entries]
     features = embed_files_once(embedder, paths, cache, hashes)
-    for item, feature in tqdm(features, total=len(paths), unit="file", delay=1, disable=not progress):
+    for item, feature in _followed(features, len(paths), progress):
         entry = entries[item.index]
         changes.repairs += [FileIssue(str(entry.path), repair) for repair in item.repairs]
         if problem := item.problem(feature, embedder.precision):
             changes.fail(entry.path, problem, item.error)
         elif feature is not None:
             yield entry, feature
+
+
+def _followed(items: Iterable[T], total: int, progress: Progress) -> Iterator[T]:
+    """`items`, and meanwhile how far they are."""
+    if not callable(progress):
+        yield from tqdm(items, total=total, unit="file", delay=1, disable=not progress)
+        return
+    progress(0, total)
+    for done, item in enumerate(items, 1):
+        yield item
+        progress(done, total)
 
 
 def _add(index: Index, features: Iterable[tuple[Entry, np.ndarray]], changes: Changes) -> None:

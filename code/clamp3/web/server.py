@@ -1,0 +1,330 @@
+"""The server: a page to search with, and the same over REST. See docs/web.md for what is asked and answered."""
+
+import base64
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import FastAPI, File, Form, Query, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+
+from clamp3 import __version__
+from clamp3.errors import UserError
+from clamp3.formats.registry import extensions
+from clamp3.modalities import TEXT
+from clamp3.search.ranking import normalized
+from clamp3.web.batching import Batcher
+from clamp3.web.collection import Collection, Explain, NotReady, Unknown
+from clamp3.web.protection import Limits, Protection, problem
+from clamp3.web.recordings import Recordings
+from clamp3.web.uploads import Late, Workshop, embed_upload, shown_name
+from clamp3.web.views import BARS, View, view
+
+STATIC = Path(__file__).parent / "static"
+FILE_POLICY = "default-src 'none'; sandbox"  # of files of the collection, should a browser open one as a page
+MODEL = "clamp3"  # what requests may call the model, whichever it is
+MOST_FOUND = 200
+
+Kind = Literal["text", "symbolic", "audio", "feature"]
+TopK = Annotated[int, Query(ge=1, le=MOST_FOUND)]
+
+
+class EmbeddingsRequest(BaseModel):
+    """As other servers of embeddings take it; what is not named here is passed over."""
+
+    input: str | list[str]
+    model: str = MODEL
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, description="must be the model's own, if it is given")
+
+
+def create_app(
+    collection: Collection, token: str | None = None, limits: Limits | None = None, explain: Explain | None = None
+) -> Protection:
+    """The ASGI application over a collection, which starts and ends with it."""
+    limits = limits or Limits()
+    state = Service(collection, limits, explain)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        collection.start()
+        state.begin()
+        yield
+        state.close()
+
+    app = FastAPI(
+        title="CLaMP 3",
+        version=__version__,
+        description="Search and embeddings of sheet music, MIDI, audio and text.",
+        docs_url=None,  # both pages take their scripts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    add_errors(app)
+    add_rest(app, state)
+    add_files(app, state)
+    app.mount("/static", StaticFiles(directory=STATIC), "static")
+    return Protection(app, limits, token)
+
+
+class Service:
+    """What the routes share."""
+
+    def __init__(self, collection: Collection, limits: Limits, explain: Explain | None):
+        self.collection, self.limits, self.explain = collection, limits, explain
+        self.recordings = Recordings()
+        self.views = lru_cache(maxsize=256)(self._view)
+
+    def begin(self) -> None:
+        """Begin to take requests, in the event loop."""
+        self.workshop = Workshop(self.limits.work_seconds)
+        self.texts: Batcher[str, tuple[np.ndarray, int]] = Batcher(self._embed_texts, "texts")
+
+    def close(self) -> None:
+        self.texts.close()
+        self.collection.close()
+        self.recordings.close()
+
+    def _embed_texts(self, texts: Sequence[str]) -> list[tuple[np.ndarray, int] | Exception]:
+        """The feature (hidden,) of each text, and of how many tokens it is made."""
+        embedder = self.collection.embedder
+        found: list[tuple[np.ndarray, int] | Exception] = [ValueError("a text without letters or signs")] * len(texts)
+        sequences, places = [], []
+        for place, text in enumerate(texts):
+            try:
+                sequences.append(embedder.encode_text(text))
+                places.append(place)
+            except ValueError as error:
+                found[place] = error
+        for index, feature in embedder.embed(TEXT.name, sequences):
+            found[places[index]] = feature, len(sequences[index])
+        return found
+
+    async def embed_text(self, text: str) -> tuple[np.ndarray, int]:
+        """Raises ValueError for an empty text and one that is too long."""
+        if len(text) > self.limits.characters:
+            raise ValueError(f"a text of {len(text)} characters; the most is {self.limits.characters}")
+        if not text.strip():
+            raise ValueError("the text is empty")
+        self.collection.check_ready()
+        return await self.texts(text)
+
+    async def search(self, feature: np.ndarray, k: int, kind: str | None) -> list[dict]:
+        return await run_in_threadpool(self.collection.search, feature, k, kind)
+
+    def _view(self, path: Path, bars: int, _changed: int) -> View:
+        return view(path, self.collection.embedder.processes, bars)
+
+
+async def run_in_threadpool(call: Callable, *arguments: Any) -> Any:
+    from starlette import concurrency
+
+    return await concurrency.run_in_threadpool(call, *arguments)
+
+
+# ---------- errors ----------
+
+
+def add_errors(app: FastAPI) -> None:
+    """Have each error answered by a sentence."""
+
+    def answers(error: type[Exception], status: int, headers: dict[str, str] | None = None) -> None:
+        @app.exception_handler(error)
+        async def answer(_: Request, raised: Exception) -> JSONResponse:
+            return problem(status, str(raised), headers)
+
+    answers(ValueError, 422)
+    answers(UserError, 500)
+    answers(Unknown, 404)
+    answers(Late, 503, {"Retry-After": "60"})
+    answers(NotReady, 503, {"Retry-After": "2"})
+
+    @app.exception_handler(HTTPException)
+    async def of_http(_: Request, raised: HTTPException) -> JSONResponse:
+        return problem(raised.status_code, str(raised.detail), dict(raised.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    async def of_request(_: Request, raised: RequestValidationError) -> JSONResponse:
+        said = [f"{'.'.join(map(str, error['loc'][1:])) or 'request'}: {error['msg']}" for error in raised.errors()]
+        return problem(422, "; ".join(said))
+
+
+# ---------- REST ----------
+
+
+def add_rest(app: FastAPI, service: Service) -> None:
+    """The routes that programs use; the page uses them too."""
+    collection, limits = service.collection, service.limits
+
+    @app.get("/healthz")
+    async def healthz() -> dict:
+        """How far the collection is, and what the server can do."""
+        now = collection.progress
+        return {
+            "state": now.state,
+            "done": now.done,
+            "total": now.total,
+            "reason": now.reason,
+            "failures": [{"file": issue.file, "reason": issue.reason} for issue in now.failures[:100]],
+            "collection": collection.path.name,
+            "extensions": extensions(),
+            "explain": service.explain is not None,
+            "batches": service.texts.batches,
+            "texts": service.texts.items,
+        }
+
+    @app.get("/search")
+    async def search(
+        q: Annotated[str | None, Query(max_length=limits.characters)] = None,
+        like: Annotated[str | None, Query(max_length=64, description="the id of a file of the collection")] = None,
+        top_k: TopK = 10,
+        modality: Kind | None = None,
+    ) -> list[dict]:
+        """The files closest to a text, or to a file of the collection: exactly one of `q` and `like` is given."""
+        if (q is None) == (like is None):
+            raise ValueError("give either q, a text, or like, the id of a file")
+        if like is not None:
+            collection.check_ready()
+            records = await run_in_threadpool(collection.search_like, like, top_k, modality)
+            return [{"query": collection.name_of(collection.path_of(like)), **record} for record in records]
+        feature, _ = await service.embed_text(q or "")
+        return [{"query": q, **record} for record in await service.search(feature, top_k, modality)]
+
+    @app.post("/search")
+    async def search_by_file(
+        file: UploadFile,
+        top_k: Annotated[int, Form(ge=1, le=MOST_FOUND)] = 10,
+        modality: Annotated[Kind | None, Form()] = None,
+    ) -> list[dict]:
+        """The files of the collection closest to an uploaded one."""
+        name = shown_name(file.filename)
+        with named(name):
+            made = await service.workshop.run(partial(embed_upload, collection.embedder, file.filename, file.file))
+        records = await service.search(made.feature, top_k, modality)
+        return [{"query": name, "remarks": made.remarks, **record} for record in records]
+
+    @app.post("/embed")
+    async def embed(files: Annotated[list[UploadFile], File()]) -> list[dict]:
+        """The features of files, as clamp3_embd.py writes them; of a file that has none, the reason."""
+        if len(files) > limits.files:
+            raise ValueError(f"{len(files)} files; the most is {limits.files}")
+        embedder, records = collection.embedder, []
+        for file in files:
+            record: dict[str, Any] = {"file": shown_name(file.filename)}
+            try:
+                made = await service.workshop.run(partial(embed_upload, embedder, file.filename, file.file))
+                record |= {"modality": made.modality, "embedding": made.feature.tolist(), "remarks": made.remarks}
+            except UserError:
+                raise
+            except ValueError as error:
+                record["error"] = str(error)
+            records.append(record | {"weights": str(embedder.weights)})
+        return records
+
+    @app.post("/v1/embeddings")
+    async def embeddings(request: EmbeddingsRequest) -> dict:
+        """The features of texts, of length one, in the form that clients of embeddings know."""
+        texts = [request.input] if isinstance(request.input, str) else request.input
+        embedder = collection.embedder
+        names = {MODEL, embedder.weights.name if embedder.weights else MODEL}
+        if request.model not in names:
+            raise HTTPException(404, f"there is no model {request.model}; here is {' and '.join(sorted(names))}")
+        if not 1 <= len(texts) <= limits.texts:
+            raise ValueError(f"input must be 1 to {limits.texts} texts, not {len(texts)}")
+        if request.dimensions not in (None, embedder.sizes.clamp3_hidden_size):
+            raise ValueError(f"this model's features have {embedder.sizes.clamp3_hidden_size} dimensions")
+        made = await gathered([service.embed_text(text) for text in texts])
+        tokens = sum(count for _, count in made)
+        return {
+            "object": "list",
+            "model": request.model,
+            "data": [
+                {"object": "embedding", "index": index, "embedding": written(feature, request.encoding_format)}
+                for index, (feature, _) in enumerate(made)
+            ],
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        }
+
+    @app.get("/explain")
+    async def explain(q: Annotated[str, Query(max_length=limits.characters)], id: str) -> dict:
+        """What in a file of the collection matches a text."""
+        if service.explain is None:
+            raise HTTPException(501, "this version of the server cannot explain matches")
+        return await service.workshop.run(partial(service.explain, q, collection.served(id)))
+
+
+@contextlib.contextmanager
+def named(name: str) -> Any:
+    """A block whose ValueErrors get the name of what they are about."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+async def gathered(calls: Sequence[Any]) -> list[Any]:
+    """What `calls` return; where any fails, the first error, once all have ended."""
+    import asyncio
+
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+def written(feature: np.ndarray, form: str) -> list[float] | str:
+    """A feature (hidden,), brought to length one: as numbers, or as float32 in base64."""
+    unit = normalized(feature[None])[0]
+    return unit.tolist() if form == "float" else base64.b64encode(unit.astype("<f4").tobytes()).decode()
+
+
+# ---------- the page and the files ----------
+
+
+def add_files(app: FastAPI, service: Service) -> None:
+    """The page, and what it shows of the collection's files, which are named by their ids alone."""
+    collection = service.collection
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(STATIC / "index.html")
+
+    @app.get("/docs", include_in_schema=False)
+    async def documentation() -> FileResponse:
+        return FileResponse(STATIC / "docs.html")
+
+    @app.get("/files/{identity}")
+    async def shown(identity: str, bars: Annotated[int, Query(ge=1, le=16)] = BARS) -> dict:
+        """What the page shows of a file: a score in ABC, notes, a text or a recording's address."""
+        path = collection.served(identity)
+        found = await service.workshop.run(partial(service.views, path, bars, path.stat().st_mtime_ns))
+        name = collection.name_of(collection.path_of(identity))
+        address = {"address": f"/files/{identity}/sound"} if found["kind"] == "sound" else {}
+        return {"file": name, **found, **address}
+
+    @app.get("/files/{identity}/raw")
+    async def raw(identity: str) -> FileResponse:
+        """The file itself, to be saved."""
+        path = collection.served(identity)
+        return FileResponse(
+            path, 200, {"Content-Security-Policy": FILE_POLICY}, "application/octet-stream", filename=path.name
+        )
+
+    @app.get("/files/{identity}/sound")
+    async def sound(identity: str) -> FileResponse:
+        """A recording, as a browser plays it."""
+        path = collection.served(identity)
+        if view(path)["kind"] != "sound":
+            raise Unknown("this file is no recording")
+        playable, kind = await service.workshop.run(partial(service.recordings.playable, path))
+        return FileResponse(playable, 200, {"Content-Security-Policy": FILE_POLICY}, kind)

@@ -1,0 +1,98 @@
+"""Work on files within a time: uploads, kept under names of our own while they are read, and views of scores."""
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import numpy as np
+
+from clamp3.errors import UserError
+from clamp3.features.cache import embed_files_once
+from clamp3.features.embedder import Embedder
+from clamp3.features.reading import in_thread
+from clamp3.formats.registry import extensions, format_of
+from clamp3.io.reports import describe_error, printable
+from clamp3.search.collection import ready_feature
+
+T = TypeVar("T")
+AT_ONCE = 2  # files that are worked on
+SHOWN_NAME = 80  # characters of an upload's name in sentences about it
+
+
+class Late(Exception):
+    """The work takes longer than it may, or what came before it does; the message says so."""
+
+
+class Workshop:
+    """Runs calls in threads, AT_ONCE at most, and gives each up after `seconds`; its place is free once it ends."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self._places = asyncio.Semaphore(AT_ONCE)
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """What `call` returns. Raises Late, and what `call` raises."""
+        try:
+            await asyncio.wait_for(self._places.acquire(), self.seconds)
+        except asyncio.TimeoutError:  # noqa: UP041  (another class in Python 3.10)
+            raise Late("the server is busy with other files: try again in a minute") from None
+        loop = asyncio.get_running_loop()
+        future = in_thread(call)
+
+        def leave(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self._places.release)
+
+        future.add_done_callback(leave)
+        try:
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), self.seconds)
+        except asyncio.TimeoutError:  # noqa: UP041
+            raise Late(f"it takes longer than {self.seconds:.0f} s, the most that is allowed here") from None
+
+
+@dataclass
+class Embedded:
+    """An upload's feature (hidden,), the modality of its kind, and what was mended to read it."""
+
+    feature: np.ndarray
+    modality: str
+    remarks: list[str]
+
+
+def shown_name(name: str | None) -> str:
+    """What an upload is called in answers: the end of a path, without control characters."""
+    return printable((name or "").replace("\\", "/").rsplit("/", 1)[-1])[:SHOWN_NAME] or "the upload"
+
+
+def embed_upload(embedder: Embedder, name: str | None, content: BinaryIO) -> Embedded:
+    """The feature of an uploaded file, of the kind that the extension of its `name` tells.
+
+    It lies in a folder of its own meanwhile, as "upload" with that extension. Raises ValueError with the reason where
+    it has no feature.
+    """
+    known = format_of(Path(shown_name(name)))
+    suffix = Path(shown_name(name)).suffix.lower()
+    if known is None or suffix not in extensions():
+        raise ValueError(f"nothing here reads {suffix or 'files without an extension'}")
+    with tempfile.TemporaryDirectory(prefix="clamp3-upload-") as folder:
+        path = Path(folder, f"upload{suffix}")
+        with path.open("wb") as file:
+            shutil.copyfileobj(content, file)
+        if (feature := ready_feature(path)) is not None:
+            if feature.size != embedder.sizes.clamp3_hidden_size:
+                raise ValueError(f"a feature of {feature.size} numbers, not {embedder.sizes.clamp3_hidden_size}")
+            return Embedded(feature, "feature", [])
+        try:
+            ((item, made),) = embed_files_once(embedder, [path], None)
+        except UserError:
+            raise
+        except OSError as error:
+            raise ValueError(describe_error(error)) from None
+    if (reason := item.problem(made, embedder.precision)) or made is None:
+        raise ValueError(reason)
+    return Embedded(made, known.modality, item.repairs)

@@ -1,0 +1,160 @@
+"""What the page shows of a file: a score to engrave, notes to play, a text, or a recording."""
+
+import re
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from clamp3.errors import Note, ignore
+from clamp3.features.reading import Item, read_item
+from clamp3.formats.abc import VOICE_SWITCH, interleave, is_interleaved, read_abc, split_tunes
+from clamp3.formats.midi import is_mtf, midi_to_mtf
+from clamp3.formats.registry import ABC, FRAMES, HUMDRUM, MEI, MIDI, MTF, MUSICXML, TEXT, Format, check_size, format_of
+from clamp3.io.files import read_text
+from clamp3.io.folders import Job, Outcome
+from clamp3.io.reports import describe_error
+from clamp3.io.workers import Processes, in_processes
+
+View = dict[str, Any]  # "kind", and what belongs to it; "remarks" for people
+LARGEST = 2_000_000  # bytes of a file that is shown: more would keep the browser busy for minutes
+MOST_NOTES = 20_000
+BARS = 4  # on a line of a score, if nothing else is said
+LONG_LINE = 300  # characters of ABC that no engraver breaks by itself
+DRUMS = 9  # the channel of percussion, counted from 0
+TEMPO = 500_000  # microseconds to a quarter note, where a MIDI file does not say
+SHOWN_FIELDS = "TCOR"  # of ABC: what is shown above the notes
+
+
+def view(path: Path, processes: Processes | None = None, bars: int = BARS) -> View:
+    """How to show a file, a score with `bars` on a line. What cannot be shown has the kind "none" and a reason.
+
+    With `processes`, scores that are converted are so in one of them, within its limits of time and memory.
+    """
+    known = format_of(path)
+    if known and known.decode:
+        return {"kind": "sound"}
+    if known in (MUSICXML, HUMDRUM, MEI) and processes:
+        with_one = Processes(1, processes.time_limit, processes.memory_limit)
+        (outcome,) = in_processes(partial(view_job, bars), [Job(path, (), 0)], with_one)
+    else:
+        outcome = view_job(bars, Job(path, (), 0))
+    if outcome.failure:
+        return {"kind": "none", "reason": outcome.failure}
+    return {**outcome.content, "remarks": [*outcome.content.get("remarks", ()), *outcome.warnings]}
+
+
+def view_job(bars: int, job: Job) -> Outcome:
+    """The view of a file as the content of an outcome, in whatever process."""
+    item = read_item(Item(0, ""), partial(_read, job.source, bars))
+    failure = None if item.error is None else describe_error(item.error)
+    return Outcome(job, failure, tuple(item.repairs), item.content)
+
+
+def _read(path: Path, bars: int, note: Note) -> View:
+    known = format_of(path)
+    if known is None or known is FRAMES:
+        raise ValueError("a file of features, which has nothing to show")
+    check_size(path, known)
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"it has over {LARGEST / 1e6:.0f} MB, too much to show")
+    if known is TEXT:
+        return {"kind": "text", "text": read_text(path)}
+    if known is MIDI:
+        return notes_view(midi_to_mtf(path, m3_compatible=True, note=note))
+    if known is MTF:
+        return notes_view(read_text(path))
+    return {"kind": "score", "abc": _abc(path, known, bars, note)}
+
+
+def _abc(path: Path, known: Format, bars: int, note: Note) -> str:
+    """ABC that an engraver sets well: of a few bars on each line."""
+    if known is ABC:
+        text = read_abc(path)
+        abc = split_tunes(text)[0]
+        longest = max(map(len, abc.splitlines()), default=0)
+        if bars >= BARS and longest <= LONG_LINE and not is_interleaved(abc):
+            return abc if re.search("^X:", abc, re.MULTILINE) else f"X:1\n{abc}"
+        return on_lines(abc, bars, note)
+    if known is MUSICXML:
+        from clamp3.formats.musicxml import musicxml_to_abc
+
+        return on_lines(musicxml_to_abc(path, note), bars, note)
+    from clamp3.formats.other_scores import humdrum_to_abc, mei_to_abc
+
+    return on_lines((humdrum_to_abc if known is HUMDRUM else mei_to_abc)(path, note), bars, note)
+
+
+def on_lines(abc: str, bars: int = BARS, note: Note = ignore) -> str:
+    """ABC, standard or interleaved, as people write it: voice after voice, so many bars on a line; without words."""
+    fields = dict(re.findall(rf"^([{SHOWN_FIELDS}]):\s*(\S[^\n]*)$", abc, re.MULTILINE)[::-1])
+    shown = "".join(f"{name}:{fields[name]}\n" for name in SHOWN_FIELDS if name in fields)
+    head, rows = [], []
+    for line in interleave(abc, note).splitlines():
+        if line.startswith("[V:"):
+            rows.append(line)
+        elif line[:2] not in {f"{name}:" for name in (*SHOWN_FIELDS, "X")}:
+            head.append(line)
+    lines = ["X:1", *shown.splitlines(), *head]
+    for start in range(0, len(rows), bars):
+        voices: dict[str, str] = defaultdict(str)
+        for row in rows[start : start + bars]:
+            _, *parts = VOICE_SWITCH.split(row)
+            for name, _options, music in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+                voices[name] += f" {music.strip()}"
+        lines += [f"[V:{name}]{music}" for name, music in voices.items()]
+    return "\n".join(lines) + "\n"
+
+
+def notes_view(mtf: str) -> View:
+    """The notes of MTF: [second, seconds, key, velocity] each, in order. Raises ValueError where there is none."""
+    if not is_mtf(mtf):
+        raise ValueError("not MTF: its first line must be ticks_per_beat and a number")
+    first, *lines = mtf.splitlines()
+    division = int(first.split()[1])
+    now, tempo, drums = 0.0, TEMPO, 0
+    notes: list[list[float]] = []
+    sounding: dict[tuple[int, int], list[list[float]]] = defaultdict(list)
+    for line in lines:
+        name, *values = line.split(" ")
+        is_channel = name in CHANNEL_LINES
+        ticks = int(values[0] if is_channel else values[-1]) if values else 0
+        now += ticks * _seconds_of_tick(division, tempo)
+        if name == "set_tempo":
+            tempo = int(values[0])
+        elif name in ("note_on", "note_off"):
+            channel, key, velocity = map(int, values[1:4])
+            if channel == DRUMS:
+                drums += 1
+            elif name == "note_on" and velocity:
+                notes.append([now, 0.0, key, velocity])
+                sounding[channel, key].append(notes[-1])
+            elif sounding[channel, key]:
+                started = sounding[channel, key].pop(0)
+                started[1] = now - started[0]
+    for left in sounding.values():
+        for started in left:
+            started[1] = now - started[0]
+    if not notes:
+        raise ValueError("it has no notes but drums" if drums else "it has no notes")
+    remarks = ["MIDI is not engraved: these are its notes over time"]
+    remarks += ["all instruments are played on a piano, without the drums" if drums else "played on a piano"]
+    if len(notes) > MOST_NOTES:
+        remarks.append(f"only the first {MOST_NOTES} of {len(notes)} notes are shown")
+    rounded = [[round(number, 4) for number in found] for found in notes[:MOST_NOTES]]
+    return {"kind": "notes", "notes": rounded, "remarks": remarks}
+
+
+def _seconds_of_tick(division: int, tempo: int) -> float:
+    """`division`: ticks in a quarter note; a negative one is SMPTE's, of frames a second and ticks in a frame."""
+    if division >= 0:
+        return tempo / 1e6 / max(division, 1)
+    return 1 / max(-(division >> 8) * (division & 0xFF), 1)
+
+
+# The lines of MTF whose first value is the time; in those of meta messages it is the last.
+CHANNEL_LINES = {
+    *("note_on", "note_off", "polytouch", "control_change", "program_change", "aftertouch", "pitchwheel", "sysex"),
+    *("quarter_frame", "songpos", "song_select", "tune_request", "clock", "start", "continue", "stop"),
+    *("active_sensing", "reset"),
+}
