@@ -82,6 +82,8 @@ def code_of(request: dict) -> int:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
+    # What the hub's client has read of it when it was imported.
+    sys.modules["huggingface_hub.constants"].HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE") == "1"
     script = Path(request["words"][0]).absolute()
     sys.argv = [str(script), *request["words"][1:]]
     sys.path[0] = str(script.parent)

@@ -3,11 +3,14 @@
 import ast
 import os
 import re
+import shlex
 import subprocess
 import sys
+import wave
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clamp3 import __version__
@@ -135,6 +138,67 @@ def test_wrong_names_end_with_one_line(entry):
     assert "symbolic|audio|m3" in run_forked(entry, "train", "--help").stdout
     done = run_forked(entry, "index", "info", "nowhere", check=2)
     assert done.stderr == "error: there is no index in nowhere; clamp3 index build makes one\n"
+
+
+# ---------- without the extras ----------
+
+EXTRAS = ("wandb", "matplotlib", "faiss", "sklearn", "converter21", "music21", "mteb", "soundfile", "mido")
+
+
+@pytest.fixture(scope="module")
+def core(entry) -> Path:
+    """The command, where no package of the extras can be imported."""
+    path = entry.with_name("core")
+    path.write_text(f"import sys\nsys.modules.update(dict.fromkeys({EXTRAS!r}))\n{entry.read_text()}")
+    return path
+
+
+def test_the_core_alone_embeds_and_searches(core, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "jig.abc").write_text("X:1\nL:1/8\nM:6/8\nK:D\n|: dAF DFA | ded cBA | dcd efg | fdf ecA :|\n")
+    (folder / "song.txt").write_text("Chinese folk song in 2/4")
+    with wave.open(str(folder / "tone.wav"), "wb") as sound:
+        sound.setparams((1, 2, 24_000, 0, "NONE", ""))
+        sound.writeframes((np.sin(np.arange(48_000) / 20) * 9000).astype("<i2").tobytes())
+    run_forked(core, "index", "build", tmp_path / "index", folder, "--variant", "tiny")
+    found = run_forked(core, "search", "Irish jig in D major", tmp_path / "index", "--variant", "tiny").stdout
+    assert re.search(r"^ +1 .*jig\.abc", found, re.MULTILINE) and "tone.wav" in found
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ("train m3 --plot curves.png", 'pip install "clamp3[train]"'),
+        ("train classifier FOLDER probe.safetensors --labels folder --variant tiny", 'pip install "clamp3[classify]"'),
+        ("search reel FOLDER/b/1.krn --variant tiny", 'pip install "clamp3[scores]"'),
+        ("index build INDEX FOLDER/1.npy --approximate", "pip install faiss-cpu"),
+        ("mteb --list", "pip install 'mteb>=2.26,<3'"),
+    ],
+)
+def test_a_missing_extra_is_one_line(words, advice, core, tmp_path):
+    for name in ("folder/a/1.abc", "folder/b/1.krn"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("**kern\n4c\n*-\n" if name.endswith("krn") else "X:1\nL:1/8\nK:D\nDEF|\n")
+    np.save(tmp_path / "folder" / "1.npy", np.ones((1, 8), np.float32))
+    given = [word.replace("FOLDER", "folder").replace("INDEX", "index") for word in words.split()]
+    env = {**os.environ, "CLAMP3_CONFIG": '{"M3_LOGS_PATH": "logs.txt"}'}
+    (tmp_path / "logs.jsonl").write_text('{"epoch": 1, "train_loss": 1.0, "eval_loss": 1.0}\n')
+    done = run_forked(core, *given, cwd=tmp_path, env=env, check=None)
+    assert done.returncode in (1, 2) and "Traceback" not in done.stderr
+    assert len([line for line in (done.stdout + done.stderr).splitlines() if advice in line]) == 1, done
+
+
+def test_the_commands_of_the_document_run(entry, tmp_path):
+    """docs/install.md, in a folder with tunes, one after the other."""
+    blocks = re.findall(r"```\n(.*?)```", (ROOT / "docs" / "install.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "tunes").mkdir()
+    (tmp_path / "tunes" / "jig.abc").write_text("X:1\nL:1/8\nM:6/8\nK:D\n|: dAF DFA | ded cBA | dcd efg :|\n")
+    for line in "".join(blocks).splitlines():
+        *settings, words = re.fullmatch(r"(?:(\w+)='(.*)' )?clamp3 (.*)", line).groups()
+        env = {**os.environ, "CLAMP3_CONFIG": "", **({settings[0]: settings[1]} if settings[0] else {})}
+        done = run_forked(entry, *shlex.split(words), env=env, cwd=tmp_path)
+    assert "PATCH_LENGTH = 256" in done.stdout
 
 
 # ---------- a built package ----------
