@@ -12,7 +12,8 @@ from torch import Tensor
 from clamp3.errors import UserError
 from clamp3.inputs.patchilizer import VOCAB_SIZE
 from clamp3.io.files import parse_json
-from clamp3.modalities import MODALITIES, SYMBOLIC, TEXT
+from clamp3.io.wrong_files import problem_of_text_file
+from clamp3.modalities import AUDIO, MODALITIES, SYMBOLIC, TEXT
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.description import CLAMP3, CONFIG_FILE, M3, XLM_R_SHA256, Description, checked, content_of, sizes_of
 from clamp3.models.hub import HubModel
@@ -154,7 +155,7 @@ def load_folder(
         weights.source.description = config
     chosen = M3Model if config["kind"] == M3 else CLaMP3Model
     model = model_with(weights, sizes, path, chosen, wanted, without_poolers=True)
-    return Pretrained(model, sizes, path, _mert(folder, config))
+    return Pretrained(model, sizes, path, _mert(folder, config, AUDIO.name in wanted))
 
 
 def read_config(path: Path) -> Description:
@@ -170,7 +171,8 @@ def read_config(path: Path) -> Description:
             if tower not in MODALITIES or Path(entry["file"]).name != entry["file"]:
                 raise ValueError(f"{tower}: {entry}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} does not describe a model of this library ({error!r}); download it again") from None
+        reason = problem_of_text_file(path) or f"it describes no model of this library ({error!r})"
+        raise UserError(f"{path} cannot be used: {reason}") from None
     return checked(config, path)
 
 
@@ -231,8 +233,10 @@ def _text_model(folder: LocalFolder | HubModel, config: Description, is_wanted: 
     return str(next(iter(paths.values())).parent)
 
 
-def _mert(folder: LocalFolder | HubModel, config: Description) -> Path | None:
+def _mert(folder: LocalFolder | HubModel, config: Description, is_wanted: bool) -> Path | None:
     """What listens to sound for a folder's model, where it holds that."""
+    if not is_wanted:
+        return None
     if "mert" in config:
         return [folder.get(f"{MERT_FOLDER}/{Path(name).name}") for name in config["mert"]][0].parent
     beside = folder.path / MERT_FOLDER if isinstance(folder, LocalFolder) else None
