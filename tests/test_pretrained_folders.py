@@ -33,8 +33,9 @@ from clamp3.models.releases import RELEASES, TINY, tiny_sizes
 from clamp3.models.saving import convert_weights
 from clamp3.models.weight_files import read_weights
 from clamp3.models.weights import start_from_text_model
-from conftest import CODE, MERT_TINY
+from conftest import CODE, MERT_TINY, ROOT
 from golden_model import golden_json, golden_model, save_checkpoint
+from training_runs import make_trainer
 
 TUNE = "K:C\n[V:1]CDEF GABc|\n"
 SOUND = np.sin(np.arange(48_000) / 20).astype(np.float32)
@@ -467,3 +468,23 @@ def test_of_a_file_in_the_hubs_cache_it_is_said_where_it_came_from(tmp_path):
         Mert.from_pretrained(snapshot, "cpu")
     url = f"https://huggingface.co/m-a-p/MERT-v1-95M/resolve/{'0' * 40}/model.safetensors"
     assert str(blob) in str(raised.value) and str(raised.value).endswith(f"get:  {url}")
+
+
+def test_the_documentation_runs_as_it_stands(small_model, training_data, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+    make_trainer("symbolic", small_model.folder, training_data.folder, tmp_path, epochs=1).fit()
+    (tmp_path / "weights_clamp3.pth").rename(tmp_path / "weights_mine.pth")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+    assert_same_features(names["again"], names["embedder"])
+    [commands] = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    for line in commands.splitlines():
+        words = line.replace(" saas ", " tiny ").split()  # in place of 2.6 GB
+        assert words[:2] == ["clamp3", "convert-weights"]
+        monkeypatch.setattr(sys, "argv", words[1:])
+        assert command.main() == 0
+    assert sorted(path.name for path in Path("text_tower").iterdir()) == [
+        *("README.md", "config.json", "text", "text.safetensors")
+    ]
