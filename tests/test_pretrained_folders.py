@@ -28,11 +28,14 @@ from clamp3.cli.commands import convert_weights as command
 from clamp3.errors import UserError
 from clamp3.features.embedder import Embedder
 from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.models.description import AUDIO_ENCODER, ENTRY, describe
 from clamp3.models.pretrained import load_pretrained
 from clamp3.models.releases import RELEASES, TINY, tiny_sizes
 from clamp3.models.saving import convert_weights
 from clamp3.models.weight_files import read_weights
 from clamp3.models.weights import start_from_text_model
+from clamp3.sizes import ModelSizes
+from clamp3.training.start import audio_encoder_of, find_start
 from conftest import CODE, MERT_TINY, ROOT
 from golden_model import golden_json, golden_model, save_checkpoint
 from training_runs import make_trainer
@@ -177,6 +180,25 @@ def test_the_card_and_the_sizes_can_be_read_by_others(saved):
         exec(code, {})
     finally:
         os.chdir(before)
+
+
+def test_training_starts_from_described_files_and_folders_and_keeps_the_listener(saved, tiny, tmp_path):
+    """What is made of the small model hears as it does, in any generation and form."""
+    first = tmp_path / "first.pth"
+    said = describe("clamp3", tiny.sizes, **{AUDIO_ENCODER: audio_encoder_of("tiny")})
+    weights = {name: tensor.clone() for name, tensor in read_weights(TINY / "clamp3.safetensors").items()}
+    torch.save({"model": weights, ENTRY: said}, first)
+    for start, listener in ((str(saved), str(saved / "mert")), (str(first), "tiny")):
+        found = find_start(start, "CLAMP3", ModelSizes(logit_scale=3.0), tmp_path)
+        assert found.sizes.patch_length == 128 and found.sizes.logit_scale == 3.0
+        model = CLaMP3Model(found.sizes)
+        assert start in found.load(model)
+        wanted = {name: tensor for name, tensor in weights.items() if ".pooler." not in name}
+        assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in wanted.items())
+        assert audio_encoder_of(start) == listener
+    embedder = Embedder.from_pretrained(first, "cpu")
+    assert embedder.audio_encoder_name == TINY / "mert"
+    assert np.array_equal(embedder.embed_audio([SOUND]), tiny.embed_audio([SOUND]))
 
 
 # ---------- convert-weights ----------

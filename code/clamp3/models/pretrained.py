@@ -15,7 +15,17 @@ from clamp3.io.files import parse_json
 from clamp3.io.wrong_files import problem_of_text_file
 from clamp3.modalities import AUDIO, MODALITIES, SYMBOLIC, TEXT
 from clamp3.models.clamp3 import CLaMP3Model
-from clamp3.models.description import CLAMP3, CONFIG_FILE, M3, XLM_R_SHA256, Description, checked, content_of, sizes_of
+from clamp3.models.description import (
+    AUDIO_ENCODER,
+    CLAMP3,
+    CONFIG_FILE,
+    M3,
+    XLM_R_SHA256,
+    Description,
+    checked,
+    content_of,
+    sizes_of,
+)
 from clamp3.models.hub import HubModel
 from clamp3.models.m3 import M3Model
 from clamp3.models.releases import RELEASES, TINY, ensure_weights
@@ -90,7 +100,8 @@ def load_pretrained(
         if configured:
             _tell_differences(path, sizes, configured)
     sizes = sizes or configured or inferred_sizes(weights, path)
-    return Pretrained(model_with(weights, sizes, path, model_class, towers), sizes, path)
+    model = model_with(weights, sizes, path, model_class, towers)
+    return Pretrained(model, sizes, path, _described_mert(weights.source.description))
 
 
 # ---------- folders ----------
@@ -174,6 +185,28 @@ def read_config(path: Path) -> Description:
         reason = problem_of_text_file(path) or f"it describes no model of this library ({error!r})"
         raise UserError(f"{path} cannot be used: {reason}") from None
     return checked(config, path)
+
+
+def has_towers(path: Path) -> bool:
+    """Whether a folder is one that `save_model` has written."""
+    try:
+        return "fingerprint" in read_config(path / CONFIG_FILE)
+    except UserError:
+        return False
+
+
+def sizes_of_folder(path: Path) -> ModelSizes:
+    """The sizes of a folder's model. Raises UserError where it is none."""
+    folder, config = LocalFolder(path), read_config(path / CONFIG_FILE)
+    name = _text_model(folder, config, TEXT.name in config["towers"])
+    return replace(ModelSizes.from_knobs(config["sizes"]), text_model_name=name)
+
+
+def _described_mert(description: Description | None) -> Path | None:
+    """What listens to sound for described weights, if that is not MERT and is there."""
+    name = (description or {}).get(AUDIO_ENCODER)
+    path = TINY / MERT_FOLDER if name == "tiny" else Path(name) if name else None
+    return path if path and path.is_dir() else None
 
 
 def _folder_of(path: Path) -> tuple[LocalFolder, list[str]] | None:
