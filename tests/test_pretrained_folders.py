@@ -29,6 +29,7 @@ from clamp3.errors import UserError
 from clamp3.features.embedder import Embedder
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.description import AUDIO_ENCODER, ENTRY, describe
+from clamp3.models.m3 import M3Model
 from clamp3.models.pretrained import load_pretrained
 from clamp3.models.releases import RELEASES, TINY, tiny_sizes
 from clamp3.models.saving import convert_weights
@@ -126,6 +127,10 @@ def test_one_tower_is_read_alone_and_another_asked_for_is_one_line(saved, tiny, 
     for towers, complaint in ((["speech"], "has no speech tower; it has: text, symb"), ("text", "must be a list")):
         with pytest.raises(UserError, match=complaint):
             Embedder.from_pretrained(saved, "cpu", towers=towers)
+    with pytest.raises(UserError, match="holds CLaMP3Model, where M3Model is needed"):
+        load_pretrained(saved, model_class=M3Model)
+    with pytest.raises(UserError, match="is a CLaMP checkpoint, where M3's is needed"):
+        load_pretrained(TINY / "clamp3.safetensors", configured=tiny_sizes(), model_class=M3Model)
     with pytest.raises(UserError, match="is no folder of a whole model: it has no symbolic.safetensors"):
         Embedder.from_pretrained(alone, "cpu")
 

@@ -89,9 +89,10 @@ def load_pretrained(
     tell. Raises UserError where they do not fit, or cannot be told.
     """
     if path.is_dir():
-        return load_folder(LocalFolder(path), sizes, towers)
+        return load_folder(LocalFolder(path), sizes, towers, model_class)
     weights = read_weights(path)
-    if sizes is None and not weights.source.description and (lying := _folder_of(path)):
+    is_bare = sizes is None and model_class is not M3Model and not weights.source.description
+    if is_bare and (lying := _folder_of(path)):
         return load_folder(lying[0], None, towers or lying[1])
     if towers is not None:
         weights = _kept(weights, is_m3(weights), _wanted(towers, _all_towers(is_m3(weights)), path), path)
@@ -135,7 +136,10 @@ def hub_model(name: str, revision: str | None = None, token: str | bool | None =
 
 
 def load_folder(
-    folder: LocalFolder | HubModel, sizes: ModelSizes | None = None, towers: Collection[str] | None = None
+    folder: LocalFolder | HubModel,
+    sizes: ModelSizes | None = None,
+    towers: Collection[str] | None = None,
+    model_class: type[CLaMP3Model] | type[M3Model] | None = None,
 ) -> Pretrained:
     """The model of a folder that `save_model` has written, or of the small model's, with the towers of `towers`.
 
@@ -143,6 +147,9 @@ def load_folder(
     """
     config_path = folder.get(CONFIG_FILE)
     config = read_config(config_path)
+    chosen = M3Model if config["kind"] == M3 else CLaMP3Model
+    if model_class not in (None, chosen):
+        raise UserError(f"{folder} holds {chosen.__name__}, where {model_class.__name__} is needed")
     files = {tower: entry["file"] for tower, entry in config["towers"].items()}
     wanted = _wanted(towers, files, folder)
     sources: list[Source] = []
@@ -164,7 +171,6 @@ def load_folder(
     else:  # the small model's, in one file: as if that had been given
         weights.source, path = sources[0], sources[0].path
         weights.source.description = config
-    chosen = M3Model if config["kind"] == M3 else CLaMP3Model
     model = model_with(weights, sizes, path, chosen, wanted, without_poolers=True)
     return Pretrained(model, sizes, path, _mert(folder, config, AUDIO.name in wanted))
 
