@@ -105,7 +105,8 @@ def download_file(
     """
     from huggingface_hub import hf_hub_download
 
-    path = Path(hf_hub_download(repository, file_name, revision=revision, token=token))
+    asked = {name: value for name, value in (("revision", revision), ("token", token)) if value is not None}
+    path = Path(hf_hub_download(repository, file_name, **asked))
     _verify(path, size, sha256)
     return path
 
