@@ -127,7 +127,7 @@ def test_one_tower_is_read_alone_and_another_asked_for_is_one_line(saved, tiny, 
     for towers, complaint in ((["speech"], "has no speech tower; it has: text, symb"), ("text", "must be a list")):
         with pytest.raises(UserError, match=complaint):
             Embedder.from_pretrained(saved, "cpu", towers=towers)
-    with pytest.raises(UserError, match="holds CLaMP3Model, where M3Model is needed"):
+    with pytest.raises(UserError, match="holds CLaMP3Model's weights, and M3Model's are needed"):
         load_pretrained(saved, model_class=M3Model)
     with pytest.raises(UserError, match="is a CLaMP checkpoint, where M3's is needed"):
         load_pretrained(TINY / "clamp3.safetensors", configured=tiny_sizes(), model_class=M3Model)

@@ -1,6 +1,7 @@
 """Files of the Hugging Face hub, by its own client: its cache, mirrors, proxies, tokens and offline mode apply."""
 
 from pathlib import Path
+from typing import Any
 
 from clamp3.errors import UserError
 from clamp3.io.files import content_hash
@@ -105,7 +106,9 @@ def download_file(
     """
     from huggingface_hub import hf_hub_download
 
-    asked = {name: value for name, value in (("revision", revision), ("token", token)) if value is not None}
+    asked: dict[str, Any] = {
+        name: value for name, value in (("revision", revision), ("token", token)) if value is not None
+    }
     path = Path(hf_hub_download(repository, file_name, **asked))
     _verify(path, size, sha256)
     return path

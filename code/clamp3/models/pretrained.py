@@ -149,7 +149,7 @@ def load_folder(
     config = read_config(config_path)
     chosen = M3Model if config["kind"] == M3 else CLaMP3Model
     if model_class not in (None, chosen):
-        raise UserError(f"{folder} holds {chosen.__name__}, where {model_class.__name__} is needed")
+        raise UserError(f"{folder} holds {chosen.__name__}'s weights, and {model_class.__name__}'s are needed")
     files = {tower: entry["file"] for tower, entry in config["towers"].items()}
     wanted = _wanted(towers, files, folder)
     sources: list[Source] = []

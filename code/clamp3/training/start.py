@@ -7,7 +7,7 @@ from pathlib import Path
 from clamp3.errors import UserError
 from clamp3.io.files import parse_json
 from clamp3.models.clamp3 import CLaMP3Model
-from clamp3.models.description import AUDIO_ENCODER, sizes_of
+from clamp3.models.description import AUDIO_ENCODER, Description, sizes_of
 from clamp3.models.m3 import M3Model
 from clamp3.models.pretrained import MERT_FOLDER, has_towers, load_pretrained, sizes_of_folder
 from clamp3.models.releases import RELEASES, TINY, ensure_weights, find_in_folder, find_weights, release_named
@@ -57,8 +57,16 @@ def find_start(name: str, stage: str, sizes: ModelSizes, beside: Path) -> StartW
     if not path.is_file():
         known = ", ".join((*releases, "tiny"))
         raise UserError(f"{knob}: there is no {path}; give {known}, or the path of a file or a folder")
-    said = read_weights(path).source.description
+    said = _said_in(path)
     return StartWeights(name, path, replace(sizes_of(said, path), logit_scale=sizes.logit_scale) if said else sizes)
+
+
+def _said_in(path: Path) -> Description | None:
+    """What a file says of its weights; None where it is damaged, which loading it will tell."""
+    try:
+        return read_weights(path).source.description
+    except UserError:
+        return None
 
 
 def audio_encoder_of(name: str) -> str | None:
@@ -66,7 +74,7 @@ def audio_encoder_of(name: str) -> str | None:
     path = TINY if name == "tiny" else Path(name)
     if path.is_dir():
         return "tiny" if name == "tiny" else str(path / MERT_FOLDER) if path.joinpath(MERT_FOLDER).is_dir() else None
-    said = read_weights(path).source.description if path.is_file() else None
+    said = _said_in(path) if path.is_file() else None
     return said.get(AUDIO_ENCODER) if said else None
 
 
