@@ -242,7 +242,7 @@ def _hubert_config(path: Path) -> "HubertConfig":
         if not isinstance(said, dict) or not said.keys() & set(ARCHITECTURE):
             raise ValueError(f"it describes no network; {AGAIN}")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be used: {problem_of_text_file(path) or error}") from None
+        raise UserError(f"{path} cannot be read: {problem_of_text_file(path) or error}") from None
     for key, value in REQUIRED.items():
         if said.get(key, value) != value:
             raise UserError(f"{path} says {key} = {said[key]}, where {RELEASED} has {value}: CLaMP 3 needs that model")
