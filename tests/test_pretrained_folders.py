@@ -206,7 +206,7 @@ def test_training_starts_from_described_files_and_folders_and_keeps_the_listener
     assert np.array_equal(embedder.embed_audio([SOUND]), tiny.embed_audio([SOUND]))
 
 
-# ---------- convert-weights ----------
+# ---------- convert weights ----------
 
 
 def test_a_release_is_converted_without_optimizer_state(small_model, tmp_path, monkeypatch, capsys):
@@ -220,7 +220,7 @@ def test_a_release_is_converted_without_optimizer_state(small_model, tmp_path, m
     source = read_weights(path)
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
         out = tmp_path / precision
-        monkeypatch.setattr(sys, "argv", ["convert-weights", str(sizes), str(out), "--precision", precision])
+        monkeypatch.setattr(sys, "argv", ["convert weights", str(sizes), str(out), "--precision", precision])
         assert command.main() == 0
         written = {k: v for file in out.glob("*.safetensors") for k, v in load_file(file).items()}
         assert written.keys() == source.keys()
@@ -509,8 +509,8 @@ def test_the_documentation_runs_as_it_stands(small_model, training_data, tmp_pat
     [commands] = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
     for line in commands.splitlines():
         words = line.replace(" saas ", " tiny ").split()  # in place of 2.6 GB
-        assert words[:2] == ["clamp3", "convert-weights"]
-        monkeypatch.setattr(sys, "argv", words[1:])
+        assert words[:3] == ["clamp3", "convert", "weights"]
+        monkeypatch.setattr(sys, "argv", words[2:])
         assert command.main() == 0
     assert sorted(path.name for path in Path("text_tower").iterdir()) == [
         *("README.md", "config.json", "text", "text.safetensors")
