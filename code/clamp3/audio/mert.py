@@ -17,6 +17,7 @@ from clamp3.audio.windows import WINDOW, windows
 from clamp3.distributed import PRECISIONS, as_memory_allows, checked_precision, usable_device
 from clamp3.errors import Note, UserError, warn
 from clamp3.io.files import parse_json
+from clamp3.io.wrong_files import AGAIN, problem_of_text_file
 from clamp3.modalities import SAMPLING_RATE
 from clamp3.models.weights import build_with_weights, fingerprint, read_weights
 
@@ -238,8 +239,10 @@ def _hubert_config(path: Path) -> "HubertConfig":
 
     try:
         said = parse_json(path.read_text(encoding="utf-8"))
+        if not isinstance(said, dict) or not said.keys() & set(ARCHITECTURE):
+            raise ValueError(f"it describes no network; {AGAIN}")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        raise UserError(f"{path} cannot be read: {problem_of_text_file(path) or error}") from None
     for key, value in REQUIRED.items():
         if said.get(key, value) != value:
             raise UserError(f"{path} says {key} = {said[key]}, where {RELEASED} has {value}: CLaMP 3 needs that model")

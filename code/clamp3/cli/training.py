@@ -8,7 +8,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,8 +165,11 @@ def train_clamp3(modality: str, knobs: Knobs, args: argparse.Namespace) -> int:
     from clamp3.models.text import check_text_model
     from clamp3.training.loop import Trainer
     from clamp3.training.objectives import Contrastive
+    from clamp3.training.start import audio_encoder_of
 
     sizes, start = start_of(knobs, "CLAMP3", settings)
+    if start:
+        settings = replace(settings, audio_encoder=audio_encoder_of(start.name))
     state = start_training(knobs, args)
     tell_sizes(knobs, sizes, state)
     encoder = InputEncoder(sizes, knobs["SYMBOLIC_AS_IS"])

@@ -11,6 +11,7 @@ import numpy as np
 
 from clamp3.errors import UserError
 from clamp3.io.files import content_hash, parse_json
+from clamp3.io.wrong_files import problem_in
 from clamp3.sizes import XLM_R_BASE
 
 if TYPE_CHECKING:
@@ -40,9 +41,14 @@ def load_tokenizer(name: str, weights_folder: Path | None = None) -> "PreTrained
             tokenizer = _beside_weights(weights_folder)
         else:
             tokenizer = shipped_tokenizer() if name == XLM_R_BASE else _from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged file makes the readers raise errors of many kinds
+        places = [Path(name), *([weights_folder] if weights_folder else [])]
+        for place in places:
+            if place.is_dir() and (problem := problem_in(place, TOKENIZER_FILES)):
+                raise UserError(f"no tokenizer for {name}: {problem}") from None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"no tokenizer for {name}: {str(error).strip().splitlines()[0]}\n"
+            f"no tokenizer for {name}: {reason}\n"
             "  with a network it is downloaded once; without one, copy the Hugging Face cache (the folder that "
             "HF_HOME names) from a machine that has it"
         ) from error

@@ -12,6 +12,7 @@ does not know it reads the file as before:
     versions    of clamp3, torch and transformers
     stage       modality, and which parts were frozen
     data        of training and evaluation: how many items, and a fingerprint
+    audio_encoder   what listens to sound for them, if that is not MERT-v1-95M: "tiny" or a folder
 """
 
 import base64
@@ -38,6 +39,7 @@ Description = dict[str, Any]
 ENTRY = "clamp3"  # of a checkpoint, and of the metadata of a .safetensors file
 FORMAT = 1
 CLAMP3, M3 = "clamp3", "m3"  # kinds
+AUDIO_ENCODER = "audio_encoder"  # an entry
 CONFIG_FILE = "config.json"
 # Of `tokenizer_files(XLM_R_BASE)`, by `content_of`.
 XLM_R_SHA256 = "d85a5248e31e564a27df8420d76b6dcbc83b0c1df092bcace9d096761e9fc4a4"

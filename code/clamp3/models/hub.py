@@ -1,6 +1,7 @@
 """Files of the Hugging Face hub, by its own client: its cache, mirrors, proxies, tokens and offline mode apply."""
 
 from pathlib import Path
+from typing import Any
 
 from clamp3.errors import UserError
 from clamp3.io.files import content_hash
@@ -74,15 +75,19 @@ def upload_folder(
 ) -> str:
     """Make the repository unless it is there, and upload all files of `folder`; returns its address.
 
-    Raises what the hub's client raises.
+    Raises UserError where the hub refuses.
     """
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
-    address = api.create_repo(repository, private=private, exist_ok=True)
-    if revision is not None:
-        api.create_branch(address.repo_id, branch=revision, exist_ok=True)
-    api.upload_folder(repo_id=address.repo_id, folder_path=folder, revision=revision, commit_message=message)
+    try:
+        address = api.create_repo(repository, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(address.repo_id, branch=revision, exist_ok=True)
+        api.upload_folder(repo_id=address.repo_id, folder_path=folder, revision=revision, commit_message=message)
+    except Exception as error:  # the hub's client raises many kinds; none is the user's to read as a traceback
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise UserError(f"the hub does not take {repository} ({type(error).__name__}: {reason})") from error
     return str(address)
 
 
@@ -101,7 +106,10 @@ def download_file(
     """
     from huggingface_hub import hf_hub_download
 
-    path = Path(hf_hub_download(repository, file_name, revision=revision, token=token))
+    asked: dict[str, Any] = {
+        name: value for name, value in (("revision", revision), ("token", token)) if value is not None
+    }
+    path = Path(hf_hub_download(repository, file_name, **asked))
     _verify(path, size, sha256)
     return path
 

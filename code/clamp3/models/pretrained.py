@@ -12,9 +12,20 @@ from torch import Tensor
 from clamp3.errors import UserError
 from clamp3.inputs.patchilizer import VOCAB_SIZE
 from clamp3.io.files import parse_json
-from clamp3.modalities import MODALITIES, SYMBOLIC, TEXT
+from clamp3.io.wrong_files import problem_of_text_file
+from clamp3.modalities import AUDIO, MODALITIES, SYMBOLIC, TEXT
 from clamp3.models.clamp3 import CLaMP3Model
-from clamp3.models.description import CLAMP3, CONFIG_FILE, M3, XLM_R_SHA256, Description, checked, content_of, sizes_of
+from clamp3.models.description import (
+    AUDIO_ENCODER,
+    CLAMP3,
+    CONFIG_FILE,
+    M3,
+    XLM_R_SHA256,
+    Description,
+    checked,
+    content_of,
+    sizes_of,
+)
 from clamp3.models.hub import HubModel
 from clamp3.models.m3 import M3Model
 from clamp3.models.releases import RELEASES, TINY, ensure_weights
@@ -78,9 +89,10 @@ def load_pretrained(
     tell. Raises UserError where they do not fit, or cannot be told.
     """
     if path.is_dir():
-        return load_folder(LocalFolder(path), sizes, towers)
+        return load_folder(LocalFolder(path), sizes, towers, model_class)
     weights = read_weights(path)
-    if sizes is None and not weights.source.description and (lying := _folder_of(path)):
+    is_bare = sizes is None and model_class is not M3Model and not weights.source.description
+    if is_bare and (lying := _folder_of(path)):
         return load_folder(lying[0], None, towers or lying[1])
     if towers is not None:
         weights = _kept(weights, is_m3(weights), _wanted(towers, _all_towers(is_m3(weights)), path), path)
@@ -89,7 +101,8 @@ def load_pretrained(
         if configured:
             _tell_differences(path, sizes, configured)
     sizes = sizes or configured or inferred_sizes(weights, path)
-    return Pretrained(model_with(weights, sizes, path, model_class, towers), sizes, path)
+    model = model_with(weights, sizes, path, model_class, towers)
+    return Pretrained(model, sizes, path, _described_mert(weights.source.description))
 
 
 # ---------- folders ----------
@@ -123,7 +136,10 @@ def hub_model(name: str, revision: str | None = None, token: str | bool | None =
 
 
 def load_folder(
-    folder: LocalFolder | HubModel, sizes: ModelSizes | None = None, towers: Collection[str] | None = None
+    folder: LocalFolder | HubModel,
+    sizes: ModelSizes | None = None,
+    towers: Collection[str] | None = None,
+    model_class: type[CLaMP3Model] | type[M3Model] | None = None,
 ) -> Pretrained:
     """The model of a folder that `save_model` has written, or of the small model's, with the towers of `towers`.
 
@@ -131,6 +147,9 @@ def load_folder(
     """
     config_path = folder.get(CONFIG_FILE)
     config = read_config(config_path)
+    chosen = M3Model if config["kind"] == M3 else CLaMP3Model
+    if model_class not in (None, chosen):
+        raise UserError(f"{folder} holds {chosen.__name__}'s weights, and {model_class.__name__}'s are needed")
     files = {tower: entry["file"] for tower, entry in config["towers"].items()}
     wanted = _wanted(towers, files, folder)
     sources: list[Source] = []
@@ -152,9 +171,8 @@ def load_folder(
     else:  # the small model's, in one file: as if that had been given
         weights.source, path = sources[0], sources[0].path
         weights.source.description = config
-    chosen = M3Model if config["kind"] == M3 else CLaMP3Model
     model = model_with(weights, sizes, path, chosen, wanted, without_poolers=True)
-    return Pretrained(model, sizes, path, _mert(folder, config))
+    return Pretrained(model, sizes, path, _mert(folder, config, AUDIO.name in wanted))
 
 
 def read_config(path: Path) -> Description:
@@ -170,8 +188,31 @@ def read_config(path: Path) -> Description:
             if tower not in MODALITIES or Path(entry["file"]).name != entry["file"]:
                 raise ValueError(f"{tower}: {entry}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} does not describe a model of this library ({error!r}); download it again") from None
+        reason = problem_of_text_file(path) or f"it describes no model of this library ({error!r})"
+        raise UserError(f"{path} cannot be used: {reason}") from None
     return checked(config, path)
+
+
+def has_towers(path: Path) -> bool:
+    """Whether a folder is one that `save_model` has written."""
+    try:
+        return "fingerprint" in read_config(path / CONFIG_FILE)
+    except UserError:
+        return False
+
+
+def sizes_of_folder(path: Path) -> ModelSizes:
+    """The sizes of a folder's model. Raises UserError where it is none."""
+    folder, config = LocalFolder(path), read_config(path / CONFIG_FILE)
+    name = _text_model(folder, config, TEXT.name in config["towers"])
+    return replace(ModelSizes.from_knobs(config["sizes"]), text_model_name=name)
+
+
+def _described_mert(description: Description | None) -> Path | None:
+    """What listens to sound for described weights, if that is not MERT and is there."""
+    name = (description or {}).get(AUDIO_ENCODER)
+    path = TINY / MERT_FOLDER if name == "tiny" else Path(name) if name else None
+    return path if path and path.is_dir() else None
 
 
 def _folder_of(path: Path) -> tuple[LocalFolder, list[str]] | None:
@@ -231,8 +272,10 @@ def _text_model(folder: LocalFolder | HubModel, config: Description, is_wanted: 
     return str(next(iter(paths.values())).parent)
 
 
-def _mert(folder: LocalFolder | HubModel, config: Description) -> Path | None:
+def _mert(folder: LocalFolder | HubModel, config: Description, is_wanted: bool) -> Path | None:
     """What listens to sound for a folder's model, where it holds that."""
+    if not is_wanted:
+        return None
     if "mert" in config:
         return [folder.get(f"{MERT_FOLDER}/{Path(name).name}") for name in config["mert"]][0].parent
     beside = folder.path / MERT_FOLDER if isinstance(folder, LocalFolder) else None

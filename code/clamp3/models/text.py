@@ -7,6 +7,7 @@ from torch import nn
 
 from clamp3.errors import UserError
 from clamp3.io.files import parse_json
+from clamp3.io.wrong_files import problem_in
 from clamp3.models.bert import ROBERTA, Bert, BertConfig
 from clamp3.models.meta import ParametersOnMeta
 from clamp3.sizes import XLM_R_BASE, ModelSizes
@@ -48,8 +49,11 @@ def _config_of_transformers(name: str) -> "PretrainedConfig":
 
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no configuration of the text model {name}: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # a damaged file makes the readers raise errors of many kinds
+        if problem := problem_in(Path(name), ("config.json",)) if Path(name).is_dir() else None:
+            raise UserError(f"no configuration of the text model {name}: {problem}") from None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"no configuration of the text model {name}: {reason}") from error
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(
             f"{name} is an encoder-decoder ({config.model_type}), and the text tower must be an encoder alone, such "

@@ -15,12 +15,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, UntypedStorage, nn
 
 from clamp3.errors import UserError
 from clamp3.io.files import parse_json
+from clamp3.io.wrong_files import AGAIN, kind_of_other
 from clamp3.models.description import ENTRY, Description, checked
+from clamp3.models.hub import file_url, url_of_cached
 from clamp3.models.releases import release_named
 from clamp3.models.verification import (
     DamagedError,
@@ -250,34 +253,42 @@ def _diagnose_file(path: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
         return str(error.strerror)
     if isinstance(error, DamagedError):
-        return f"it is {error}; delete it and download it again"
+        return _with_advice(path, f"it is {error}")
     try:
-        with open(path, "rb") as file:
-            size, start = os.fstat(file.fileno()).st_size, file.read(1000)
+        size, kind = path.stat().st_size, kind_of_other(path)
     except OSError as unreadable:
         return str(unreadable.strerror)
     release = release_named(path.name)
     forbidden = re.search(r"GLOBAL (\S+) was not an allowed|Trying to call (\S+)|(\S+) is not allowed", str(error))
-    if not size:
-        what = "it is empty"
-    elif start.startswith(b"version https://git-lfs"):
-        what = "it is a Git LFS pointer, which only names the file with the weights"
-    elif start.lstrip().startswith(b"<"):
-        what = "it is a web page"
-    elif start.lstrip().startswith((b'{"', b"{\n", b"Entry not found", b"Invalid")):
-        what = "it is a text, such as a server's error message"
+    if kind:
+        what = f"it is {kind}"
     elif release and release.size and size < release.size and not is_zip(path):
         what = f"it is cut short: {size:,} of {release.size:,} bytes"
-    elif (start.startswith(b"PK") and not is_zip(path)) or _is_cut_safetensors(path, size):
+    elif (_starts_as_zip(path) and not is_zip(path)) or _is_cut_safetensors(path, size):
         what = f"it is cut short, at {size:,} bytes"
     elif forbidden:
         name = next(group for group in forbidden.groups() if group)
         return f"it holds Python objects other than tensors ({name}), which are refused, for they could run code"
-    elif path.suffix == ".safetensors":
+    elif isinstance(error, SafetensorError):
         what = f"it is damaged, or no .safetensors file ({str(error).strip().splitlines()[0]})"
+    elif path.suffix == ".safetensors":
+        what = "it is damaged, or no .safetensors file"
     else:
         what = "it is cut short, damaged, or no such file at all"
-    return f"{what}; delete it and download it again"
+    return _with_advice(path, what)
+
+
+def _with_advice(path: Path, what: str) -> str:
+    """What to do about a file, and where to get it, if that is known."""
+    release, blob = release_named(path.name), Path(os.path.realpath(path))
+    url = file_url(release.repository, release.file_name) if release else url_of_cached(path)
+    leads = f" (it leads to {blob}: delete that too)" if path.is_symlink() else ""
+    return f"{what}; {AGAIN}{leads}" + (f"\n  get:  {url}" if url else "")
+
+
+def _starts_as_zip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"
 
 
 def _is_cut_safetensors(path: Path, size: int) -> bool:

@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from clamp3.errors import UserError
 from clamp3.io.files import atomic_link, atomic_write, try_lock
-from clamp3.models.description import CLAMP3, M3, Description, describe
+from clamp3.models.description import AUDIO_ENCODER, CLAMP3, M3, Description, describe
 from clamp3.models.weight_files import safetensors_of
 from clamp3.models.weights import read_checkpoint
 
@@ -61,14 +61,24 @@ class Stage:
         return (checkpoint.get("modality"), checkpoint.get("frozen", self.frozen)) == (self.modality, self.frozen)
 
 
-def describe_run(stage: Stage, training: "Examples", evaluation: "Examples", knobs: Mapping[str, Any]) -> Description:
-    """What the weights of a run say of themselves; reads its data files through."""
+def describe_run(
+    stage: Stage,
+    training: "Examples",
+    evaluation: "Examples",
+    knobs: Mapping[str, Any],
+    audio_encoder: str | None = None,
+) -> Description:
+    """What the weights of a run say of themselves; reads its data files through.
+
+    `audio_encoder` is what listens to sound for them, if that is not MERT.
+    """
     data = {
         name: {"items": len(examples), "fingerprint": examples.fingerprint()}
         for name, examples in (("training", training), ("evaluation", evaluation))
     }
     kind = CLAMP3 if stage.modality else M3
-    return describe(kind, training.encoder.sizes, knobs, stage=asdict(stage), data=data)
+    listens = {AUDIO_ENCODER: audio_encoder} if audio_encoder else {}
+    return describe(kind, training.encoder.sizes, knobs, stage=asdict(stage), data=data, **listens)
 
 
 # ---------- files ----------

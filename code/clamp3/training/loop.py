@@ -91,7 +91,8 @@ class Trainer:
         frozen = {name.split(".")[0] for name, p in self.model.named_parameters() if not p.requires_grad}
         trained = [f"all but {settings.lora}"] if settings.lora else []
         self.stage = Stage(objective.modality, [*sorted(frozen), *trained])
-        self.describe = cache(partial(describe_run, self.stage, training, evaluation, settings.knobs))
+        facts = self.stage, training, evaluation, settings.knobs, settings.audio_encoder
+        self.describe = cache(partial(describe_run, *facts))
         self.samplers = [
             GlobalBatchSampler(len(examples), settings.batch_size, state.num_processes, state.process_index, seed)
             for examples, seed in ((training, settings.seed), (evaluation, None))

@@ -45,6 +45,7 @@ class Settings:
     deterministic: bool = True
     resume: bool = True
     init_weights: str = ""  # the name of the weights that a new run starts with
+    audio_encoder: str | None = None  # what listens to sound for them, if that is not MERT; the weights keep it
     lora: Lora | None = None
     early_stopping: int = 0  # epochs without a better evaluation loss; 0: never
     compile_layers: bool = False

@@ -7,9 +7,11 @@ from pathlib import Path
 from clamp3.errors import UserError
 from clamp3.io.files import parse_json
 from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.models.description import AUDIO_ENCODER, Description, sizes_of
 from clamp3.models.m3 import M3Model
+from clamp3.models.pretrained import MERT_FOLDER, has_towers, load_pretrained, sizes_of_folder
 from clamp3.models.releases import RELEASES, TINY, ensure_weights, find_in_folder, find_weights, release_named
-from clamp3.models.weights import load_weights
+from clamp3.models.weights import check_weights, load_weights, read_weights
 from clamp3.sizes import ModelSizes
 from clamp3.training.checkpoints import epoch_path, last_path
 from clamp3.training.settings import Settings
@@ -28,16 +30,21 @@ class StartWeights:
 
     def load(self, model: CLaMP3Model | M3Model) -> str:
         """Copy them into `model`; returns a line that says so. Raises UserError where that fails."""
-        path = ensure_weights(self.path)
-        load_weights(model, path)
+        path = self.path if self.path.is_dir() else ensure_weights(self.path)
+        if path.is_dir():
+            weights = load_pretrained(path).model.state_dict()
+            check_weights(model, weights, path)
+            model.load_state_dict(weights)
+        else:
+            load_weights(model, path)
         return f"all weights start with those of {self.name}" + f" ({path})" * (str(path) != self.name)
 
 
 def find_start(name: str, stage: str, sizes: ModelSizes, beside: Path) -> StartWeights:
     """The weights that `name` stands for: a release, "tiny", a file, or a folder with a model and its config.json.
 
-    `stage` is "CLAMP3" or "M3"; `sizes` are those of a file's model, `beside` is a folder in which releases are
-    looked for too. Raises UserError where there is no such thing.
+    `stage` is "CLAMP3" or "M3"; `sizes` are those of a file's model that does not say them, `beside` is a folder in
+    which releases are looked for too. Raises UserError where there is no such thing.
     """
     knob, releases = f"{stage}_INIT_WEIGHTS", ("m3",) if stage == "M3" else ("saas", "c2")
     if name in releases:
@@ -50,10 +57,31 @@ def find_start(name: str, stage: str, sizes: ModelSizes, beside: Path) -> StartW
     if not path.is_file():
         known = ", ".join((*releases, "tiny"))
         raise UserError(f"{knob}: there is no {path}; give {known}, or the path of a file or a folder")
-    return StartWeights(name, path, sizes)
+    said = _said_in(path)
+    return StartWeights(name, path, replace(sizes_of(said, path), logit_scale=sizes.logit_scale) if said else sizes)
+
+
+def _said_in(path: Path) -> Description | None:
+    """What a file says of its weights; None where it is damaged, which loading it will tell."""
+    try:
+        return read_weights(path).source.description
+    except UserError:
+        return None
+
+
+def audio_encoder_of(name: str) -> str | None:
+    """What listens to sound for the weights of a name that `find_start` takes, if they have one of their own."""
+    path = TINY if name == "tiny" else Path(name)
+    if path.is_dir():
+        return "tiny" if name == "tiny" else str(path / MERT_FOLDER) if path.joinpath(MERT_FOLDER).is_dir() else None
+    said = _said_in(path) if path.is_file() else None
+    return said.get(AUDIO_ENCODER) if said else None
 
 
 def _in_folder(knob: str, name: str, folder: Path, file: str, sizes: ModelSizes) -> StartWeights:
+    if has_towers(folder):
+        known_sizes = sizes_of_folder(folder)
+        return StartWeights(name, folder, replace(known_sizes, logit_scale=sizes.logit_scale))
     path = folder / file
     if not path.is_file() or not folder.joinpath(CONFIG).is_file():
         raise UserError(f"{knob}: {folder} must hold {file} and {CONFIG}, as the folder of tiny does")
