@@ -46,6 +46,7 @@ class Settings:
     resume: bool = True
     init_weights: str = ""  # the name of the weights that a new run starts with
     lora: Lora | None = None
+    hard_negatives: int = 0  # items of a batch of each process that are drawn as neighbours of others in it
     early_stopping: int = 0  # epochs without a better evaluation loss; 0: never
     compile_layers: bool = False
     recompute_layers: bool = False
