@@ -153,7 +153,7 @@ def main() -> int:
     start, folder = time.perf_counter(), work / "chorales"
     write(folder)
     options = ["--texts", str(folder / "texts.csv"), "--output", str(folder / "train.jsonl")]
-    make = ["-m", "clamp3.cli.commands.make_jsonl", str(folder / "music"), *options, "--eval_share", str(EVAL_SHARE)]
+    make = ["-m", "clamp3", "make-jsonl", str(folder / "music"), *options, "--eval_share", str(EVAL_SHARE)]
     run(make, f"python {' '.join(make)}")
     items = [json.loads(line) for line in (folder / "train_test.jsonl").read_text(encoding="utf-8").splitlines()]
     titles = [item["analysis"].partition(". ")[0] for item in items]

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from clamp3.errors import UserError
-from clamp3.models.releases import RELEASES, TINY
+from clamp3.models.releases import RELEASES, TINY, tiny_sizes
 from clamp3.models.weights import read_weights
 from clamp3.sizes import ModelSizes
 from clamp3.training.learning import Learning
@@ -88,6 +89,9 @@ def test_a_run_starts_with_tiny_and_goes_on_from_its_own_checkpoint(training_dat
     assert f"going on from {last}: 2 epochs" in done.stdout and "weights start with" not in done.stdout
     assert f"note: {TINY} is not read: the run of {last}, which goes on, started with tiny" in done.stderr
     assert {path: hashlib.sha256(path.read_bytes()).digest() for path in before} == before
+    # What training has written says its sizes itself.
+    sizes = find_start(str(last), "CLAMP3", ModelSizes(logit_scale=2.0), tmp_path).sizes
+    assert replace(sizes, text_model_name="") == replace(tiny_sizes(), text_model_name="", logit_scale=2.0)
 
 
 def test_m3_starts_with_tinys_m3(training_data, tmp_path):
@@ -128,7 +132,7 @@ def test_weights_of_another_kind_or_size_are_refused_in_a_line(training_data, sm
 def test_a_run_never_writes_where_it_starts(tmp_path, monkeypatch):
     """By its own name, through links of both kinds, or under a name that the run makes of the weights' path."""
     monkeypatch.chdir(tmp_path)
-    Path("start.pth").write_bytes(b"weights")
+    torch.save({"model": {"weight": torch.ones(2)}}, "start.pth")
     Path("link.pth").symlink_to("start.pth")
     os.link("start.pth", "other_name.pth")
     Path("folder").mkdir()
@@ -416,7 +420,8 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch):
         Path("music", f"{name}.abc").write_text(abc, encoding="utf-8")
         rows.append(f'{name},"{text}","{title}"')
     Path("texts.csv").write_text("\n".join(rows), encoding="utf-8")
-    done = run("bash", "-ec", make.replace("python", sys.executable, 1), env={"PYTHONPATH": str(CODE)}, cwd=tmp_path)
+    words = make.replace("clamp3", f"{sys.executable} -m clamp3", 1)
+    done = run("bash", "-ec", words, env={**os.environ, "PYTHONPATH": str(CODE)}, cwd=tmp_path)
     assert re.match(r"music/train.jsonl: (9|10) train, [23] eval items", done.stdout)
 
     script = re.search(r"python code/(\S+)", train_it)[1]

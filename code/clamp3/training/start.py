@@ -7,9 +7,10 @@ from pathlib import Path
 from clamp3.errors import UserError
 from clamp3.io.files import parse_json
 from clamp3.models.clamp3 import CLaMP3Model
+from clamp3.models.description import sizes_of
 from clamp3.models.m3 import M3Model
 from clamp3.models.releases import RELEASES, TINY, ensure_weights, find_in_folder, find_weights, release_named
-from clamp3.models.weights import load_weights
+from clamp3.models.weights import load_weights, read_weights
 from clamp3.sizes import ModelSizes
 from clamp3.training.checkpoints import epoch_path, last_path
 from clamp3.training.settings import Settings
@@ -36,8 +37,8 @@ class StartWeights:
 def find_start(name: str, stage: str, sizes: ModelSizes, beside: Path) -> StartWeights:
     """The weights that `name` stands for: a release, "tiny", a file, or a folder with a model and its config.json.
 
-    `stage` is "CLAMP3" or "M3"; `sizes` are those of a file's model, `beside` is a folder in which releases are
-    looked for too. Raises UserError where there is no such thing.
+    `stage` is "CLAMP3" or "M3"; `sizes` are those of a file that does not say its own, `beside` is a folder in which
+    releases are looked for too. Raises UserError where there is no such thing.
     """
     knob, releases = f"{stage}_INIT_WEIGHTS", ("m3",) if stage == "M3" else ("saas", "c2")
     if name in releases:
@@ -50,7 +51,9 @@ def find_start(name: str, stage: str, sizes: ModelSizes, beside: Path) -> StartW
     if not path.is_file():
         known = ", ".join((*releases, "tiny"))
         raise UserError(f"{knob}: there is no {path}; give {known}, or the path of a file or a folder")
-    return StartWeights(name, path, sizes)
+    described = read_weights(path).source.description
+    found = sizes_of(described, path) if described else sizes
+    return StartWeights(name, path, replace(found, logit_scale=sizes.logit_scale))
 
 
 def _in_folder(knob: str, name: str, folder: Path, file: str, sizes: ModelSizes) -> StartWeights:

@@ -1,7 +1,7 @@
 """Make the training file of train_clamp3_*.py from a folder of music and a CSV file of texts.
 
-    python -m clamp3.cli.commands.make_jsonl FOLDER --texts texts.csv
-    python -m clamp3.cli.commands.make_jsonl FOLDER --texts texts.csv --eval_share 0.1
+    clamp3 make-jsonl FOLDER --texts texts.csv
+    clamp3 make-jsonl FOLDER --texts texts.csv --eval_share 0.1
 FOLDER holds .abc and .mtf, or .npy of MERT features. The first line of texts.csv names its columns: file,text, and as
 you like split (train, eval or test), group, id, language and further texts, such as title or genres. A file is named
 by its path in FOLDER, with its extension or without, or by its stem; files of one stem and different extensions are
@@ -70,4 +70,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, keeps_work=False)
