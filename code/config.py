@@ -71,6 +71,7 @@ M3_INIT_WEIGHTS = ""  # likewise: m3, tiny, a file or a folder
 LORA_RANK = 0  # train adapters of this rank beside the weights of CLaMP 3, which stay as they are; 0: the weights
 LORA_TARGETS = ["query", "key", "value", "dense"]  # the linear layers that get an adapter, by name
 LORA_MERGE = True  # save the weights with the adapters added; False: the adapters alone, as the folder ..._adapter
+HARD_NEGATIVES = 0  # of a batch of each GPU, so many items are ones that the start takes for others of the batch
 EARLY_STOPPING = 0  # end after so many epochs in which the evaluation loss has not fallen; 0: after the last one
 
 override(globals(), os.environ.get("CLAMP3_CONFIG", ""))

@@ -64,7 +64,7 @@ def test_defaults_are_the_documented_ones():
     new = {"SEED", "SAVE_STEPS", "TRAIN_WORKERS", "TRAIN_PRECISION", "COMPILE_LAYERS", "RECOMPUTE_LAYERS"}
     new |= {"WARMUP_STEPS", "RATE_DECAY", "CLAMP3_MICRO_BATCH", "COLLECTIVE_TIMEOUT", "SYMBOLIC_AS_IS"}
     new |= {"MAX_SKIPPED_SHARE", "CLAMP3_INIT_WEIGHTS", "M3_INIT_WEIGHTS", "EARLY_STOPPING"}
-    new |= {"LORA_RANK", "LORA_TARGETS", "LORA_MERGE"}
+    new |= {"LORA_RANK", "LORA_TARGETS", "LORA_MERGE", "HARD_NEGATIVES"}
     assert set(found) - set(expected) == others | new
 
 

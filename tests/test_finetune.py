@@ -4,20 +4,26 @@ import hashlib
 import json
 import logging
 import os
+import re
+import sys
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from clamp3.errors import UserError
-from clamp3.models.releases import RELEASES, TINY
+from clamp3.models.releases import RELEASES, TINY, tiny_sizes
 from clamp3.models.weights import read_weights
 from clamp3.sizes import ModelSizes
 from clamp3.training.learning import Learning
 from clamp3.training.lora import merge_adapter, save_adapter
+from clamp3.training.neighbours import nearest_items, with_neighbours
 from clamp3.training.settings import Lora, Settings
 from clamp3.training.start import find_start, refuse_to_overwrite
-from conftest import run_forked
+from conftest import CODE, ROOT, run, run_forked
 from training_runs import differences, make_trainer
 
 
@@ -83,6 +89,9 @@ def test_a_run_starts_with_tiny_and_goes_on_from_its_own_checkpoint(training_dat
     assert f"going on from {last}: 2 epochs" in done.stdout and "weights start with" not in done.stdout
     assert f"note: {TINY} is not read: the run of {last}, which goes on, started with tiny" in done.stderr
     assert {path: hashlib.sha256(path.read_bytes()).digest() for path in before} == before
+    # What training has written says its sizes itself.
+    sizes = find_start(str(last), "CLAMP3", ModelSizes(logit_scale=2.0), tmp_path).sizes
+    assert replace(sizes, text_model_name="") == replace(tiny_sizes(), text_model_name="", logit_scale=2.0)
 
 
 def test_m3_starts_with_tinys_m3(training_data, tmp_path):
@@ -123,7 +132,7 @@ def test_weights_of_another_kind_or_size_are_refused_in_a_line(training_data, sm
 def test_a_run_never_writes_where_it_starts(tmp_path, monkeypatch):
     """By its own name, through links of both kinds, or under a name that the run makes of the weights' path."""
     monkeypatch.chdir(tmp_path)
-    Path("start.pth").write_bytes(b"weights")
+    torch.save({"model": {"weight": torch.ones(2)}}, "start.pth")
     Path("link.pth").symlink_to("start.pth")
     os.link("start.pth", "other_name.pth")
     Path("folder").mkdir()
@@ -328,3 +337,101 @@ def test_adapters_that_cannot_be_are_refused(trainer_of, training_data, tmp_path
     done = train("train_clamp3_symbolic.py", tmp_path, 2, **knobs)
     assert done.stderr.startswith("error: LORA_RANK trains adapters beside weights") and done.stderr.count("\n") == 1
     assert train("train_m3.py", tmp_path, 2, LORA_RANK=4).stderr.startswith("error: LORA_RANK is for CLaMP 3")
+
+
+# ---------- hard negatives ----------
+
+
+def test_batches_hold_the_nearest_that_are_left_and_every_item_once():
+    rng = np.random.default_rng(0)
+    order = rng.permutation(20)
+    neighbours = np.array([[(item + 1) % 20, (item + 2) % 20, -1] for item in range(20)], np.int32)
+    found = with_neighbours(order, neighbours, size=6, hard=2)
+    assert len(found) == 18 and len(set(found)) == 18
+    for batch in found.reshape(3, 6):
+        assert (batch[4] - batch[0]) % 20 in (1, 2) or batch[4] in order
+    assert found[0] == order[0] and (found[4] - found[0]) % 20 in (1, 2)
+    assert np.array_equal(with_neighbours(order, neighbours, 6, 0), order[:18])
+
+
+def test_neighbours_are_what_plain_numpy_finds_and_never_the_same_music_or_text():
+    rng = np.random.default_rng(0)
+    features, indices = rng.standard_normal((9, 2, 5)), np.array([0, 1, 2, 3, 4, 5, 6, 8, 9])  # 7 cannot be read
+    same = np.stack([np.arange(10), 100 + np.arange(10)], axis=1)
+    same[1, 0], same[2, 1] = same[0, 0], same[0, 1]
+    text, music = (features / np.linalg.norm(features, axis=-1, keepdims=True)).transpose(1, 0, 2)
+    found = nearest_items(*map(torch.from_numpy, (indices, features, same)))
+    for row, index in enumerate(indices):
+        scores = text[row] @ music.T + music[row] @ text.T
+        wanted = [n for n in indices[np.argsort(-scores)] if not (same[n] == same[index]).any()]
+        assert found[index][: len(wanted)].tolist() == wanted and (found[index][len(wanted) :] == -1).all()
+    assert {1, 2}.isdisjoint(found[0].tolist()) and (found[7] == -1).all()
+
+
+def test_a_run_with_hard_negatives_goes_on_with_the_same(trainer_of, tmp_path, told):
+    options = {"hard_negatives": 3, "save_steps": 3}
+    whole = trainer_of(output="whole", **options)
+    seen = keep_batches(whole)
+    whole.fit()
+    plain = trainer_of(output="plain")
+    others = keep_batches(plain)
+    plain.fit()
+    assert seen != others
+    broken = trainer_of(output="broken", epochs=1, **options)
+    broken.fit()
+    again = trainer_of(output="broken", **options)
+    rest = keep_batches(again)
+    again.fit()
+    assert rest == seen[4:]
+    assert not differences(*(torch.load(tmp_path / name / "weights_clamp3_last.pth") for name in ("broken", "whole")))
+    told()
+    (tmp_path / "broken" / "weights_clamp3_neighbours.npz").write_bytes(b"damaged")
+    trainer_of(output="broken", epochs=3, **options).fit()
+    assert "they are found by the weights of step 8" in told()
+    with pytest.raises(UserError, match="HARD_NEGATIVES takes 8 of the 8 items of a batch"):
+        trainer_of(output="all", hard_negatives=8).fit()
+
+
+def keep_batches(trainer) -> list[list[str]]:
+    batches, step = [], trainer.step
+
+    def keeping(batch):
+        batches.append(batch.names)
+        step(batch)
+
+    trainer.step = keeping
+    return batches
+
+
+# ---------- the documentation ----------
+
+
+def test_the_commands_of_the_page_run(tmp_path, monkeypatch):
+    """As they stand, but for an epoch in place of ten, on a dozen chorales."""
+    pytest.importorskip("music21")
+    from finetune import chorales
+
+    page = ROOT.joinpath("docs", "finetune.md").read_text(encoding="utf-8")
+    make, train_it = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("music").mkdir()
+    rows = ["file,text,group"]
+    for name, abc, title, text in islice(chorales(), 12):
+        Path("music", f"{name}.abc").write_text(abc, encoding="utf-8")
+        rows.append(f'{name},"{text}","{title}"')
+    Path("texts.csv").write_text("\n".join(rows), encoding="utf-8")
+    words = make.replace("clamp3", f"{sys.executable} -m clamp3", 1)
+    done = run("bash", "-ec", words, env={**os.environ, "PYTHONPATH": str(CODE)}, cwd=tmp_path)
+    assert re.match(r"music/train.jsonl: (9|10) train, [23] eval items", done.stdout)
+
+    script = re.search(r"python code/(\S+)", train_it)[1]
+    for knobs in ({}, {"LORA_RANK": 8, "LORA_MERGE": False, "CLAMP3_WEIGHTS_PATH": "adapted.pth"}):
+        chosen = {**json.loads(re.search(r"'(.*?)'", train_it, re.DOTALL)[1]), "CLAMP3_NUM_EPOCH": 1, **knobs}
+        environment = {**os.environ, "CLAMP3_CONFIG": json.dumps(chosen), "HF_HUB_OFFLINE": "1"}
+        run_forked(CODE / script, "--device", "cpu", "--threads", "1", env=environment, cwd=tmp_path)
+    Path("adapted_adapter").rename("tuned_adapter")
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, {})
+    merged, start = (dict(read_weights(path)) for path in (Path("merged.pth"), TINY / "clamp3.safetensors"))
+    changed = {name.split(".")[0] for name, tensor in merged.items() if not torch.equal(tensor, start[name])}
+    assert changed == {"text_model", "symbolic_model"}

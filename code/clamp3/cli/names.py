@@ -43,6 +43,7 @@ GROUPS = {
         Command("train symbolic", "train_clamp3_symbolic.py", keeps_work=True),
         Command("train audio", "train_clamp3_audio.py", keeps_work=True),
         Command("train m3", "train_m3.py", keeps_work=True),
+        Command("make-jsonl"),
     ),
     "conversion": (
         Command("convert xml2abc", "preprocessing/abc/batch_xml2abc.py", keeps_work=True),

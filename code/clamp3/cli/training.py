@@ -152,7 +152,8 @@ def stoppable() -> Iterator[None]:
 @stoppable()
 def train_clamp3(modality: str, knobs: Knobs, args: argparse.Namespace) -> int:
     """Train CLaMP 3 on texts and music of a `modality`, "symbolic" or "audio", as config.py says."""
-    settings = settings_of(knobs, "CLAMP3", save_every=knobs["SAVE_EVERY"], lora=lora_of(knobs))
+    others = {"save_every": knobs["SAVE_EVERY"], "hard_negatives": knobs["HARD_NEGATIVES"]}
+    settings = settings_of(knobs, "CLAMP3", lora=lora_of(knobs), **others)
     if args.plot:
         return plot(settings, args)
     settings.check_suffix()
@@ -261,8 +262,9 @@ def train_m3(knobs: Knobs, args: argparse.Namespace) -> int:
     from clamp3.errors import UserError
 
     settings = settings_of(knobs, "M3")
-    if knobs["LORA_RANK"]:
-        raise UserError("LORA_RANK is for CLaMP 3: set it to 0 to train M3")
+    for knob in ("LORA_RANK", "HARD_NEGATIVES"):
+        if knobs[knob]:
+            raise UserError(f"{knob} is for CLaMP 3: set it to 0 to train M3")
     if args.plot:
         return plot(settings, args)
     settings.check_suffix()

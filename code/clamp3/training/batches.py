@@ -7,7 +7,7 @@ import pickle
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from multiprocessing.reduction import ForkingPickler
 from types import TracebackType
@@ -89,6 +89,7 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         if seed is not None:
             self.global_batch_size = min(self.global_batch_size, size // processes * processes)
         self.epoch = self.first = 0
+        self.arrange: Callable[[np.ndarray], np.ndarray] = lambda order: order  # the order of an epoch
 
     def set(self, epoch: int, first: int = 0) -> None:
         """Go to batch `first` of `epoch`."""
@@ -107,7 +108,7 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.arange(self.size)
         if self.seed is not None:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+            order = self.arrange(np.random.default_rng([self.seed, self.epoch]).permutation(self.size))
         for number in range(self.first, self.first + len(self)):
             batch = order[number * self.global_batch_size : (number + 1) * self.global_batch_size]
             yield [(self.epoch, int(index)) for index in np.array_split(batch, self.processes)[self.rank]]

@@ -43,7 +43,7 @@ from clamp3.training.checkpoints import (
 )
 from clamp3.training.checks import SHOWN_ISSUES, SkippedItems, line_of
 from clamp3.training.curves import draw_curves, figures_path, wandb_logger
-from clamp3.training.data import Examples
+from clamp3.training.data import Examples, Pairs
 from clamp3.training.distributed import (
     data_parallel,
     mean_over_processes,
@@ -52,6 +52,15 @@ from clamp3.training.distributed import (
 )
 from clamp3.training.learning import FEWEST_ITEMS, Learning
 from clamp3.training.monitor import Bar, MakeBar, NoBar
+from clamp3.training.neighbours import (
+    Numbered,
+    load_neighbours,
+    nearest_items,
+    neighbours_path,
+    same_items,
+    save_neighbours,
+    with_neighbours,
+)
 from clamp3.training.objectives import Contrastive, Reconstruction
 from clamp3.training.settings import Lora, Settings
 
@@ -114,9 +123,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(state.device.type, enabled=precision == torch.float16)
         self.progress = Progress()
         self.learning = Learning(settings.init_weights)
-        collate = Collate(pad_values)
+        self.collate = Collate(pad_values)
         self.loaders = [
-            Loader(examples, sampler, collate, settings.workers, state.device)
+            Loader(examples, sampler, self.collate, settings.workers, state.device)
             for examples, sampler in zip((training, evaluation), self.samplers, strict=True)
         ]
         self.pending: list[tuple[list[str], Tensor]] = []  # names and loss of the steps since `log_losses`
@@ -176,6 +185,8 @@ class Trainer:
         if self.progress.step:
             self.skipped.add(from_main(self.state, load_issues(self.skipped.path)))
         self.note_skipped(self.new_issues)
+        if settings.hard_negatives:
+            self.arrange_neighbours(self.loaders[0].dataset)
         if self.state.is_main_process:
             self.skipped.save()  # a new run's list takes the place of another's
         if self.progress.epoch >= settings.epochs or self.stops_early():
@@ -193,6 +204,44 @@ class Trainer:
         for complaint in self.learning.complaints(self.model, self.progress.step, self.samplers[1].size):
             self.warn(complaint)
         self.in_main(self.draw)
+
+    def arrange_neighbours(self, pairs: Examples) -> None:
+        """Let batches hold neighbours, as the first weights find them; the same in all processes and restarts."""
+        sampler, path = self.samplers[0], neighbours_path(self.settings.weights_path)
+        hard, size = self.settings.hard_negatives * self.state.num_processes, sampler.global_batch_size
+        if not isinstance(pairs, Pairs) or not 0 < hard < size:
+            raise UserError(f"HARD_NEGATIVES takes {hard} of the {size} items of a batch: it must leave some of them")
+        same, step = same_items(pairs), self.progress.step
+        found = from_main(self.state, load_neighbours(path, same) if step else None)
+        if found is None:
+            if step:
+                self.warn(f"no neighbours of these items are in {path}: they are found by the weights of step {step}")
+            with long_work(self.state):
+                parts = gather(self.state, [self.features_of(pairs)])
+            parts = [part for part in parts if len(part[0])]
+            if not parts:
+                raise UserError("HARD_NEGATIVES: no item can be read")
+            indices, features = (torch.cat(found).to(self.state.device) for found in zip(*parts, strict=True))
+            found = nearest_items(indices, features, torch.from_numpy(same))
+            self.in_main(lambda: save_neighbours(path, same, found))
+            found = from_main(self.state, found)
+        sampler.arrange = partial(with_neighbours, neighbours=found, size=size, hard=hard)
+
+    @torch.no_grad()
+    def features_of(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Indices (n,) and features of text and music (n, 2, hidden) of this process's share of the items."""
+        state, batch_size = self.state, self.settings.batch_size
+        sampler = GlobalBatchSampler(len(pairs), batch_size, state.num_processes, state.process_index, None)
+        loader = Loader(Numbered(pairs), sampler, self.collate, self.settings.workers, state.device)
+        indices, features = [torch.zeros(0, dtype=torch.long)], []
+        self.model.eval()
+        with self.make_bar("finding neighbours", len(pairs)) as bar, self.autocast():
+            for batch in loader:
+                if len(batch):
+                    indices.append(torch.tensor([int(name) for name in batch.names]))
+                    features.append(torch.stack([side.float() for side in self.objective(batch)], dim=1).cpu())
+                bar.update(len(batch) * state.num_processes)
+        return torch.cat(indices), torch.cat(features) if features else torch.zeros(0)
 
     def stops_early(self) -> bool:
         """Whether so many epochs have brought no better evaluation loss that the run is over."""

@@ -47,6 +47,7 @@ class Settings:
     init_weights: str = ""  # the name of the weights that a new run starts with
     audio_encoder: str | None = None  # what listens to sound for them, if that is not MERT; the weights keep it
     lora: Lora | None = None
+    hard_negatives: int = 0  # items of a batch of each process that are drawn as neighbours of others in it
     early_stopping: int = 0  # epochs without a better evaluation loss; 0: never
     compile_layers: bool = False
     recompute_layers: bool = False
