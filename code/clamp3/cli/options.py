@@ -172,6 +172,21 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the answers as JSON lines too; - prints them")
 
 
+def add_answer_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a search of a folder: how it ranks, and what it says of the answers."""
+    add_calibration_option(parser)
+    parser.add_argument("--explain", action="store_true", help="show the bars and words that make files alike")
+
+
+def add_calibration_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--calibrate",
+        choices=("none", "centre", "whiten", "csls", "querybank"),
+        default="none",
+        help="correct the space that modalities share, as docs/search.md says; default: %(default)s",
+    )
+
+
 def add_embedding_options(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that answer from raw files: those of the model, of raw files and of the cache."""
     add_model_options(parser, ("saas", "c2", "tiny"))

@@ -33,11 +33,37 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
         print("  ".join(text.rjust(width) if right else text.ljust(width) for text, width, right in columns).rstrip())
 
 
-def print_found(records: Sequence[dict]) -> None:
-    """Print what a search has found, and by which weights."""
-    columns = ["rank", "cosine", "file"] + ["metadata"] * any(record.get("metadata") for record in records)
-    print_table(columns, [[record[column] for column in columns] for record in records])
+def print_found(records: Sequence[dict], explanations: Sequence[dict] | None = None) -> None:
+    """Print what a search has found, with explanations if there are any, and by which weights."""
+    columns = ["rank", "cosine", "file"] + ["passage"] * any("passage" in record for record in records)
+    columns += ["metadata"] * any(record.get("metadata") for record in records)
+    shown = [{**record, "passage": _shown_passage(record.get("passage"))} for record in records]
+    print_table(columns, [[record.get(column) for column in columns] for record in shown])
+    for record, explanation in zip(records, explanations or (), strict=False):
+        print_line(f"{record['rank']}: {_shown_explanation(explanation)}")
     print_weights(records[0]) if records else print("nothing found")
+
+
+def _shown_explanation(explanation: dict) -> str:
+    """ "of the file bar 3 (+0.0412) …; of the query word 2, reel (+0.1)": the strongest places with their shares."""
+    if problem := explanation.get("problem"):
+        return f"no explanation: {problem}"
+    sides = []
+    for side, of in (("item", "file"), ("query", "query")):
+        places = []
+        for one in explanation[side]:
+            place = _shown_passage({one["unit"]: [one["first"], one["last"]]})
+            text = f", {one['text'].strip()}" if one["text"] else ""
+            places.append(f"{place}{text} ({one['share']:+.4f})")
+        sides.append(f"of the {of} {'; '.join(places) or 'nothing'}")
+    return " | ".join(sides)
+
+
+def _shown_passage(passage: dict | None) -> str | None:
+    """ "bars 17-24" of {"bars": [17, 24]}, "line 3" of {"lines": [3, 3]}."""
+    for unit, (first, last) in (passage or {}).items():
+        return f"{unit} {first:g}-{last:g}" if first != last else f"{unit.removesuffix('s')} {first:g}"
+    return None
 
 
 def print_weights(origin: Mapping[str, Any]) -> None:

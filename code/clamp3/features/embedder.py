@@ -61,6 +61,9 @@ if TYPE_CHECKING:
     import mido
     from transformers import PreTrainedTokenizerBase
 
+    from clamp3.features.explanation import Explanation
+    from clamp3.features.passages import Passage
+
     Midi: TypeAlias = str | Path | bytes | mido.MidiFile
 
 # Enough to keep the arithmetic units busy; more makes no CPU faster, since activations then leave its caches.
@@ -442,6 +445,41 @@ class Embedder(InputEncoder):
         files = [Path(one) if isinstance(one, str | PathLike) else one for one in as_list("embed_files", paths)]
         items = self._read_files(files, checked_count("workers", workers, 0))
         return self._results(items, numbered(files), wanted)
+
+    def passages(self, file: str | Path) -> "list[Passage]":
+        """The passages of a file of any kind, each with its span and its feature (clamp3_hidden_size,).
+
+        They are windows of bars of a score or of MIDI, windows of seconds of sound, and the lines of a text, each
+        encoded on its own. Raises as `embed_files` for a file without a feature.
+        """
+        from clamp3.features.passages import embed_with_passages
+
+        ((item, _, found),) = embed_with_passages(self, [Path(file)])
+        for repair in item.repairs:
+            warn(f"{file}: {repair}")
+        if item.error is not None:
+            raise of_item(item.error, str(file))
+        return found
+
+    def explain(self, query: Any, item: Any) -> "Explanation":
+        """Where the cosine of two items comes from: each bar's, message run's, frame's and word's share of it.
+
+        Both are of any kinds, as `embed_any` takes. The shares of either add up to the cosine. Raises ValueError and
+        OSError as `embed_any`.
+        """
+        from clamp3.features.explanation import explained
+
+        sources = [query, item]
+        read = sorted(self._read_any(sources), key=lambda one: one.index)
+        for one in read:
+            if one.error is not None:
+                raise of_item(one.error, numbered(sources)[one.index])
+        found: dict[int, Positions] = {}
+        for one, positions in self.embed_items(iter(read), pooled=False, projected=True):
+            if positions is None:
+                raise one.error or MemoryError()
+            found[one.index] = positions
+        return explained(self, sources, read, [found[0], found[1]])
 
     def embed_items(
         self, items: Iterator[Item], pooled: bool = True, layers: Layers = "last", projected: bool = False

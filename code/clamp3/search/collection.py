@@ -15,6 +15,8 @@ from clamp3.formats.registry import extensions, format_of
 from clamp3.io.files import load_array
 from clamp3.io.folders import Plan, refuse_special, special_inputs, walk
 from clamp3.io.reports import FileIssue, describe_error
+from clamp3.modalities import SYMBOLIC, TEXT
+from clamp3.search.calibration import Space
 from clamp3.search.ranking import top_k
 
 
@@ -117,19 +119,41 @@ def search_collection(
     load_embedder: Callable[[], Embedder],
     cache: FeatureCache | None = None,
     k: int = 10,
+    calibrate: str = "none",
 ) -> list[dict]:
     """The k files closest to `query`, a file or else a text, as records of rank, cosine, file and weights.
 
-    Raises UserError as `load_query`, and where the features differ in width.
+    `calibrate` is one of calibration.METHODS: then cosines are those of the corrected space. Raises UserError as
+    `load_query`, and where the features differ in width.
     """
     wanted = load_query(query, load_embedder, cache)
     check_comparable(wanted, references)
-    indices, cosines = top_k(wanted.features, references.features, k)
+    kinds = [modality_of(Path(file)) for file in references.files]
+    own = query_modality(query, wanted)
+    space = Space.of(references.features, kinds, calibrate)
+    indices, cosines = top_k(space.queries(wanted.features, own), space.references(references.features, kinds, own), k)
     origin = provenance(wanted, references)
     return [
         {"rank": rank, "cosine": cosine, "file": references.files[index], **origin}
         for rank, (index, cosine) in enumerate(zip(indices[0], cosines[0].tolist(), strict=True), 1)
     ]
+
+
+def query_modality(query: str, wanted: Collection) -> str:
+    """The modality of what `load_query` made `wanted` of."""
+    return (
+        TEXT.name
+        if wanted.files == [query] and not wanted.ready and not format_of(Path(query))
+        else modality_of(Path(query))
+    )
+
+
+def modality_of(path: Path) -> str:
+    """The modality of a file of any kind; ready-made features, whose own is not known, are one of their own."""
+    if path.suffix.lower() == ".npy":
+        return "feature"
+    known = format_of(path)
+    return known.modality if known else SYMBOLIC.name
 
 
 def made_by(*collections: Collection) -> str:

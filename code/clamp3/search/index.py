@@ -1,47 +1,58 @@
 """An index on disk: the features of many files, with what they belong to, in one folder.
 
-In INDEX, index.sqlite says which file each row belongs to, features-N.f32 holds the rows, each of length one, and
-nearest-N.faiss, in large indexes, finds the closest of them quickly. The first is changed in transactions, rows are
-only added to the second, and both others are replaced under new names: who reads meanwhile, or is killed at writing,
-leaves or finds the index as it was before or as it is after. Whatever is read is checked (`integrity`).
+In INDEX, index.sqlite says which file each row belongs to, features-N.f32 holds the rows, each of length one,
+passages-N.i8, if that is asked for, those of the files' passages, and nearest-N.faiss, in large indexes, finds the
+closest features quickly. The first is changed in transactions, rows are only added to the next two, and all but the
+first are replaced under new names: who reads meanwhile, or is killed at writing, leaves or finds the index as it was
+before or as it is after. Whatever is read is checked (`integrity`).
 """
 
 import contextlib
 import logging
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from clamp3.errors import UserError
+from clamp3.features.passages import Passage
+from clamp3.inputs.passages import BARS, LINES, SECONDS, Span
 from clamp3.io.files import atomic_write, remove_orphans
 from clamp3.io.folders import JUNK_FILES
+from clamp3.modalities import AUDIO, SYMBOLIC, TEXT
+from clamp3.search.calibration import Space
 from clamp3.search.integrity import (
     COLUMNS,
     DATABASE,
+    FILES,
     FORMAT,
+    Contents,
     Damaged,
     Entry,
     accessible,
     check_entry,
     check_pages,
+    check_slice,
     entry_of,
     explained,
     insert_records,
+    insert_slices,
     is_verified,
     nearest_problem,
     new_name,
     note_verified,
     read_facts,
+    read_slices,
     record_of,
     sync_folder,
     write_database,
     write_facts,
 )
 from clamp3.search.nearest import Nearest
+from clamp3.search.passages import POOL, Slice, closest, decoded, encoded, slice_sum, unit_of
 from clamp3.search.ranking import normalized, spans, top_k_of_unit
 from clamp3.search.store import Store, is_index, missing_index
 
@@ -54,6 +65,9 @@ MOST_VALUES = 500  # in one SQL statement
 SPARSE = 0.3  # share of deleted rows above which they are cleared away
 OUTDATED = 0.2  # share of rows unknown to `Nearest` above which it is rebuilt
 LARGE = 100_000  # rows from which `Nearest` is built, and approximate search is the default
+SAMPLE = 20_000  # rows that a calibration knows
+# Of passages, by their unit; those of no unit are none.
+MODALITY_OF = {BARS: SYMBOLIC.name, SECONDS: AUDIO.name, LINES: TEXT.name, "": ""}
 NOTED = 10_000  # rows from which it is noted that the files are whole; fewer are verified at each opening
 
 
@@ -66,6 +80,7 @@ class Index(Store):
 
     def __init__(self, folder: Path):
         self.nearest: tuple[str, Nearest | None] = ("", None)  # of this name; None: cannot be used
+        self._slices: tuple[Contents | None, list[Slice]] = (None, [])  # all of them, at that state of the index
         super().__init__(folder)
 
     @classmethod
@@ -107,13 +122,27 @@ class Index(Store):
             )
 
     def search(
-        self, feature: np.ndarray, k: int = 10, approximate: bool | None = None, modality: str | None = None
-    ) -> list[tuple[float, Entry]]:
+        self,
+        feature: np.ndarray,
+        k: int = 10,
+        approximate: bool | None = None,
+        modality: str | None = None,
+        passages: bool = False,
+        per_file: int | None = None,
+        calibrate: str = "none",
+        own: str = TEXT.name,
+    ) -> list:
         """The k entries closest to `feature` (hidden,), of a modality or of all, best first, with their cosines.
 
         `approximate`: look at a part of a large index only; by default where it has LARGE rows. Where what that takes
         is damaged, a warning is logged and all rows are looked at. Raises UserError where the index was never prepared
         for it, and for a feature of another width or with values that are not finite.
+
+        With `passages`, the k closest passages, as triples of cosine, entry and Span, at most `per_file` of each file;
+        all of them are looked at. Raises UserError where the index has none.
+
+        With `calibrate`, one of calibration.METHODS, the POOL closest are ranked anew by that correction, which knows
+        SAMPLE entries or passages and the query's modality `own`: cosines are those of the corrected space.
         """
         with self.snapshot():
             if feature.shape != self.features.shape[1:]:
@@ -123,17 +152,87 @@ class Index(Store):
                 )
             if not np.isfinite(feature).all():
                 raise UserError("the query's feature holds NaN or infinite values")
-            nearest = self._nearest(approximate)
-            rows, cosines = self._closest(normalized(feature[None])[0], k, nearest, self._allowed(modality))
-            entries: dict[int, Entry] = {}
-            for part in spans(len(rows), MOST_VALUES):
-                marks = ",".join("?" * len(rows[part]))
-                for record in self._records(f"row IN ({marks})", rows[part].tolist()):
-                    check_entry(self.contents, record)
-                    entries[record[0]] = entry_of(record)
-            if missing := set(rows.tolist()) - entries.keys():
-                raise Damaged(self.folder / DATABASE, f"is damaged: no file has row {min(missing)}")
+            if passages:
+                return self._closest_passages(normalized(feature[None])[0], k, modality, per_file, calibrate, own)
+            nearest, unit = self._nearest(approximate), normalized(feature[None])[0]
+            depth = k if calibrate == "none" else max(k, POOL)
+            rows, cosines = self._closest(unit, depth, nearest, self._allowed(modality))
+            if calibrate != "none":
+                rows, cosines = self._calibrated(unit, rows, calibrate, own)
+            rows, cosines = rows[:k], cosines[:k]
+            entries = self._checked_entries(rows.tolist())
         return [(cosine, entries[row]) for cosine, row in zip(cosines.tolist(), rows.tolist(), strict=True)]
+
+    def _checked_entries(self, rows: Sequence[int]) -> dict[int, Entry]:
+        """The entries of these rows, by row. Raises Damaged where one is missing or is not what was written."""
+        entries: dict[int, Entry] = {}
+        for part in spans(len(rows), MOST_VALUES):
+            marks = ",".join("?" * len(rows[part]))
+            for record in self._records(f"row IN ({marks})", rows[part]):
+                check_entry(self.contents, record)
+                entries[record[0]] = entry_of(record)
+        if missing := set(rows) - entries.keys():
+            raise Damaged(self.folder / DATABASE, f"is damaged: no file has row {min(missing)}")
+        return entries
+
+    def _closest_passages(
+        self, query: np.ndarray, k: int, modality: str | None, per_file: int | None, calibrate: str, own: str
+    ) -> list[tuple[float, Entry, Span]]:
+        """What `search` returns for passages; `query` (hidden,) is of length one."""
+        if "with_passages" not in self.meta:
+            raise UserError(
+                f"{self.folder} has no passages: clamp3_index.py add {self.folder} FOLDER --passages makes them"
+            )
+        if self._slices[0] is not self.contents:
+            self._slices = self.contents, self.slices()
+        slices = self._slices[1]
+        if modality is not None:
+            allowed = self._allowed(modality)
+            slices = [one for one in slices if allowed is None or (0 <= one.row < len(allowed) and allowed[one.row])]
+        rescored = self._passage_scores(query, slices, calibrate, own) if calibrate != "none" else None
+        found = closest(query, self.contents.passages, slices, k, per_file, rescored)
+        entries = self._checked_entries(sorted({one.row for _, one, _ in found}))
+        for _, one, _ in found:
+            entry = entries[one.row]
+            check_slice(self.contents, one, entry.hash, str(entry.path))
+        return [(cosine, entries[one.row], span) for cosine, one, span in found]
+
+    def _passage_scores(
+        self, query: np.ndarray, slices: Sequence[Slice], calibrate: str, own: str
+    ) -> Callable[[np.ndarray, list[str]], np.ndarray]:
+        """What gives passages their cosines with `query` (hidden,) in the corrected space."""
+        places = np.concatenate([np.arange(one.first, one.first + one.count) for one in slices] or [np.zeros(0, int)])
+        kinds = np.repeat([MODALITY_OF[one.unit] for one in slices], [one.count for one in slices])
+        chosen = sampled(len(places))
+        space = Space.of(decoded(self.contents.passages[places[chosen]]), kinds[chosen].tolist(), calibrate)
+        unit = normalized(space.queries(query[None], own))[0]
+
+        def scores(features: np.ndarray, units: list[str]) -> np.ndarray:
+            moved = space.references(features, [MODALITY_OF[unit] for unit in units], own)
+            return normalized(moved) @ unit
+
+        return scores
+
+    def _calibrated(self, query: np.ndarray, rows: np.ndarray, calibrate: str, own: str) -> tuple:
+        """`rows` by their cosines with `query` (hidden,) in the corrected space, best first, and these cosines."""
+        modalities = dict(self.database.execute("SELECT row, modality FROM entries"))
+        there = np.array(sorted(modalities), np.int64)
+        chosen = there[sampled(len(there))]
+        space = Space.of(self.features[chosen], [modalities[row] for row in chosen.tolist()], calibrate)
+        kinds = [modalities.get(row, "") for row in rows.tolist()]
+        moved = normalized(space.references(self.features[rows], kinds, own))
+        cosines = moved @ normalized(space.queries(query[None], own))[0]
+        order = np.argsort(-cosines, kind="stable")
+        return rows[order], cosines[order]
+
+    def slices(self, where: str = "", values: Sequence = ()) -> list[Slice]:
+        """Which rows are whose passages, of the records for which an SQL condition holds."""
+        with self.snapshot():
+            return read_slices(self.database, where, values) if self.contents.version == FORMAT else []
+
+    def without_passages(self) -> list[Entry]:
+        """The entries whose passages have never been made."""
+        return list(self.entries("row NOT IN (SELECT row FROM passages)"))
 
     def _allowed(self, modality: str | None) -> np.ndarray | None:
         """Which rows (rows,) may be found; None: all."""
@@ -213,8 +312,10 @@ class Index(Store):
             write_database(self.folder, self.meta, entries, self.deleted_rows.tolist())
         self.refresh()
 
-    def add(self, entries: Sequence[Entry], features: np.ndarray) -> None:
-        """Add files with their features (n, hidden), in place of what the index has of them."""
+    def add(
+        self, entries: Sequence[Entry], features: np.ndarray, passages: Mapping[Path, Sequence[Passage]] | None = None
+    ) -> None:
+        """Add files with their features (n, hidden), in place of what the index has of them, and with `passages`."""
         if not len(entries):
             return
         rows = normalized(features).astype("<f4")
@@ -236,7 +337,40 @@ class Index(Store):
             self._forget(os.fsencode(entry.path) for entry in new)
             insert_records(self.database, new)
             self.set_meta(features=name, rows=self.rows + len(rows), hidden=rows.shape[1])
+            self._write_passages(new, passages or {}, rows.shape[1])
         self._read()
+
+    def add_passages(self, passages: Mapping[Path, Sequence[Passage]]) -> None:
+        """Give files that are there their passages, in place of those that they have."""
+        entries = [entry for path in passages for entry in self.entries("path = ?", (os.fsencode(path),))]
+        with explained(self.folder), self.database:
+            self._write_passages(entries, passages, self.features.shape[1])
+        self._read()
+
+    def _write_passages(
+        self, entries: Sequence[Entry], passages: Mapping[Path, Sequence[Passage]], hidden: int
+    ) -> None:
+        """Write those of `entries` behind the others, and record them, in the caller's transaction."""
+        parts, slices, end = [], [], len(self.contents.passages)
+        for entry in entries:
+            if (some := passages.get(entry.path)) is not None:
+                rows, unit = encoded(some, hidden), unit_of(some)
+                slices.append(Slice(entry.row, end, len(rows), unit, slice_sum(rows, unit, entry.hash)))
+                parts.append(rows)
+                end += len(rows)
+        if not parts:
+            return
+        name = self.meta.get("passages") or new_name(self.folder, "passages")
+        rows = np.concatenate(parts)
+        with accessible(self.folder), open(self.folder / name, "r+b" if "passages" in self.meta else "wb") as file:
+            file.seek(len(self.contents.passages) * rows.itemsize)  # over what a killed process may have left
+            file.write(rows.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        if "passages" not in self.meta:
+            sync_folder(self.folder)
+        insert_slices(self.database, slices)
+        self.set_meta(passages=name, passage_rows=end, with_passages=1)
 
     def update(self, entries: Iterable[Entry]) -> None:
         """Change what the index says of files that it has, their features aside: that of the same row."""
@@ -257,6 +391,9 @@ class Index(Store):
     def _forget(self, paths: Iterable[bytes]) -> None:
         """Remove these files and mark their rows as deleted, in the caller's transaction."""
         for path in paths:
+            self.database.execute(
+                "DELETE FROM passages WHERE row IN (SELECT row FROM entries WHERE path = ?)", (path,)
+            )
             self.database.execute("INSERT INTO gone SELECT row FROM entries WHERE path = ?", (path,))
             self.database.execute("DELETE FROM entries WHERE path = ?", (path,))
 
@@ -278,6 +415,9 @@ class Index(Store):
         wanted = approximate or self.rows >= LARGE or "nearest" in self.meta
         if len(self.deleted_rows) > SPARSE * self.rows:
             self._clear()
+        slices = self.slices()
+        if sum(one.count for one in slices) < (1 - SPARSE) * len(self.contents.passages):
+            self._clear_passages(slices)
         known = self.meta["nearest_rows"] if self.nearest_is_sound() else 0
         if wanted and len(self) and self.rows - known > OUTDATED * self.rows:
             try:
@@ -286,8 +426,8 @@ class Index(Store):
                 if approximate:
                     raise
                 LOG.info("note: %s; until then each search reads all features", error)
-        current = {self.meta.get("features"), self.meta.get("nearest")}
-        for path in (*self.folder.glob("features-*.f32"), *self.folder.glob("nearest-*.faiss")):
+        current = {self.meta.get(kind) for kind in FILES}
+        for path in (path for form in FILES.values() for path in self.folder.glob(form.format("*"))):
             if path.name not in current:
                 with contextlib.suppress(OSError):  # on some systems while others read it
                     path.unlink()
@@ -308,10 +448,26 @@ class Index(Store):
         sync_folder(self.folder)
         with explained(self.folder), self.database:
             # In this order, each moves to a row that is free by then.
-            moves = enumerate(kept.tolist())
-            self.database.executemany("UPDATE entries SET row = ? WHERE row = ?", moves)
+            for table in ("entries", "passages"):
+                self.database.executemany(f"UPDATE {table} SET row = ? WHERE row = ?", enumerate(kept.tolist()))
             self.database.execute("DELETE FROM gone")
             self.set_meta(features=name, rows=len(kept), nearest=None, nearest_rows=None, nearest_sum=None)
+        self._read()
+
+    def _clear_passages(self, slices: Sequence[Slice]) -> None:
+        """Copy the rows of `slices`, which are all of them in their order, to a new file."""
+        name, moved, end = new_name(self.folder, "passages"), [], 0
+        with accessible(self.folder), atomic_write(self.folder / name) as file:
+            for one in slices:
+                file.write(self.contents.passages[one.rows].tobytes())
+                moved.append(replace(one, first=end))
+                end += one.count
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(self.folder)
+        with explained(self.folder), self.database:
+            insert_slices(self.database, moved)
+            self.set_meta(passages=name, passage_rows=end)
         self._read()
 
     def _prepare_nearest(self) -> None:
@@ -323,6 +479,12 @@ class Index(Store):
         self.record(nearest=name, nearest_rows=nearest.count, nearest_sum=checksum)
 
 
+def sampled(count: int) -> np.ndarray:
+    """SAMPLE of `count` places, or all of them, always the same ones, in their order."""
+    places = np.arange(count)
+    return places if count <= SAMPLE else np.sort(np.random.default_rng(0).permutation(count)[:SAMPLE])
+
+
 def refuse_other_files(folder: Path) -> None:
     """Raise UserError where `folder` is none, or holds anything but an index or what is left of making one."""
     if is_index(folder) or not os.path.lexists(folder):
@@ -331,7 +493,8 @@ def refuse_other_files(folder: Path) -> None:
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
     if isinstance(lost := missing_index(folder), Damaged):
         raise lost
-    if any(name != LOCK and not name.startswith(".") and name.lower() not in JUNK_FILES for name in names):
+    others = [name for name in names if name != LOCK and not name.startswith(".") and name.lower() not in JUNK_FILES]
+    if others and not is_index(folder):  # which another process may have made meanwhile
         raise UserError(f"{folder} is there and is no index: give the index a folder of its own")
 
 

@@ -13,13 +13,14 @@ from tqdm import tqdm
 from clamp3.errors import UserError
 from clamp3.features.cache import FeatureCache, embed_files_once
 from clamp3.features.embedder import Embedder
-from clamp3.features.reading import is_sound
+from clamp3.features.passages import Passage, embed_with_passages
+from clamp3.features.reading import Item, is_sound
 from clamp3.formats.registry import extensions, format_of
 from clamp3.io.files import content_hash
 from clamp3.io.folders import Plan, refuse_special, special_inputs, walk
 from clamp3.io.reports import FileIssue, describe_error
 from clamp3.io.tables import csv_rows
-from clamp3.search.collection import load_query, ready_feature
+from clamp3.search.collection import load_query, query_modality, ready_feature
 from clamp3.search.index import Entry, Index
 
 # Files that are features already, of which nothing more is known: their modality, and the identity of their makers.
@@ -29,6 +30,9 @@ TRANSACTION = 1000  # files that are added at once: what a killed run loses at m
 T = TypeVar("T")
 # Whether a bar shows how far a run is, or what is called with the files done and all of them.
 Progress: TypeAlias = bool | Callable[[int, int], None]
+
+# A file, its feature (hidden,), and its passages if they were made.
+Embedded: TypeAlias = tuple[Entry, np.ndarray, list[Passage] | None]
 
 
 @dataclass
@@ -64,6 +68,7 @@ def update_index(
     approximate: bool = False,
     progress: Progress = False,
     forget_missing: bool = False,
+    passages: bool = False,
 ) -> Changes:
     """Bring the index up to date with the files under `folder`: only those that are new or changed are embedded.
 
@@ -71,8 +76,9 @@ def update_index(
     cannot be read now stays. Those that are gone stay too, and are counted, or leave it if `forget_missing`, unless
     nothing at all is left of what the index has of the folder: then a disk may be missing.
     `metadata`, by absolute path, replaces what the index has on a file. `approximate` prepares the index for that,
-    whatever its size; `progress` shows bars, or is called. Raises UserError where features of different weights would
-    come together, or ready-made ones with others.
+    whatever its size; `progress` shows bars, or is called. With `passages`, each file's are in the index too, from then
+    on with each update; ready-made features have none. Raises UserError where features of different weights would come
+    together, or ready-made ones with others.
     """
     if not folder.exists():
         raise UserError(f"there is no file or folder {folder}")
@@ -83,6 +89,8 @@ def update_index(
     ignored = sum(not path.name.startswith(".") for path in paths if not format_of(path))
     changes = Changes(ignored=ignored, failures=noted.failures, skipped=special_inputs(noted, extensions()))
     with index.writing():
+        if passages and "with_passages" not in index.meta:
+            index.record(with_passages=1)
         known = {entry.path: entry for entry in index.entries()}
         new = _new_entries(index, taken, known, metadata or {}, changes, progress)
         new = _moved(index, new, known, changes)
@@ -90,6 +98,8 @@ def update_index(
         _add(index, _ready(index, new, raw, changes), changes)
         if raw:
             _add(index, _embedded(index, raw, load_embedder(), cache, changes, progress), changes)
+        if "with_passages" in index.meta:
+            _fill_in_passages(index, folder, load_embedder, changes, progress)
         index.remove(changes.bad)
         _look_for_missing(index, folder, set(paths), forget_missing, changes)
         index.compact(approximate)
@@ -154,9 +164,7 @@ def _twins(index: Index, entry: Entry) -> list[Entry]:
     return [twin for twin in twins if twin.path.suffix.lower() == entry.path.suffix.lower()]
 
 
-def _ready(
-    index: Index, entries: list[Entry], remaining: list[Entry], changes: Changes
-) -> Iterator[tuple[Entry, np.ndarray]]:
+def _ready(index: Index, entries: list[Entry], remaining: list[Entry], changes: Changes) -> Iterator[Embedded]:
     """Those of `entries` whose features need no network, with them: ready-made, or in the index under another name.
 
     The rest is added to `remaining`.
@@ -171,10 +179,10 @@ def _ready(
             check_or_record_model(
                 index, f"{READY_MADE}, {feature.size} numbers", f"ready-made features such as {entry.path}"
             )
-            yield replace(entry, modality=READY), feature
+            yield replace(entry, modality=READY), feature, None
         elif twins := [twin for twin in _twins(index, entry) if twin.modality == entry.modality]:
             changes.copied += 1
-            yield entry, np.array(index.features[twins[0].row])
+            yield entry, np.array(index.features[twins[0].row]), None
         else:
             remaining.append(entry)
 
@@ -186,22 +194,26 @@ def _embedded(
     cache: FeatureCache | None,
     changes: Changes,
     progress: Progress,
-) -> Iterator[tuple[Entry, np.ndarray]]:
-    """Those of `entries` that can be embedded, with their features."""
+) -> Iterator[Embedded]:
+    """Those of `entries` that can be embedded, with their features and, where the index has such, their passages."""
     check_or_record_model(index, embedder.identity, embedder.weights)
     if embedder.fingerprint and not index.meta.get("fingerprint"):
         index.record(fingerprint=embedder.fingerprint)
     if any(is_sound(entry.path) for entry in entries):
         check_or_record_model(index, embedder.audio_encoder_identity, embedder.audio_encoder_name, key="mert")
     paths, hashes = [entry.path for entry in entries], [entry.hash for entry in entries]
-    features = embed_files_once(embedder, paths, cache, hashes)
-    for item, feature in _followed(features, len(paths), progress):
+    features: Iterable[tuple[Item, np.ndarray | None, list[Passage] | None]]
+    if "with_passages" in index.meta:
+        features = embed_with_passages(embedder, paths)
+    else:
+        features = ((*found, None) for found in embed_files_once(embedder, paths, cache, hashes))
+    for item, feature, passages in _followed(features, len(paths), progress):
         entry = entries[item.index]
         changes.repairs += [FileIssue(str(entry.path), repair) for repair in item.repairs]
-        if problem := item.problem(feature, embedder.precision):
+        if problem := item.problem(feature, embedder.precision) or _passage_problem(passages, embedder.precision):
             changes.fail(entry.path, problem, item.error)
         elif feature is not None:
-            yield entry, feature
+            yield entry, feature, passages
 
 
 def _followed(items: Iterable[T], total: int, progress: Progress) -> Iterator[T]:
@@ -215,12 +227,37 @@ def _followed(items: Iterable[T], total: int, progress: Progress) -> Iterator[T]
         progress(done, total)
 
 
-def _add(index: Index, features: Iterable[tuple[Entry, np.ndarray]], changes: Changes) -> None:
-    """Add entries with their features, so many at a time."""
+def _passage_problem(passages: list[Passage] | None, precision: str) -> str | None:
+    sound = all(np.isfinite(passage.feature).all() for passage in passages or ())
+    return None if sound else f"the feature of a passage is not finite in {precision}"
+
+
+def _add(index: Index, features: Iterable[Embedded], changes: Changes) -> None:
+    """Add entries with their features and passages, so many at a time."""
     features = iter(features)
     while some := list(islice(features, TRANSACTION)):
-        index.add([entry for entry, _ in some], np.stack([feature for _, feature in some]))
+        passages = {entry.path: found for entry, _, found in some if found is not None}
+        index.add([entry for entry, *_ in some], np.stack([feature for _, feature, _ in some]), passages)
         changes.added += len(some)
+
+
+def _fill_in_passages(
+    index: Index, folder: Path, load_embedder: Callable[[], Embedder], changes: Changes, progress: bool
+) -> None:
+    """Make the passages of the index's files under `folder` that have none yet, if the files are there."""
+    failed = {issue.file for issue in changes.failures}
+    lacking = [
+        entry
+        for entry in index.without_passages()
+        if entry.modality != READY and entry.path.is_relative_to(folder) and str(entry.path) not in failed
+    ]
+    lacking = [entry for entry in lacking if not is_gone(entry.path)]
+    if not lacking:
+        return
+    embedder = load_embedder()
+    made = _embedded(index, lacking, embedder, None, changes, progress)
+    while some := list(islice(made, TRANSACTION)):
+        index.add_passages({entry.path: found for entry, _, found in some if found is not None})
 
 
 def _look_for_missing(index: Index, folder: Path, found: set[Path], forget: bool, changes: Changes) -> None:
@@ -272,10 +309,15 @@ def search_index(
     k: int = 10,
     approximate: bool | None = None,
     modality: str | None = None,
+    passages: bool = False,
+    per_file: int | None = None,
+    calibrate: str = "none",
 ) -> list[dict]:
     """The k files closest to `query`, a file or else a text, as records of rank, cosine, file and metadata.
 
-    `approximate` and `modality` as in Index.search. Raises UserError where the query's weights are not the index's.
+    With `passages`, the k closest passages, at most `per_file` of each file: a record has its "passage" too, such as
+    {"bars": [17, 24]}. `approximate`, `modality` and `calibrate` as in Index.search. Raises UserError where the
+    query's weights are not the index's.
     """
     if not len(index):
         raise UserError(f"{index.folder} is empty: clamp3_index.py add {index.folder} FOLDER")
@@ -283,18 +325,20 @@ def search_index(
     recorded = index.meta.get("identity")
     if wanted.weights and recorded and not recorded.startswith(READY_MADE):
         check_or_record_model(index, load_embedder().identity, wanted.weights)
-    found = index.search(wanted.features[0], k, approximate, modality)
+    own = query_modality(query, wanted)
+    found = index.search(wanted.features[0], k, approximate, modality, passages, per_file, calibrate, own)
     return [
         {
             "rank": rank,
             "cosine": cosine,
             "file": str(entry.path),
+            **({"passage": span[0].as_json()} if span else {}),
             "modality": entry.modality,
             "metadata": entry.metadata,
             "weights": index.meta.get("weights", "weights that are not known"),
             "fingerprint": index.meta.get("fingerprint"),
         }
-        for rank, (cosine, entry) in enumerate(found, 1)
+        for rank, (cosine, entry, *span) in enumerate(found, 1)
     ]
 
 

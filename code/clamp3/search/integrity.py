@@ -1,8 +1,9 @@
 """The files of an index: what they hold, how it is read, and whether it is what was written.
 
-index.sqlite has two tables of facts (the second is a spare copy of the first), a record for each entry, and the rows
-that no entry has any more. Checksums (CRC-32) protect the facts, each record, each entry's row in features-N.f32, and
-the whole of nearest-N.faiss. Indexes of format 1 have none: there, types, lengths and norms must be plausible.
+index.sqlite has two tables of facts (the second is a spare copy of the first), a record for each entry, the rows that
+no entry has any more, and which rows of passages-N.i8 are an entry's passages. Checksums (CRC-32) protect the facts,
+each record, each entry's row in features-N.f32, each entry's passages, and the whole of nearest-N.faiss. Indexes of
+format 1 have none: there, types, lengths and norms must be plausible. Those of format 2 have no passages.
 
 To read all of a large index at each start would take longer than a search, so verified.json keeps the size, times and
 inode that its files had when they were last known to be whole: while they have these, they are trusted.
@@ -16,20 +17,23 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clamp3.errors import UserError
+from clamp3.inputs.passages import BARS, LINES, SECONDS
 from clamp3.io.files import atomic_write, parse_json
+from clamp3.search.passages import Slice, row_type, slice_sum
 
 DATABASE = "index.sqlite"
 VERIFIED = "verified.json"
-FORMAT = 2  # to be raised where older code cannot read what is written
+FORMAT = 3  # to be raised where older code cannot read what is written
 DATABASE_TIMEOUT = 60  # seconds to wait for another process's transaction
-FILES = {"features": "features-{}.f32", "nearest": "nearest-{}.faiss"}  # by the facts that name them
+# By the facts that name them.
+FILES = {"features": "features-{}.f32", "nearest": "nearest-{}.faiss", "passages": "passages-{}.i8"}
 MOST_ROWS = 2**40
 UNIT = 1e-3  # by which the norm of a row of format 1 may differ from one
 SETTLED = 0.05  # seconds: file systems do not tell apart the times of two writes in a much shorter time
@@ -45,8 +49,11 @@ TABLES = {
     "by_hash": "CREATE INDEX by_hash ON entries (hash)",
     "gone": "CREATE TABLE gone (row INTEGER PRIMARY KEY)",
     "spare_facts": "CREATE TABLE spare_facts (name TEXT PRIMARY KEY, value)",
+    "passages": "CREATE TABLE passages (row INTEGER PRIMARY KEY, first INTEGER NOT NULL, count INTEGER NOT NULL,"
+    " unit TEXT NOT NULL, sum INTEGER NOT NULL)",
 }
-TABLES_1 = {name: sql for name, sql in TABLES.items() if name != "spare_facts"} | {
+TABLES_2 = {name: sql for name, sql in TABLES.items() if name != "passages"}
+TABLES_1 = {name: sql for name, sql in TABLES_2.items() if name != "spare_facts"} | {
     "entries": f"CREATE TABLE entries ({RECORD})"
 }
 COLUMNS_1 = "row, path, modality, hash, size, modified, metadata"
@@ -84,6 +91,7 @@ class Contents:
     facts: dict[str, Any]
     gone: np.ndarray  # (n,) int64: rows that no entry has
     features: np.ndarray  # (rows, hidden) float32, a map of the file; each of length one, or zero
+    passages: np.ndarray  # (rows,) of `row_type`, a map of the file
 
     @property
     def columns(self) -> str:
@@ -127,7 +135,9 @@ def accessible(folder: Path) -> Iterator[None]:
         raise UserError(f"{error.filename or folder} cannot be read or written: {error.strerror or error}") from None
 
 
-def write_database(folder: Path, facts: dict[str, Any], entries: Iterable[Entry], gone: Iterable[int]) -> None:
+def write_database(
+    folder: Path, facts: dict[str, Any], entries: Iterable[Entry], gone: Iterable[int], slices: Iterable[Slice] = ()
+) -> None:
     """Put a new database, whole or not at all, in the place of any that the index has."""
     with atomic_write(folder / DATABASE) as file:
         with contextlib.closing(sqlite3.connect(file.name)) as database:
@@ -135,6 +145,7 @@ def write_database(folder: Path, facts: dict[str, Any], entries: Iterable[Entry]
             write_facts(database, facts)
             insert_records(database, entries)
             database.executemany("INSERT INTO gone VALUES (?)", ((row,) for row in gone))
+            insert_slices(database, slices)
             database.execute(f"PRAGMA user_version = {FORMAT}")
             database.commit()
         os.fsync(file.fileno())
@@ -162,7 +173,7 @@ def check_tables(folder: Path, database: sqlite3.Connection) -> int:
         for name, sql in database.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
         if not f"{name}".startswith("sqlite_")
     }
-    expected = {name: squeezed(sql) for name, sql in (TABLES_1 if version == 1 else TABLES).items()}
+    expected = {name: squeezed(sql) for name, sql in {1: TABLES_1, 2: TABLES_2}.get(version, TABLES).items()}
     if version > FORMAT and found != expected:
         raise UserError(f"{folder} was made by a later version of this program (format {version}), which reads it")
     if version > FORMAT:
@@ -208,10 +219,10 @@ def facts_problem(facts: dict[str, Any], version: int) -> str | None:
     """What is wrong with the facts, if anything: other files than the index's own are never named by sound ones."""
     if version > 1 and facts.get("sum") != facts_sum(facts):
         return "its facts are not those that were written"
-    rows, hidden, known = (facts.get(name, 0) for name in ("rows", "hidden", "nearest_rows"))
-    if not all(isinstance(number, int) and 0 <= number <= MOST_ROWS for number in (rows, hidden, known)):
+    rows, hidden, known, passages = (facts.get(name, 0) for name in ("rows", "hidden", "nearest_rows", "passage_rows"))
+    if not all(isinstance(number, int) and 0 <= number <= MOST_ROWS for number in (rows, hidden, known, passages)):
         return "its facts are not numbers"
-    if known > rows or (rows and not (hidden and "features" in facts)):
+    if known > rows or (rows and not (hidden and "features" in facts)) or (passages and "passages" not in facts):
         return "its facts contradict each other"
     for name, form in FILES.items():
         pattern = form.replace(".", r"\.").format(r"\d{1,18}")
@@ -289,6 +300,71 @@ def check_entry(contents: Contents, record: Sequence) -> None:
         raise Damaged(contents.folder / contents.facts["features"], what)
 
 
+# ---------- passages ----------
+
+
+def insert_slices(database: sqlite3.Connection, slices: Iterable[Slice]) -> None:
+    database.executemany("INSERT OR REPLACE INTO passages VALUES (?, ?, ?, ?, ?)", map(astuple, slices))
+
+
+def read_slices(database: sqlite3.Connection, where: str = "", values: Sequence = ()) -> list[Slice]:
+    """The records of passages for which an SQL condition holds, in the order of their rows. They may be damaged."""
+    select = f"SELECT row, first, count, unit, sum FROM passages {where and f'WHERE {where}'} ORDER BY first, row"
+    return [Slice(*record) for record in database.execute(select, values)]
+
+
+def slice_problem(contents: Contents, found: Slice, digest: str | None) -> str | None:
+    """What is wrong with the passages of the file whose content has this hash, if anything; None: there is no file."""
+    numbers = found.first, found.count, found.sum
+    if not all(isinstance(number, int) for number in numbers) or found.unit not in (BARS, SECONDS, LINES, ""):
+        return "are of the wrong type"
+    if digest is None:
+        return "are of no file"
+    if min(found.first, found.count) < 0 or found.first + found.count > len(contents.passages):
+        return "have rows that are not there"
+    sound = slice_sum(contents.passages[found.rows], found.unit, digest) == found.sum
+    return None if sound else "are not what was written"
+
+
+def check_slice(contents: Contents, found: Slice, digest: str | None, path: str) -> None:
+    """Raise Damaged where the passages of the file `path`, or their record, are not what was written."""
+    if problem := slice_problem(contents, found, digest):
+        what = f"is damaged: the passages of {path} (row {found.row}) {problem}"
+        raise Damaged(contents.folder / contents.facts.get("passages", DATABASE), what)
+
+
+def slice_damages(contents: Contents, database: sqlite3.Connection, first: int = 0) -> Iterator[Damaged]:
+    """What is wrong with the passages from row `first` of their file on, and with their records."""
+    if contents.version < FORMAT:
+        return
+    select = "SELECT p.row, p.first, p.count, p.unit, p.sum, e.hash, e.path FROM passages p LEFT JOIN entries e"
+    records = database.execute(f"{select} ON e.row = p.row WHERE p.first >= ? ORDER BY p.first, p.count", (first,))
+    end = first
+    for *record, digest, path in records:
+        found = Slice(*record)
+        try:
+            name = os.fsdecode(path) if path and isinstance(path, bytes) else "a file"
+            check_slice(contents, found, digest if isinstance(digest, str) else None, name)
+            if found.first < end:
+                raise Damaged(contents.folder / DATABASE, "is damaged: two files have the same passages")
+            end = found.first + found.count
+        except Damaged as damage:
+            yield damage
+
+
+def map_passages(folder: Path, facts: dict[str, Any]) -> np.ndarray:
+    """A map (rows,) of the passages. Raises Damaged where the file is missing or too short."""
+    kind, count = row_type(facts.get("hidden", 0)), facts.get("passage_rows", 0)
+    if not count:
+        return np.zeros(0, kind)
+    path = folder / facts["passages"]
+    if not path.is_file():
+        raise Damaged(path, "is missing")
+    if path.stat().st_size < count * kind.itemsize:
+        raise Damaged(path, f"is damaged: it is too short for {count} passages")
+    return np.memmap(path, kind, "r", shape=(count,))
+
+
 def read_contents(folder: Path, database: sqlite3.Connection) -> Contents:
     """What the index holds in the present transaction. Raises Damaged where facts or lengths are wrong."""
     version, path = check_tables(folder, database), folder / DATABASE
@@ -299,7 +375,7 @@ def read_contents(folder: Path, database: sqlite3.Connection) -> Contents:
     gone = np.array([row for (row,) in database.execute("SELECT row FROM gone")], np.int64)
     if len(gone) and not (0 <= gone.min() and gone.max() < rows):
         raise Damaged(path, "is damaged: it has deleted rows that were never there")
-    return Contents(folder, version, facts, gone, map_features(folder, facts))
+    return Contents(folder, version, facts, gone, map_features(folder, facts), map_passages(folder, facts))
 
 
 def map_features(folder: Path, facts: dict[str, Any]) -> np.ndarray:
@@ -315,8 +391,10 @@ def map_features(folder: Path, facts: dict[str, Any]) -> np.ndarray:
     return np.memmap(path, "<f4", "r", shape=shape)
 
 
-def damages(contents: Contents, database: sqlite3.Connection, first: int = 0) -> Iterator[Damaged]:
-    """What is wrong with the entries, and the rows, from row `first` on."""
+def damages(
+    contents: Contents, database: sqlite3.Connection, first: int = 0, first_passage: int = 0
+) -> Iterator[Damaged]:
+    """What is wrong with the entries, and the rows, from row `first` on, and with passages from `first_passage` on."""
     rows = []
     for record in database.execute(f"SELECT {contents.columns} FROM entries WHERE row >= ? ORDER BY row", (first,)):
         rows.append(record[0])
@@ -328,6 +406,7 @@ def damages(contents: Contents, database: sqlite3.Connection, first: int = 0) ->
     if not np.array_equal(there, np.arange(first, len(contents.features))):
         path = contents.folder / DATABASE
         yield Damaged(path, "is damaged: its entries and deleted rows are not the rows that there are")
+    yield from slice_damages(contents, database, first_passage)
 
 
 # ---------- whole files ----------

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clamp3.errors import UserError
+from clamp3.search.calibration import calibrated
 from clamp3.search.ranking import DEPTH, TIE, Relevant, normalized, positions
 
 MOST_MISMATCHED = 10_000_000  # mismatched pairs, at most, among which percentiles are computed
@@ -73,8 +74,14 @@ def reverse(relevant: Relevant, references: int) -> list[list[int]]:
     return queries
 
 
-def evaluate_both(queries: np.ndarray, references: np.ndarray, relevant: Relevant) -> dict[str, dict[str, Estimate]]:
-    """`evaluate` from queries to references and back; items without a partner are candidates only."""
+def evaluate_both(
+    queries: np.ndarray, references: np.ndarray, relevant: Relevant, calibrate: str = "none"
+) -> dict[str, dict[str, Estimate]]:
+    """`evaluate` from queries to references and back; items without a partner are candidates only.
+
+    With `calibrate`, one of calibration.METHODS, after that correction in each direction, which knows all queries and
+    references and nothing of which belong together.
+    """
     directions = {
         "query_to_reference": (queries, references, relevant),
         "reference_to_query": (references, queries, reverse(relevant, len(references))),
@@ -82,6 +89,8 @@ def evaluate_both(queries: np.ndarray, references: np.ndarray, relevant: Relevan
     estimates = {}
     for name, (sources, candidates, positives) in directions.items():
         paired = [index for index, indices in enumerate(positives) if len(indices)]
+        if calibrate != "none":
+            sources, candidates = calibrated(sources, candidates, calibrate)
         estimates[name] = evaluate(sources[paired], candidates, [positives[index] for index in paired])
     return estimates
 

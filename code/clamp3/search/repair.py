@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import tempfile
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from clamp3.search.integrity import (
     COLUMNS,
     COLUMNS_1,
     DATABASE,
+    FILES,
     FORMAT,
     Contents,
     Damaged,
@@ -31,13 +33,17 @@ from clamp3.search.integrity import (
     explained,
     facts_problem,
     map_features,
+    map_passages,
     nearest_problem,
     note_verified,
     read_contents,
     read_facts,
+    read_slices,
+    slice_problem,
     stored_path,
     write_database,
 )
+from clamp3.search.passages import Slice, row_type
 from clamp3.search.store import is_index, missing_index
 
 PAGE = 4096  # bytes of the database's first page, which says where its tables are
@@ -61,7 +67,7 @@ def _damages(folder: Path) -> list[Damaged]:
             found.extend(check_pages(folder, database))
             contents = read_contents(folder, database)
             found.extend(damages(contents, database))
-            files = {kind: contents.facts[kind] for kind in ("features", "nearest") if kind in contents.facts}
+            files = {kind: contents.facts[kind] for kind in FILES if kind in contents.facts}
             if "nearest" in files and (problem := nearest_problem(folder, contents.facts, look=True)):
                 found.append(Damaged(folder / files["nearest"], problem))
             if not found and len(contents.features) >= NOTED:
@@ -97,6 +103,7 @@ class Salvaged:
     facts: dict[str, Any] | None  # None where neither copy can be trusted
     records: list[tuple]
     gone: set[int]
+    slices: list[Slice]  # which nothing vouches for
 
 
 def _rewrite(folder: Path) -> list[FileIssue]:
@@ -104,7 +111,8 @@ def _rewrite(folder: Path) -> list[FileIssue]:
     with tempfile.TemporaryDirectory() as scratch:
         salvaged = _salvaged(folder, Path(scratch))
     facts = salvaged.facts or {}
-    contents = Contents(folder, FORMAT, facts, np.zeros(0, np.int64), _whole_rows(folder, facts))
+    whole = _whole_rows(folder, facts), _whole_passages(folder, facts)
+    contents = Contents(folder, FORMAT, facts, np.zeros(0, np.int64), *whole)
     kept: dict[Path, Entry] = {}
     dropped = []
     for record in salvaged.records:
@@ -116,11 +124,41 @@ def _rewrite(folder: Path) -> list[FileIssue]:
         except Damaged as damage:
             reason = damage.what if salvaged.facts else "cannot be trusted: what made the features cannot be read"
             dropped.append(FileIssue(stored_path(record), f"{damage.file.name} {reason}"))
+    contents.version = FORMAT
+    slices = _whole_slices(contents, kept.values(), salvaged.slices, dropped)
     free = set(range(len(contents.features))) - {entry.row for entry in kept.values()}
     if lost := free - salvaged.gone - {record[0] for record in salvaged.records}:
         dropped.append(FileIssue("?", f"{DATABASE} is damaged: the names of {len(lost)} files cannot be read"))
-    write_database(folder, facts | {"rows": len(contents.features)}, kept.values(), sorted(free))
+    write_database(folder, facts | {"rows": len(contents.features)}, kept.values(), sorted(free), slices)
     return dropped
+
+
+def _whole_slices(
+    contents: Contents, kept: Iterable[Entry], slices: Iterable[Slice], dropped: list[FileIssue]
+) -> list[Slice]:
+    """Those of `slices` that are what was written; `dropped` takes the files whose passages are not."""
+    by_row, whole, end = {entry.row: entry for entry in kept}, [], 0
+    for found in slices:
+        entry = by_row.get(found.row)
+        if entry and not slice_problem(contents, found, entry.hash) and found.first >= end:
+            whole.append(found)
+            end = found.first + found.count
+    if "with_passages" in contents.facts:
+        lost = by_row.keys() - {found.row for found in whole}
+        reason = "its passages cannot be trusted; the file itself is still in the index"
+        made = {found.row for found in slices} if whole else lost
+        dropped += [FileIssue(str(by_row[row].path), reason) for row in sorted(lost & made)]
+    return whole
+
+
+def _whole_passages(folder: Path, facts: dict[str, Any]) -> np.ndarray:
+    """The passages that are there, all or fewer; `facts` is changed to what they allow."""
+    path, width = folder / facts.get("passages", ""), row_type(facts.get("hidden", 0)).itemsize
+    there = path.stat().st_size // width if "passages" in facts and path.is_file() else 0
+    facts["passage_rows"] = min(facts.get("passage_rows", 0), there)
+    if not facts["passage_rows"]:
+        facts.pop("passages", None)
+    return map_passages(folder, facts)
 
 
 def _whole_rows(folder: Path, facts: dict[str, Any]) -> np.ndarray:
@@ -167,7 +205,10 @@ def _read(path: Path) -> Salvaged:
         gone: set[int] = set()
         with contextlib.suppress(sqlite3.Error):
             gone.update(row for (row,) in database.execute("SELECT row FROM gone"))
-    return Salvaged(facts, records, gone)
+        slices: list[Slice] = []
+        with contextlib.suppress(sqlite3.Error):
+            slices = read_slices(database)
+    return Salvaged(facts, records, gone, slices)
 
 
 def _facts(database: sqlite3.Connection) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ from clamp3.search.integrity import (
     read_contents,
     stamp,
 )
+from clamp3.search.passages import row_type
 
 LOG = logging.getLogger("clamp3")
 MANY = 100_000  # rows from which it is announced that they are verified
@@ -39,7 +40,8 @@ class Store:
     def __init__(self, folder: Path):
         """Raises UserError where there is no index, or one that a later version of this code has made."""
         self.folder = folder
-        self.contents = Contents(folder, FORMAT, {}, np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
+        nothing = np.zeros(0, np.int64), np.zeros((0, 0), np.float32), np.zeros(0, row_type(0))
+        self.contents = Contents(folder, FORMAT, {}, *nothing)
         self._connect()
         try:
             self.refresh()
@@ -135,36 +137,39 @@ class Store:
             return
         seen_version, *seen = self._seen
         # Whatever writes to these files makes them longer, or commits, which the version tells.
-        database, features = (
+        database, *others = (
             new != old and (new is None or old is None or new[0] <= old[0])
             for new, old in zip(self._stamps(), seen, strict=True)
         )
-        if features or (database and version == seen_version):
+        if any(others) or (database and version == seen_version):
             self._read(verify_from=0)
         elif version != seen_version:
-            self._read(verify_from=self.rows)
+            self._read(verify_from=self.rows, verify_passages_from=len(self.contents.passages))
 
-    def _read(self, verify_from: int | None = None) -> None:
-        """Read the index, and verify its entries and rows from one on, unless they are known to be whole."""
+    def _read(self, verify_from: int | None = None, verify_passages_from: int = 0) -> None:
+        """Read the index; verify entries, rows and passages from some on, unless they are known to be whole."""
         self._seen = None
         contents = read_contents(self.folder, self.database)
         if contents.facts.get("features") != self.meta.get("features"):
             verify_from = verify_from and 0
+        if contents.facts.get("passages") != self.meta.get("passages"):
+            verify_passages_from = 0
         self.contents = contents
         if verify_from is not None and (verify_from or not is_verified(self.folder, self._files())):
             if self.rows - verify_from >= MANY:
                 LOG.info("verifying the %d features of %s", self.rows, self.folder)
-            for damage in damages(contents, self.database, verify_from):
+            for damage in damages(contents, self.database, verify_from, verify_passages_from):
                 raise damage
         (version,) = self.database.execute("PRAGMA data_version").fetchone()
         self._seen = (version, *self._stamps())
 
     def _files(self) -> list[str]:
         """Those that hold the index itself."""
-        return [DATABASE, self.meta.get("features", DATABASE)]
+        return [DATABASE, *(self.meta[kind] for kind in ("features", "passages") if kind in self.meta)]
 
     def _stamps(self) -> list[list[int] | None]:
-        return [stamp(self.folder / name) for name in self._files()]
+        names = DATABASE, self.meta.get("features"), self.meta.get("passages")
+        return [stamp(self.folder / name) if name else None for name in names]
 
 
 def is_index(folder: Path) -> bool:

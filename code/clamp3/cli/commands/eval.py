@@ -7,6 +7,8 @@ With pairs from a CSV file instead, of lines "query,reference", relative to the 
 Also each folder (language, genre) by itself: its queries, and as candidates the references that are relevant to them
 or lie in the folder of the same name:
     python clamp3_eval.py QUERY_DIR REF_DIR --by_folder --json figures.jsonl
+With a correction of the space that both share, as docs/search.md explains:
+    python clamp3_eval.py QUERY_DIR REF_DIR --calibrate csls
 A rank is that of the best relevant reference; irrelevant ones that tie with it rank before it. In brackets are 95 %
 bootstrap confidence intervals over queries. The folders may hold files of all kinds that clamp3_embd.py takes, or
 features (.npy of the shape (1, 768)) that it made with --get_global: make those first where a folder is large.
@@ -14,7 +16,7 @@ features (.npy of the shape (1, 768)) that it made with --get_global: make those
 
 from pathlib import Path
 
-from clamp3.cli.options import FOLDER, answers_parser, feature_cache
+from clamp3.cli.options import FOLDER, add_calibration_option, answers_parser, feature_cache
 from clamp3.cli.output import print_collection, print_issues, print_line, print_table, print_weights, save_json
 
 
@@ -22,6 +24,7 @@ def main() -> int:
     parser = answers_parser(__doc__, "query_dir", FOLDER)
     parser.add_argument("--pairs", type=Path, metavar="FILE.csv", help="which query belongs to which reference")
     parser.add_argument("--by_folder", action="store_true", help="also evaluate each folder of QUERY_DIR by itself")
+    add_calibration_option(parser)
     args = parser.parse_args()
 
     # Only now, so that --help and mistyped options answer at once.
@@ -46,7 +49,7 @@ def main() -> int:
     for folder, members, candidates in parts:
         row_of = {reference: row for row, reference in enumerate(candidates)}
         positives = [[row_of[reference] for reference in relevant[query]] for query in members]
-        figures = evaluate_both(queries.features[members], references.features[candidates], positives)
+        figures = evaluate_both(queries.features[members], references.features[candidates], positives, args.calibrate)
         several = sum(len(rows) > 1 for rows in positives)
         counts = {"queries": len(members), "several_right": several, "references": len(candidates)}
         shown = "{} queries, {} with several relevant references, {} references".format(*counts.values())

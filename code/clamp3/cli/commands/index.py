@@ -9,6 +9,9 @@ With what a CSV file says of them, in a column "file" (relative to FOLDER) and a
 Search it by a text or a file, among all or among one modality:
     python clamp3_index.py search INDEX "a lively Irish reel"
     python clamp3_index.py search INDEX QUERY.mid --modality audio --top_k 20 --json found.jsonl
+Find the bars, seconds or lines in files, not only the files, in an index that was built with --passages:
+    python clamp3_index.py build INDEX FOLDER --passages
+    python clamp3_index.py search INDEX QUERY.abc --passages --per_file 1
 See what is in it; forget files or folders, or all files that are no longer there:
     python clamp3_index.py info INDEX
     python clamp3_index.py remove INDEX FOLDER/old
@@ -31,7 +34,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clamp3.cli.names import as_called
-from clamp3.cli.options import add_embedding_options, add_json_option, feature_cache, positive, script_parser
+from clamp3.cli.options import (
+    add_calibration_option,
+    add_embedding_options,
+    add_json_option,
+    feature_cache,
+    positive,
+    script_parser,
+)
 from clamp3.cli.output import print_changes, print_found, print_issues, print_line, print_table, save_json
 
 if TYPE_CHECKING:
@@ -65,6 +75,9 @@ def parse() -> Namespace:
         adding.add_argument("folder", type=Path, help="folder of files, searched recursively; or a file")
         adding.add_argument("--metadata", type=Path, metavar="FILE.csv", help="what is known of the files")
         adding.add_argument("--approximate", action="store_true", help="prepare for that, whatever the size")
+        adding.add_argument(
+            "--passages", action="store_true", help="index bars, seconds and lines too; see docs/search.md"
+        )
         add_embedding_options(adding)
     removing = command("remove", "forget files")
     removing.add_argument("paths", type=Path, nargs="*", help="files or folders")
@@ -77,6 +90,9 @@ def parse() -> Namespace:
     searching.add_argument("query", help="a file, or a text in quotes")
     searching.add_argument("--top_k", type=positive, default=10, help="how many to show; default: %(default)s")
     searching.add_argument("--modality", choices=["text", "symbolic", "audio"], help="files of this kind alone")
+    searching.add_argument("--passages", action="store_true", help="find bars, seconds and lines, not only files")
+    searching.add_argument("--per_file", type=positive, help="how many passages of a file to show at most")
+    add_calibration_option(searching)
     how = searching.add_mutually_exclusive_group()
     how.add_argument("--exact", dest="approximate", action="store_const", const=False, help="look at all of them")
     how.add_argument("--approximate", action="store_const", const=True, help="look at a part; default: if it is large")
@@ -109,6 +125,7 @@ def add(args: Namespace) -> int:
         *(index, args.folder, load_embedder, feature_cache(args), metadata, args.approximate),
         progress=True,
         forget_missing=True,
+        passages=args.passages,
     )
     print_changes(changes)
     if changes.moved:
@@ -154,6 +171,7 @@ def summary(index: "Index") -> dict:
             "weights": index.meta.get("weights"),
             "fingerprint": index.meta.get("fingerprint"),
             "approximate": "nearest" in index.meta,
+            **({"passages": sum(one.count for one in index.slices())} if "with_passages" in index.meta else {}),
             "MB": round(sum((stamp(path) or [0])[0] for path in index.folder.iterdir()) / 1e6, 1),
         }
     print_table(tuple(record), [tuple(record.values())])
@@ -187,7 +205,10 @@ def search(args: Namespace) -> int:
     index = Index(args.index)
     load_embedder = embedder_loader(args, start_alone(args.device, args.threads))
     found = search_index(
-        index, args.query, load_embedder, feature_cache(args), args.top_k, args.approximate, args.modality
+        *(index, args.query, load_embedder, feature_cache(args), args.top_k, args.approximate, args.modality),
+        passages=args.passages or args.per_file is not None,
+        per_file=args.per_file,
+        calibrate=args.calibrate,
     )
     print_found(found)
     save_json(args.json, ({"query": args.query, **record} for record in found))
