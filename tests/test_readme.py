@@ -1,50 +1,80 @@
-"""The README's Python runs as it stands, with the small model in place of the released weights."""
+"""The README's Python runs as it stands, and all commands in README and docs/ are ones that there are."""
 
 import re
-from importlib.util import find_spec
+import shlex
+from functools import cache
 from itertools import islice
 
-import numpy as np
 import pytest
-import soundfile
 
-from conftest import ROOT
-from corpus import corpus_folder, folk_tunes
-from notes import read_melody, to_mtf, to_sound
+from clamp3.cli.names import COMMANDS, SCRIPTS
+from conftest import ROOT, run_forked
+from corpus import folk_tunes
 
-pytest.importorskip("music21")  # which the oldest set of libraries lacks
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(
+    r"^(?:CLAMP3_CONFIG='[^']*' |CLAMP3_CONFIG=\S+ )?(?:python|accelerate launch|torchrun|clamp3) .*", re.MULTILINE
+)
 
 
-def test_the_examples_run_and_find_what_they_should(tmp_path, monkeypatch, capsys):
-    blocks = re.findall(r"```python\n(.*?)```", ROOT.joinpath("README.md").read_text(encoding="utf-8"), re.DOTALL)
+def blocks(text: str, *languages: str) -> list[str]:
+    """The contents of the fenced blocks in these languages ("" for none)."""
+    return [
+        body
+        for language, body in re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        if language in languages
+    ]
+
+
+def test_the_readme_is_short_and_its_python_runs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("music21")  # which the oldest set of libraries lacks
+    text = PAGES[0].read_text(encoding="utf-8")
+    assert text.count("\n") <= 150
+    folder = tmp_path / "demo" / "inputs" / "abc"
+    folder.mkdir(parents=True)
+    for tune in islice(folk_tunes(), 0, 12_000, 400):
+        (folder / f"{tune.name}.abc").write_text(tune.abc, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    tunes = list(islice(folk_tunes(), 0, 12_000, 400))
-    (tmp_path / "demo" / "inputs" / "abc").mkdir(parents=True)
-    for tune in tunes:
-        tmp_path.joinpath("demo", "inputs", "abc", f"{tune.name}.abc").write_text(tune.abc, encoding="utf-8")
-    melody = read_melody(tunes[0].abc)
-    (tmp_path / "tune.abc").write_text(tunes[0].abc)
-    (tmp_path / "piece.mtf").write_text(to_mtf(melody))
-    (tmp_path / "notes.txt").write_text("An Irish tune")
-    (tmp_path / "score.mxl").write_bytes((corpus_folder() / "bach" / "bwv404.mxl").read_bytes())
-    from clamp3.formats.midi import mtf_to_midi
+    [block] = blocks(text, "python")
+    exec(block, {})
+    assert len(re.findall(r"^0\.\d{3}  \S+\.abc$", capsys.readouterr().out, re.MULTILINE)) == 5
 
-    (tmp_path / "piece.mid").write_bytes(mtf_to_midi(to_mtf(melody)))
-    for name in ("song.mp3", "recording.flac"):
-        soundfile.write(name, to_sound(melody, 6, 24_000, "fiddle"), 24_000)
 
-    names = {"abc_1": tunes[1].abc, "abc_2": tunes[2].abc, "midi": mtf_to_midi(to_mtf(melody))}
-    names |= {"tune": tunes[0].abc, "mert_features": np.ones((1, 3, 128), np.float32)}
-    assert len(blocks) >= 4
-    for block in blocks:
-        if "pandas" in block and find_spec("pandas") is None:  # which nothing here needs
-            continue
-        exec(block.replace('"saas"', '"tiny"', 1), names)
-    assert names["similarity"].shape == (2, 2) and names["anything"].shape == (5, 128)
-    assert names["rewards"].shape == (2,) and names["alike"].shape == (2, 2)
-    assert list(names["errors"]) == [1] and np.isnan(names["good"][1]).all()
-    printed = capsys.readouterr().out
-    assert re.search(r"^cosine -?0\.\d{3}$", printed, re.MULTILINE)
-    assert len(re.findall(r"^0\.\d{3}  \S+\.abc$", printed, re.MULTILINE)) == 5
-    if find_spec("pandas"):
-        assert len((tmp_path / "features.csv").read_text().splitlines()) == len(tunes) + 1
+@cache
+def help_of(name: str) -> str:
+    """What the command says of itself; of index, with its subcommands."""
+    entry = ROOT / "code" / "clamp3" / "__main__.py"
+    text = run_forked(entry, *name.split(), "--help").stdout
+    if name == "index":
+        text += "".join(
+            run_forked(entry, name, part, "--help").stdout for part in ("build", "add", "search", "remove")
+        )
+    return text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_are_those_that_there_are(page):
+    """Each names a script that is there or a command of clamp3, with options that its --help knows."""
+    for block in blocks(page.read_text(encoding="utf-8"), "", "bash", "sh"):
+        for line in COMMAND.findall(block):
+            words = shlex.split(line, comments=True)
+            name = next(
+                (SCRIPTS[word.rpartition("/")[2]] for word in words if word.rpartition("/")[2] in SCRIPTS), None
+            )
+            if name is None and "clamp3" in words:
+                after = words[words.index("clamp3") + 1 :]
+                name = next((" ".join(after[:n]) for n in (2, 1) if " ".join(after[:n]) in COMMANDS), None)
+                if after[:1] and (after[0].startswith("-") or after[0] == "COMMAND" or after[:1] == ["convert"]):
+                    continue
+            if name is None and re.search(r"examples/|benchmarks/|tests/|-m pytest|-c ", line):
+                continue
+            assert name, line
+            start = next(i for i, word in enumerate(words) if word == "clamp3" or word.rpartition("/")[2] in SCRIPTS)
+            for option in (word.split("=")[0] for word in words[start:] if word.startswith("--")):
+                assert option in help_of(name), line
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+            assert re.match(r"https?:", target) or (page.parent / target).exists(), f"{page.name}: {target}"
