@@ -76,8 +76,8 @@ def update_index(
     cannot be read now stays. Those that are gone stay too, and are counted, or leave it if `forget_missing`, unless
     nothing at all is left of what the index has of the folder: then a disk may be missing.
     `metadata`, by absolute path, replaces what the index has on a file. `approximate` prepares the index for that,
-    whatever its size; `progress` shows bars, or is called. With `passages`, each file's are in the index too, from then
-    on with each update; ready-made features have none. Raises UserError where features of different weights would come
+    whatever its size; `progress` shows bars, or is called. With `passages`, each file's are in the index too, then and
+    with each update; ready-made features have none. Raises UserError where features of different weights would come
     together, or ready-made ones with others.
     """
     if not folder.exists():
@@ -242,7 +242,7 @@ def _add(index: Index, features: Iterable[Embedded], changes: Changes) -> None:
 
 
 def _fill_in_passages(
-    index: Index, folder: Path, load_embedder: Callable[[], Embedder], changes: Changes, progress: bool
+    index: Index, folder: Path, load_embedder: Callable[[], Embedder], changes: Changes, progress: Progress
 ) -> None:
     """Make the passages of the index's files under `folder` that have none yet, if the files are there."""
     failed = {issue.file for issue in changes.failures}
