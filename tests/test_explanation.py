@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-import clamp3_search
 from answers import answer, lines
 from clamp3 import Embedder
+from clamp3.cli.commands import search as clamp3_search
 from test_passages import TUNE, midi
 
 LONG = TUNE.replace("X:1\n", "X:2\n") + "".join(f"{'GABc'[n % 4]}4 d4|" for n in range(300)) + "\n"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-import clamp3_index
 from answers import answer, lines
 from clamp3 import Embedder
+from clamp3.cli.commands import index as clamp3_index
 from clamp3.errors import UserError
 from clamp3.features.passages import Passage
 from clamp3.inputs import passages

@@ -21,7 +21,8 @@ def test_what_docs_search_says_runs(tmp_path, monkeypatch, capsys):
     assert len(commands) == 6
     for command in commands:
         _python, script, *words = shlex.split(command)
-        module = importlib.import_module(script.removesuffix(".py"))
+        name = script.removesuffix(".py").removeprefix("clamp3_")
+        module = importlib.import_module(f"clamp3.cli.commands.{name}")
         assert answer(monkeypatch, module, *words, "--variant", "tiny") == 0, command
     assert (tmp_path / "found.jsonl").stat().st_size
     names: dict = {}
