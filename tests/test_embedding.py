@@ -223,7 +223,7 @@ def test_only_the_tower_in_use_is_prepared(small_model, texts):
 
 
 def test_wrong_options_are_named(small_model):
-    model = torch.nn.Module()
+    model = golden_model(CLaMP3Model, small_model.sizes)
     with pytest.raises(UserError, match="precision must be one of fp32, bf16, fp16, not 'int8'"):
         Embedder(model, small_model.sizes, precision="int8")
     with pytest.raises(UserError, match="cannot compute on device cuda:77"):
