@@ -569,7 +569,7 @@ def test_the_command_builds_searches_and_forgets(tunes, small_model, tmp_path, m
     assert "1 files added, 60 unchanged" in capsys.readouterr().out
     assert answer(monkeypatch, clamp3_search, "Irish reel", index, *tiny) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[1].split() == ["1", "1.0000", str(folder / "words.txt"), "-"] or "words.txt" in printed[1]
+    assert printed[2].split() == ["1", "1.0000", str(folder / "words.txt"), "-"] or "words.txt" in printed[2]
     assert answer(monkeypatch, clamp3_index, "search", index, "Irish reel", "--modality", "symbolic", *tiny) == 0
     assert "words.txt" not in capsys.readouterr().out
     assert answer(monkeypatch, clamp3_index, "info", index, "--list", "--json", tmp_path / "info.jsonl") == 0
