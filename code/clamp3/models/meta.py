@@ -18,4 +18,7 @@ class ParametersOnMeta(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        tensor = kwargs.get("tensor")
+        if getattr(func, "__module__", "") == "torch.nn.init" and isinstance(tensor, torch.Tensor) and tensor.is_meta:
+            return tensor  # to draw values that are none, PyTorch would import its compiler, which takes a second
         return func(*args, **{**kwargs, "device": "meta"} if func is torch.empty else kwargs)
