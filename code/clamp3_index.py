@@ -9,6 +9,9 @@ With what a CSV file says of them, in a column "file" (relative to FOLDER) and a
 Search it by a text or a file, among all or among one modality:
     python clamp3_index.py search INDEX "a lively Irish reel"
     python clamp3_index.py search INDEX QUERY.mid --modality audio --top_k 20 --json found.jsonl
+Find the bars, seconds or lines in files, not only the files, in an index that was built with --passages:
+    python clamp3_index.py build INDEX FOLDER --passages
+    python clamp3_index.py search INDEX QUERY.abc --passages --per_file 1
 See what is in it; forget files or folders, or all files that are no longer there:
     python clamp3_index.py info INDEX
     python clamp3_index.py remove INDEX FOLDER/old

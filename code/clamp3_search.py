@@ -6,6 +6,8 @@ By a file, for the 20 closest, as JSON lines too:
     python clamp3_search.py QUERY.mid REF_DIR --top_k 20 --json found.jsonl
 With the small model that comes with the code, which needs no download:
     python clamp3_search.py "a slow air" REF_DIR --variant tiny
+With the bars and the words that make it so, by their shares of the cosine (docs/search.md):
+    python clamp3_search.py "a lively Irish reel" REF_DIR --explain
 QUERY and the files under REF_DIR may be of any kinds that clamp3_embd.py takes: they are embedded on the way, and
 those that cannot be read are listed (exit code 1). For large or often searched folders make features first:
     python clamp3_embd.py REF_DIR FEATURES --get_global

@@ -296,7 +296,7 @@ def test_names_are_shown_in_one_harmless_line(tmp_path, capsys):
     folder = tmp_path / "line\nerror: forged"
     assert print_report(save_report(folder, Plan(special=issues), Tally(0, issues, issues), 1)) == 1
     print_table(("file", "metadata"), [(name, {"title": name}) for name in HOSTILE])
-    print_weights("weights\x1b[0m.pth")
+    print_weights({"weights": "weights\x1b[0m.pth", "fingerprint": None})
     save_json(Path("-"), [{"file": name} for name in HOSTILE])
     printed = capsys.readouterr().out
     assert not [line for line in printed.splitlines() if line.startswith("error")]

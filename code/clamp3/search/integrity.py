@@ -26,6 +26,7 @@ import numpy as np
 from clamp3.errors import UserError
 from clamp3.inputs.passages import BARS, LINES, SECONDS
 from clamp3.io.files import atomic_write, parse_json
+from clamp3.io.reports import printable
 from clamp3.search.passages import Slice, row_type, slice_sum
 
 DATABASE = "index.sqlite"
@@ -278,7 +279,7 @@ def check_record_sum(record: Sequence) -> None:
 
 def stored_path(record: Sequence) -> str:
     """The path in a record, for people: it may be damaged."""
-    return os.fsdecode(record[1]) if record[1] and isinstance(record[1], bytes) else "a file"
+    return printable(os.fsdecode(record[1])) if record[1] and isinstance(record[1], bytes) else "a file"
 
 
 def check_entry(contents: Contents, record: Sequence) -> None:
