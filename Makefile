@@ -7,7 +7,7 @@ MINUTES ?= 60
 KILLS ?= 50
 INPUTS ?= 20000
 
-.PHONY: setup demo web train-demo finetune-demo test test-benchmarks soak lint test-mteb test-oldest benchmark clean
+.PHONY: setup demo web train-demo finetune-demo test test-slow soak lint test-mteb test-oldest benchmark clean
 
 setup: .venv/done
 
@@ -33,11 +33,11 @@ finetune-demo: setup
 	$(BIN)/python examples/finetune.py
 
 test: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --ignore tests/test_benchmarks.py
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"
 
-# Whether the benchmarks run, each with a small model: some two minutes, apart from `make test`.
-test-benchmarks: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 tests/test_benchmarks.py
+# What `make test` leaves out: models of full size, compiled layers, and whether the benchmarks run.
+test-slow: setup
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m slow
 
 # The long form of tests/reliability, for many hours: kills, hostile input, concurrency, an hour of embedding.
 soak: setup

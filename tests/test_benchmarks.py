@@ -7,6 +7,8 @@ import pytest
 
 from conftest import ROOT, run
 
+pytestmark = pytest.mark.slow
+
 
 def test_extraction_is_measured_against_a_loop_that_computes_the_same(tmp_path):
     command = [sys.executable, "benchmarks/extraction.py", "--quick", "--json", tmp_path / "figures.json"]

@@ -408,5 +408,5 @@ def test_a_user_whom_nobody_knows_needs_no_home(tmp_path, chosen):
     )
     assert done.returncode == 0 and "Traceback" not in done.stderr
     assert "b.txt" in done.stdout
-    assert ("features are not kept: no home folder; set CLAMP3_CACHE" in done.stdout) is not chosen
+    assert ("features are not kept: no home folder; set CLAMP3_CACHE" in done.stderr) is not chosen
     assert (tmp_path / "cache" / "features.sqlite").exists() is chosen
