@@ -7,9 +7,6 @@ MINUTES ?= 60
 KILLS ?= 50
 INPUTS ?= 20000
 
-# Processes that `make test` works in: one more than two cores, since many tests wait for something.
-WORKERS ?= 3
-
 .PHONY: setup demo web train-demo finetune-demo test test-slow soak lint test-mteb test-oldest benchmark clean
 
 setup: .venv/done
@@ -36,7 +33,7 @@ finetune-demo: setup
 	$(BIN)/python examples/finetune.py
 
 test: setup
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"
 
 # What `make test` leaves out: models of full size, compiled layers, and whether the benchmarks run.
 test-slow: setup
