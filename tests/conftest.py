@@ -1,6 +1,7 @@
 """A small CLaMP 3 on disk, as a user would have it: weights, text model folder, and the settings that name them."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -135,6 +136,30 @@ def write_training_data(folder: Path, count: int) -> TrainingData:
 @pytest.fixture(scope="session")
 def training_data(tmp_path_factory) -> TrainingData:
     return write_training_data(tmp_path_factory.mktemp("data"), 48)
+
+
+@pytest.fixture
+def trainer_of(small_model, training_data, tmp_path):
+    """Makes a trainer of the golden model whose weights and logs go to a folder of the test."""
+    from training_runs import make_trainer
+
+    def make(kind: str = "symbolic", output: str = "run", data_folder=training_data.folder, **options):
+        return make_trainer(kind, small_model.folder, data_folder, tmp_path / output, **options)
+
+    return make
+
+
+@pytest.fixture
+def told(caplog):
+    """What the library has logged since the last call."""
+    caplog.set_level(logging.INFO, "clamp3")
+
+    def text() -> str:
+        found = caplog.text
+        caplog.clear()
+        return found
+
+    return text
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 import re
 import sys
@@ -24,30 +23,7 @@ from clamp3.training.neighbours import nearest_items, with_neighbours
 from clamp3.training.settings import Lora, Settings
 from clamp3.training.start import find_start, refuse_to_overwrite
 from conftest import CODE, ROOT, run, run_forked
-from training_runs import differences, make_trainer
-
-
-@pytest.fixture
-def trainer_of(small_model, training_data, tmp_path):
-    """Makes a trainer of the golden model whose weights and logs go to a folder of the test."""
-
-    def make(kind: str = "symbolic", output: str = "run", **options):
-        return make_trainer(kind, small_model.folder, training_data.folder, tmp_path / output, **options)
-
-    return make
-
-
-@pytest.fixture
-def told(caplog):
-    """What the library has logged since the last call."""
-    caplog.set_level(logging.INFO, "clamp3")
-
-    def text() -> str:
-        found = caplog.text
-        caplog.clear()
-        return found
-
-    return text
+from training_runs import differences
 
 
 def train(script: str, tmp_path: Path, check: int = 0, **knobs):

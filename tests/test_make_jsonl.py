@@ -30,7 +30,7 @@ def table(folder: Path, *lines: str, encoding: str = "utf-8") -> Path:
 
 
 def make(*words, check: int) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "clamp3.cli.commands.make_jsonl", *map(str, words)]
+    command = [sys.executable, "-m", "clamp3", "make-jsonl", *map(str, words)]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(CODE)}, capture_output=True, text=True)
     assert done.returncode == check, done.stderr
     return done

@@ -1,7 +1,6 @@
 """The training loop: gradients, figures, restarts, logs, and the commands as users run them."""
 
 import json
-import logging
 import multiprocessing
 import os
 import re
@@ -31,7 +30,6 @@ from clamp3.training.batches import Collate
 from clamp3.training.checkpoints import run_lock
 from clamp3.training.curves import draw_curves
 from clamp3.training.distributed import random_state, set_random_state
-from clamp3.training.loop import Trainer
 from clamp3.training.settings import Settings
 from conftest import BIN, CODE, ROOT, run, run_forked, write_training_data
 from forks import free_port
@@ -46,35 +44,12 @@ from training_runs import (
 )
 
 
-@pytest.fixture
-def trainer_of(small_model, training_data, tmp_path):
-    """Makes a trainer whose weights and logs go to a folder of the test."""
-
-    def make(kind: str, output: str = "run", data_folder=training_data.folder, **options) -> Trainer:
-        return make_trainer(kind, small_model.folder, data_folder, tmp_path / output, **options)
-
-    return make
-
-
 @pytest.fixture(scope="session")
 def damaged_data(tmp_path_factory):
     """The folder of training data of which some items cannot be read."""
     data = write_training_data(tmp_path_factory.mktemp("damaged") / "data", 48)
     damage(data.folder)
     return data
-
-
-@pytest.fixture
-def told(caplog):
-    """What the library has logged since the last call."""
-    caplog.set_level(logging.INFO, "clamp3")
-
-    def text() -> str:
-        found = caplog.text
-        caplog.clear()
-        return found
-
-    return text
 
 
 # ---------- gradients and figures ----------

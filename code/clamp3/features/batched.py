@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from clamp3.features.embedder import Embedder
+from clamp3.features.embedder import Embedder, checked_method
 from clamp3.io.reports import describe_error
 from clamp3.models.weight_files import fingerprint
 
@@ -34,9 +34,7 @@ class EmbedFiles:
 
         `options` are those of `Embedder.from_pretrained`.
         """
-        if not (method.startswith("embed_") and hasattr(Embedder, method)):
-            raise ValueError(f"an Embedder has no method {method}")
-        self.weights, self.column, self.output, self.method = weights, column, output, method
+        self.weights, self.column, self.output, self.method = weights, column, output, checked_method(method)
         self.normalize, self.options = normalize, options
 
     @cached_property

@@ -867,6 +867,13 @@ class Embedder(InputEncoder):
             self._ready.add(modality)
 
 
+def checked_method(name: str) -> str:
+    """`name`. Raises ValueError where no method of an Embedder that embeds has it."""
+    if not (name.startswith("embed_") and hasattr(Embedder, name)):
+        raise ValueError(f"an Embedder has no method {name}")
+    return name
+
+
 def lower_precision(network: nn.Module, dtype: torch.dtype) -> None:
     """Let the layers of `network` compute in `dtype`, while its embeddings stay in float32.
 

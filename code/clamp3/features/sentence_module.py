@@ -62,7 +62,7 @@ class Clamp3Module(InputModule):
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Adds `sentence_embedding` (n, clamp3_hidden_size)."""
         if torch.is_grad_enabled() and self.training:
-            raise UserError("this module is for encoding, and cannot be trained: code/train_clamp3.py trains models")
+            raise UserError("this module is for encoding, and cannot be trained: `clamp3 train` trains models")
         device = next(self.network.parameters()).device
         self.embedder.device = device
         found = self.embedder.embed_any(features["items"])

@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from clamp3.features.embedder import Embedder
+from clamp3.features.embedder import Embedder, checked_method
 
 
 class Clamp3Transformer(TransformerMixin, BaseEstimator):
@@ -39,8 +39,7 @@ class Clamp3Transformer(TransformerMixin, BaseEstimator):
 
     def fit(self, X: Iterable[Any], y: Any = None) -> "Clamp3Transformer":
         """Load the weights. Raises ValueError and UserError as `Embedder.from_pretrained`."""
-        if not (self.method.startswith("embed_") and hasattr(Embedder, self.method)):
-            raise ValueError(f"an Embedder has no method {self.method}")
+        checked_method(self.method)
         self.embedder_ = Embedder.from_pretrained(self.weights, self.device, self.precision, mert=self.mert)
         self._n_features_out = self.embedder_.sizes.clamp3_hidden_size
         return self

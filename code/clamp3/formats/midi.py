@@ -55,6 +55,8 @@ MESSAGES = SYSTEM_MESSAGES | {
     status + channel: message for status, message in CHANNEL_MESSAGES.items() for channel in range(16)
 }
 STATUSES = {name: status for status, (name, _) in (SYSTEM_MESSAGES | CHANNEL_MESSAGES).items()}
+# The lines of MTF whose first value is the time; of the others, meta messages, it is the last.
+TIME_FIRST = {*STATUSES, "sysex"}
 PITCHWHEEL, QUARTER_FRAME, SONGPOS = 0xE0, 0xF1, 0xF2
 PITCH_CENTER = 8192
 UNKNOWN_META = "unknown_meta"

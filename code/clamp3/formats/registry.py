@@ -56,10 +56,13 @@ def score_to_abc(path: Path, note: Note) -> str:
     from clamp3.formats.musicxml import musicxml_to_abc
     from clamp3.formats.other_scores import humdrum_to_abc, mei_to_abc, refuse_musescore
 
-    converters = {HUMDRUM: humdrum_to_abc, MEI: mei_to_abc, MUSESCORE: refuse_musescore}
-    known = format_of(path)
-    convert = converters.get(known, musicxml_to_abc) if known else musicxml_to_abc
-    return convert(path, note)
+    converters: dict[Format | None, Callable[[Path, Note], str]] = {
+        MUSICXML: musicxml_to_abc,
+        HUMDRUM: humdrum_to_abc,
+        MEI: mei_to_abc,
+        MUSESCORE: refuse_musescore,
+    }
+    return converters[format_of(path)](path, note)
 
 
 def _read_midi(path: Path, note: Note) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clamp3.formats.midi import STATUSES
+from clamp3.formats.midi import TIME_FIRST
 from clamp3.inputs.patchilizer import FIELD, MASK_ID, M3Patchilizer
 
 BARS, SECONDS, LINES = "bars", "seconds", "lines"
@@ -166,7 +166,7 @@ def messages_of(patches: Sequence[str]) -> tuple[int, list[Message]]:
     for place, patch in enumerate(patches[1:], 1):
         name, _, rest = patch.removesuffix("\n").partition(" ")
         for values in rest.split("\t"):
-            if name in STATUSES or name == "sysex":
+            if name in TIME_FIRST:
                 time, space, after = values.partition(" ")
                 before, after = name, space + after
             else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clamp3.errors import UserError
-from clamp3.io.files import content_hash, parse_json
+from clamp3.io.files import content_hash, matching_files, parse_json
 from clamp3.io.wrong_files import problem_in
 from clamp3.sizes import XLM_R_BASE
 
@@ -68,8 +68,7 @@ def tokenizer_identity(name: str, weights_folder: Path | None = None) -> str:
         if weights_folder is None or not (weights_folder / TOKENIZER_FILE).is_file():
             return name
         folder = weights_folder
-    files = {path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
-    contents = [f"{path.name} {content_hash(path)}" for path in sorted(files)]
+    contents = [f"{path.name} {content_hash(path)}" for path in matching_files(folder, TOKENIZER_FILES)]
     return hashlib.sha256("\n".join(contents).encode()).hexdigest()[:16]
 
 
@@ -79,8 +78,7 @@ def tokenizer_files(name: str) -> dict[str, bytes]:
     Raises UserError as `load_tokenizer`.
     """
     if Path(name).is_dir():
-        found = {path for pattern in TOKENIZER_FILES for path in Path(name).glob(pattern) if path.is_file()}
-        return {path.name: path.read_bytes() for path in sorted(found)}
+        return {path.name: path.read_bytes() for path in matching_files(Path(name), TOKENIZER_FILES)}
     if name == XLM_R_BASE:
         return {TOKENIZER_FILE: lzma.decompress(SHIPPED.read_bytes())}
     with tempfile.TemporaryDirectory() as folder:

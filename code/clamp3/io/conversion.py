@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from clamp3.errors import Note
-from clamp3.io.files import atomic_write
+from clamp3.io.files import write_whole
 from clamp3.io.folders import Job, Outcome, plan, save_report, tally
 from clamp3.io.reports import Report, describe_error
 from clamp3.io.workers import MEMORY_LIMIT, TIME_LIMIT, Pool, Processes
@@ -79,8 +79,7 @@ def _convert(convert: Convert, strict: bool, job: Job) -> Outcome:
         return Outcome(job, describe_error(error), tuple(dict.fromkeys(repairs)))
     for target, content in zip(job.targets, contents, strict=True):
         try:
-            with atomic_write(target) as file:
-                file.write(content)
+            write_whole(target, content)
         except OSError as error:
             return Outcome.unwritten(job, target, error, tuple(dict.fromkeys(repairs)))
     return Outcome(job, warnings=tuple(dict.fromkeys(repairs)))

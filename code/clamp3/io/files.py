@@ -12,7 +12,7 @@ import secrets
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal
 
@@ -209,6 +209,17 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file as `atomic_write` does."""
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def matching_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    """The files in `folder` whose names match any of `patterns`, once each, in their order."""
+    return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
 
 
 def content_hash(path: Path) -> str:

@@ -5,7 +5,7 @@ import re
 import zipfile
 from pathlib import Path
 
-from clamp3.io.files import parse_json
+from clamp3.io.files import matching_files, parse_json
 
 AGAIN = "delete it and download it again"
 START = 1000  # bytes that are looked at
@@ -89,7 +89,7 @@ def problem_of_text_file(path: Path) -> str | None:
 
 def problem_in(folder: Path, patterns: tuple[str, ...]) -> str | None:
     """What is wrong with the first file of a folder, among those that match, that is not what its name says."""
-    for path in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
+    for path in matching_files(folder, patterns):
         if problem := problem_of_text_file(path):
             return f"{path} cannot be used: {problem}"
     return None

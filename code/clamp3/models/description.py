@@ -30,7 +30,7 @@ import torch
 import clamp3
 from clamp3.errors import UserError
 from clamp3.inputs.tokenizer import tokenizer_files
-from clamp3.io.files import atomic_write, user_cache
+from clamp3.io.files import user_cache, write_whole
 from clamp3.models.text import text_config
 from clamp3.sizes import XLM_R_BASE, ModelSizes
 
@@ -177,5 +177,4 @@ def _holds(folder: Path, files: Mapping[str, bytes]) -> bool:
 
 def _write_into(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
-        with atomic_write(folder / name) as file:
-            file.write(content)
+        write_whole(folder / name, content)

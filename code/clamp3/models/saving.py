@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clamp3.distributed import PRECISIONS, checked_precision
 from clamp3.errors import UserError
-from clamp3.io.files import atomic_write, content_hash
+from clamp3.io.files import content_hash, write_whole
 from clamp3.modalities import AUDIO
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.description import (
@@ -29,6 +29,7 @@ from clamp3.models.description import (
 )
 from clamp3.models.m3 import M3Model
 from clamp3.models.pretrained import MERT_FOLDER, TEXT_FOLDER, find_pretrained, prefixes, read_config
+from clamp3.models.weight_files import unshared
 from clamp3.models.weights import source_of
 from clamp3.sizes import XLM_R_BASE, ModelSizes
 
@@ -105,8 +106,8 @@ def save_model(
             config["tokenizer"] = _save_text_model(folder / TEXT_FOLDER, sizes.text_model_name)
         if mert is not None and AUDIO.name in chosen:
             config["mert"] = _copy_mert(mert, folder / MERT_FOLDER)
-        _write(folder / CARD_FILE, _card(name or folder.name, config, saved).encode())
-        _write(folder / CONFIG_FILE, json.dumps(config, indent=2).encode() + b"\n")  # last: now it is whole
+        write_whole(folder / CARD_FILE, _card(name or folder.name, config, saved).encode())
+        write_whole(folder / CONFIG_FILE, json.dumps(config, indent=2).encode() + b"\n")  # last: now it is whole
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
     return saved
@@ -139,14 +140,8 @@ def _save_tower(
 ) -> SavedTower:
     """Write a tower's file, and compare each tensor with what is read of it. Raises UserError where one differs."""
     dtype, path = PRECISIONS[precision], folder / f"{tower}.safetensors"
-    tensors, seen = {}, set()
-    for name, weight in weights.items():
-        if name.startswith(starts):
-            tensor = weight.detach().cpu().to(dtype).contiguous()
-            address = tensor.untyped_storage().data_ptr()
-            tensors[name] = tensor.clone() if address in seen else tensor  # tied weights, whose sharing is refused
-            seen.add(address)
-    _write(path, save(tensors, {"format": "pt"}))
+    tensors = unshared({name: weight.to(dtype) for name, weight in weights.items() if name.startswith(starts)})
+    write_whole(path, save(tensors, {"format": "pt"}))
     read, largest = load_file(path), 0.0
     if read.keys() != tensors.keys():
         raise UserError(f"{path}: not all tensors are there as they were written: the disk is faulty")
@@ -191,7 +186,7 @@ def _save_text_model(folder: Path, name: str) -> dict[str, Any]:
     """Write the files of a text model but its weights; returns what config.json says of them."""
     files = text_files(name)
     for file, content in files.items():
-        _write(folder / file, content)
+        write_whole(folder / file, content)
     is_local = Path(name).is_dir()
     sha256 = XLM_R_SHA256 if name == XLM_R_BASE and not is_local else content_of(files)
     return {"name": Path(name).name if is_local else name, "sha256": sha256, "files": [*files]}
@@ -200,13 +195,8 @@ def _save_text_model(folder: Path, name: str) -> dict[str, Any]:
 def _copy_mert(mert: Path, folder: Path) -> list[str]:
     names = [path.name for path in sorted(mert.iterdir()) if path.suffix in (".json", ".safetensors", ".bin")]
     for name in names:
-        _write(folder / name, (mert / name).read_bytes())
+        write_whole(folder / name, (mert / name).read_bytes())
     return names
-
-
-def _write(path: Path, content: bytes) -> None:
-    with atomic_write(path) as file:
-        file.write(content)
 
 
 def _card(name: str, config: Mapping[str, Any], saved: list[SavedTower]) -> str:

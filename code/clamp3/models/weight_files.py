@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -340,15 +340,18 @@ def safetensors_of(checkpoint: dict[str, Any]) -> bytes:
     """
     state = {name: part for name, part in checkpoint.items() if name not in ("model", ENTRY) and _is_plain(part)}
     metadata = {"format": "pt", ENTRY: json.dumps(checkpoint[ENTRY]), STATE_ENTRY: json.dumps(state)}
-    tensors, seen = {}, set()
-    for name, tensor in checkpoint["model"].items():
+    return save(unshared(checkpoint["model"]), metadata)
+
+
+def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` on the CPU, each in memory of its own, as .safetensors files want it: weights may be tied."""
+    found, seen = {}, set()
+    for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
         address = tensor.untyped_storage().data_ptr()
-        tensors[name] = (
-            tensor.clone() if address in seen else tensor
-        )  # the format refuses shared memory (tied weights)
+        found[name] = tensor.clone() if address in seen else tensor
         seen.add(address)
-    return save(tensors, metadata)
+    return found
 
 
 def _is_plain(value: Any) -> bool:

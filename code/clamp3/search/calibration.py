@@ -44,7 +44,7 @@ def calibrated(
         return (queries, references) if matrix is None else (queries @ matrix, references @ matrix)
     if method == "none" or len(bank) < FEWEST:
         return queries, references
-    return _with_bias(queries, references, crowding(bank, references, method))
+    return _beside_bias(queries), _with_bias(references, crowding(bank, references, method))
 
 
 def whitening(references: np.ndarray) -> np.ndarray:
@@ -67,15 +67,17 @@ def crowding(bank: np.ndarray, references: np.ndarray, method: str) -> np.ndarra
     return lost
 
 
-def _with_bias(queries: np.ndarray, references: np.ndarray, lost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Features whose cosines are in the order of `queries @ references.T - lost`: all references are of one length."""
+def _with_bias(references: np.ndarray, lost: np.ndarray) -> np.ndarray:
+    """References of one length whose cosines with `_beside_bias(queries)` rank as `queries @ references.T - lost`."""
     lost = lost - lost.mean()
     filling = np.sqrt(np.maximum(np.square(lost).max() - np.square(lost), 0))
+    return np.hstack([references, -lost[:, None], filling[:, None]]).astype(np.float32)
+
+
+def _beside_bias(queries: np.ndarray) -> np.ndarray:
+    """The queries for `_with_bias`."""
     zeros, ones = np.zeros((len(queries), 1), np.float32), np.ones((len(queries), 1), np.float32)
-    return (
-        np.hstack([queries, ones, zeros]).astype(np.float32),
-        np.hstack([references, -lost[:, None], filling[:, None]]).astype(np.float32),
-    )
+    return np.hstack([queries, ones, zeros]).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Space:
         """Features of queries of the modality `own`, to be compared by cosine with those that `references` gives."""
         unit = normalized(features)
         if self.method in ("csls", "querybank"):
-            return np.hstack([unit, np.ones((len(unit), 1), np.float32), np.zeros((len(unit), 1), np.float32)])
+            return _beside_bias(unit)
         moved = unit - self.means[own] if own in self.means else unit
         return moved if self.matrix is None else moved @ self.matrix
 
@@ -121,7 +123,7 @@ class Space:
         if self.method in ("csls", "querybank"):
             bank = self.sample.get(own, self.sample[""][:0])
             bank = bank if len(bank) >= FEWEST else self.sample[""]
-            return _with_bias(unit[:0], unit, crowding(bank, unit, self.method))[1]
+            return _with_bias(unit, crowding(bank, unit, self.method))
         if self.means:
             unit = unit - np.stack([self.means.get(kind, np.zeros(unit.shape[1], np.float32)) for kind in kinds])
         return unit if self.matrix is None else unit @ self.matrix

@@ -94,23 +94,26 @@ def load_collection(
 
 def load_query(query: str, load_embedder: Callable[[], Embedder], cache: FeatureCache | None = None) -> Collection:
     """What `query` is, a file or else a text, and its feature. Raises UserError for neither and for a folder."""
-    path = Path(query)
-    try:
-        exists = path.exists()
-    except (OSError, ValueError):  # a long text, say
-        exists = False
-    if format_of(path) and not exists:
-        raise UserError(f"there is no file {query}")
-    if exists and path.is_dir():
-        raise UserError(f"{query} is a folder; to compare folders, use clamp3_score.py or clamp3_eval.py")
-    if exists:
+    if path := existing_path(query):
+        if path.is_dir():
+            raise UserError(f"{query} is a folder; to compare folders, use clamp3_score.py or clamp3_eval.py")
         return load_collection(path, load_embedder, cache)
+    if format_of(Path(query)):
+        raise UserError(f"there is no file {query}")
     if not query.strip():
         raise UserError("the query is empty: give a text in quotes, or a file")
     embedder = load_embedder()
     return Collection(
         Path(), [query], embedder.embed_text([query]), weights=embedder.weights, fingerprint=embedder.fingerprint
     )
+
+
+def existing_path(query: str) -> Path | None:
+    """The file or folder that `query` names, if there is one; else it is a text."""
+    try:
+        return Path(query) if Path(query).exists() else None
+    except (OSError, ValueError):  # a long text, say
+        return None
 
 
 def search_collection(
@@ -129,7 +132,7 @@ def search_collection(
     wanted = load_query(query, load_embedder, cache)
     check_comparable(wanted, references)
     kinds = [modality_of(Path(file)) for file in references.files]
-    own = query_modality(query, wanted)
+    own = query_modality(query)
     space = Space.of(references.features, kinds, calibrate)
     indices, cosines = top_k(space.queries(wanted.features, own), space.references(references.features, kinds, own), k)
     origin = provenance(wanted, references)
@@ -139,13 +142,10 @@ def search_collection(
     ]
 
 
-def query_modality(query: str, wanted: Collection) -> str:
-    """The modality of what `load_query` made `wanted` of."""
-    return (
-        TEXT.name
-        if wanted.files == [query] and not wanted.ready and not format_of(Path(query))
-        else modality_of(Path(query))
-    )
+def query_modality(query: str) -> str:
+    """The modality of what `load_query` takes `query` for."""
+    path = existing_path(query)
+    return modality_of(path) if path else TEXT.name
 
 
 def modality_of(path: Path) -> str:

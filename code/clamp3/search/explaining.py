@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clamp3.features.embedder import Embedder
-from clamp3.search.collection import ready_feature
+from clamp3.search.collection import existing_path, ready_feature
 
 Explanations = list[dict]
 
@@ -14,7 +14,7 @@ def explain_found(found: list[dict], query: str, load_embedder: Callable[[], Emb
 
     Each record gets its own as "explanation". Files are relative to `folder`, unless they are absolute.
     """
-    source: str | Path = Path(query) if _is_file(query) else query
+    source: str | Path = existing_path(query) or query
     explanations = []
     for record in found:
         path = Path(folder if folder.is_dir() else folder.parent, record["file"])
@@ -27,10 +27,3 @@ def explain_found(found: list[dict], query: str, load_embedder: Callable[[], Emb
             record["explanation"] = {"problem": str(error)}
         explanations.append(record["explanation"])
     return explanations
-
-
-def _is_file(query: str) -> bool:
-    try:
-        return Path(query).is_file()
-    except (OSError, ValueError):  # a long text, say
-        return False

@@ -65,7 +65,7 @@ MOST_VALUES = 500  # in one SQL statement
 SPARSE = 0.3  # share of deleted rows above which they are cleared away
 OUTDATED = 0.2  # share of rows unknown to `Nearest` above which it is rebuilt
 LARGE = 100_000  # rows from which `Nearest` is built, and approximate search is the default
-SAMPLE = 20_000  # rows that a calibration knows
+SAMPLE = 20_000  # rows that stand for all of them, where those are more
 # Of passages, by their unit; those of no unit are none.
 MODALITY_OF = {BARS: SYMBOLIC.name, SECONDS: AUDIO.name, LINES: TEXT.name, "": ""}
 NOTED = 10_000  # rows from which it is noted that the files are whole; fewer are verified at each opening

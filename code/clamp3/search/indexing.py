@@ -325,7 +325,7 @@ def search_index(
     recorded = index.meta.get("identity")
     if wanted.weights and recorded and not recorded.startswith(READY_MADE):
         check_or_record_model(index, load_embedder().identity, wanted.weights)
-    own = query_modality(query, wanted)
+    own = query_modality(query)
     found = index.search(wanted.features[0], k, approximate, modality, passages, per_file, calibrate, own)
     return [
         {

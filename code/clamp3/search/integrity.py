@@ -65,6 +65,7 @@ class Damaged(UserError):
     """A file of an index is missing or not what was written: `file` and `what`. The message says what to do."""
 
     def __init__(self, file: Path, what: str, remedy: str | None = None):
+        what = printable(what)  # which may hold a name out of a damaged record
         super().__init__(f"{file} {what}; {remedy or f'clamp3_index.py repair {file.parent} mends the index'}")
         self.file, self.what = file, what
 
@@ -277,9 +278,9 @@ def check_record_sum(record: Sequence) -> None:
         raise ValueError("is not what was written")
 
 
-def stored_path(record: Sequence) -> str:
+def stored_path(path: Any) -> str:
     """The path in a record, for people: it may be damaged."""
-    return printable(os.fsdecode(record[1])) if record[1] and isinstance(record[1], bytes) else "a file"
+    return os.fsdecode(path) if path and isinstance(path, bytes) else "a file"
 
 
 def check_entry(contents: Contents, record: Sequence) -> None:
@@ -289,7 +290,7 @@ def check_entry(contents: Contents, record: Sequence) -> None:
         if not 0 <= record[0] < len(contents.features):
             raise ValueError("has a row that is not there")
     except ValueError as error:
-        what = f"is damaged: what it has on {stored_path(record)} (row {record[0]}) {error}"
+        what = f"is damaged: what it has on {stored_path(record[1])} (row {record[0]}) {error}"
         raise Damaged(contents.folder / DATABASE, what) from None
     row = contents.features[record[0]]
     if contents.version == 1:
@@ -297,7 +298,7 @@ def check_entry(contents: Contents, record: Sequence) -> None:
     else:
         sound = record[-2] == zlib.crc32(row)
     if not sound:
-        what = f"is damaged: the feature of {stored_path(record)} (row {record[0]}) is not what was written"
+        what = f"is damaged: the feature of {stored_path(record[1])} (row {record[0]}) is not what was written"
         raise Damaged(contents.folder / contents.facts["features"], what)
 
 
@@ -344,8 +345,7 @@ def slice_damages(contents: Contents, database: sqlite3.Connection, first: int =
     for *record, digest, path in records:
         found = Slice(*record)
         try:
-            name = os.fsdecode(path) if path and isinstance(path, bytes) else "a file"
-            check_slice(contents, found, digest if isinstance(digest, str) else None, name)
+            check_slice(contents, found, digest if isinstance(digest, str) else None, stored_path(path))
             if found.first < end:
                 raise Damaged(contents.folder / DATABASE, "is damaged: two files have the same passages")
             end = found.first + found.count

@@ -123,7 +123,7 @@ def _rewrite(folder: Path) -> list[FileIssue]:
             kept[entry.path] = replace(entry, feature_sum=zlib.crc32(contents.features[entry.row]))
         except Damaged as damage:
             reason = damage.what if salvaged.facts else "cannot be trusted: what made the features cannot be read"
-            dropped.append(FileIssue(stored_path(record), f"{damage.file.name} {reason}"))
+            dropped.append(FileIssue(stored_path(record[1]), f"{damage.file.name} {reason}"))
     contents.version = FORMAT
     slices = _whole_slices(contents, kept.values(), salvaged.slices, dropped)
     free = set(range(len(contents.features))) - {entry.row for entry in kept.values()}

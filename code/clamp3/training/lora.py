@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from clamp3.errors import UserError
-from clamp3.io.files import atomic_write
+from clamp3.io.files import write_whole
 from clamp3.models.m3 import PatchEmbedding
 from clamp3.training.settings import Lora
 
@@ -143,8 +143,7 @@ def save_adapter(model: nn.Module, lora: Lora, folder: Path, base: str) -> None:
     }
     about = {"format": "pt", "base": _digest([layer.base_layer.weight for _, layer in sorted(layers.items())])}
     for file_name, content in ((CONFIG, json.dumps(config, indent=2).encode()), (WEIGHTS, save(adapters, about))):
-        with atomic_write(folder / file_name) as file:
-            file.write(content)
+        write_whole(folder / file_name, content)
 
 
 def merge_adapter(model: nn.Module, folder: Path) -> None:

@@ -7,17 +7,14 @@ from pathlib import Path
 from clamp3.errors import UserError
 from clamp3.io.files import parse_json
 from clamp3.models.clamp3 import CLaMP3Model
-from clamp3.models.description import AUDIO_ENCODER, Description, sizes_of
+from clamp3.models.description import AUDIO_ENCODER, CONFIG_FILE, Description, sizes_of
 from clamp3.models.m3 import M3Model
-from clamp3.models.pretrained import MERT_FOLDER, has_towers, load_pretrained, sizes_of_folder
+from clamp3.models.pretrained import MERT_FOLDER, TEXT_FOLDER, has_towers, load_pretrained, sizes_of_folder
 from clamp3.models.releases import RELEASES, TINY, ensure_weights, find_in_folder, find_weights, release_named
 from clamp3.models.weights import check_weights, load_weights, read_weights
 from clamp3.sizes import ModelSizes
 from clamp3.training.checkpoints import epoch_path, last_path
 from clamp3.training.settings import Settings
-
-CONFIG = "config.json"  # of a folder: the knobs that say the model's sizes
-TEXT_FOLDER = "text"  # of a folder: tokenizer and configuration of the text model
 
 
 @dataclass(frozen=True)
@@ -83,10 +80,10 @@ def _in_folder(knob: str, name: str, folder: Path, file: str, sizes: ModelSizes)
         known_sizes = sizes_of_folder(folder)
         return StartWeights(name, folder, replace(known_sizes, logit_scale=sizes.logit_scale))
     path = folder / file
-    if not path.is_file() or not folder.joinpath(CONFIG).is_file():
-        raise UserError(f"{knob}: {folder} must hold {file} and {CONFIG}, as the folder of tiny does")
+    if not path.is_file() or not folder.joinpath(CONFIG_FILE).is_file():
+        raise UserError(f"{knob}: {folder} must hold {file} and {CONFIG_FILE}, as the folder of tiny does")
     try:
-        knobs = parse_json(folder.joinpath(CONFIG).read_bytes())
+        knobs = parse_json(folder.joinpath(CONFIG_FILE).read_bytes())
         if not isinstance(knobs, dict):
             raise ValueError("not a JSON object")
         known = dict(knobs)
@@ -94,7 +91,7 @@ def _in_folder(knob: str, name: str, folder: Path, file: str, sizes: ModelSizes)
             known["TEXT_MODEL_NAME"] = str(folder / TEXT_FOLDER)
         return StartWeights(name, path, _sizes_of(known, sizes))
     except (ValueError, OSError) as error:
-        raise UserError(f"{knob}: {folder / CONFIG} cannot be read: {error}") from None
+        raise UserError(f"{knob}: {folder / CONFIG_FILE} cannot be read: {error}") from None
 
 
 def _sizes_of(knobs: dict, configured: ModelSizes) -> ModelSizes:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from clamp3.errors import UserError
 from clamp3.features.cache import FeatureCache
 from clamp3.features.embedder import Embedder
 from clamp3.io.reports import FileIssue
-from clamp3.search.index import Entry, Index, is_index
+from clamp3.search.index import Entry, Index, is_index, sampled
 from clamp3.search.indexing import READY_MADE, check_or_record_model, update_index
 from clamp3.search.ranking import normalized
 
@@ -25,7 +25,8 @@ LOG = logging.getLogger("clamp3")
 # What explains why a file matches a text: (text, path) -> an object of JSON.
 Explain = Callable[[str, Path], dict[str, Any]]
 DEMO = Path(__file__).parent / "demo"  # a collection to try it on
-SAMPLE = 20_000  # rows of the index from which percentiles are taken; of a larger one, a random sample
+MOST_FOUND = 200  # files that a search may ask for
+Kind = Literal["text", "symbolic", "audio", "feature"]  # of files, as the index has it
 
 
 class NotReady(Exception):
@@ -191,9 +192,7 @@ class Collection:
         state = (index.meta.get("features"), index.rows, len(index.deleted_rows))
         if self._sample[0] != state:
             rows = np.setdiff1d(np.arange(index.rows), index.deleted_rows)
-            if len(rows) > SAMPLE:
-                rows = np.sort(np.random.default_rng(0).choice(rows, SAMPLE, replace=False))
-            self._sample = state, np.array(index.features[rows])
+            self._sample = state, np.array(index.features[rows[sampled(len(rows))]])
         return self._sample[1]
 
     # ---------- files ----------

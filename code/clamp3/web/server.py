@@ -1,8 +1,9 @@
 """The server: a page to search with, and the same over REST. See docs/web.md for what is asked and answered."""
 
+import asyncio
 import base64
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +13,7 @@ from fastapi import FastAPI, File, Form, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
@@ -21,7 +23,7 @@ from clamp3.formats.registry import extensions
 from clamp3.modalities import TEXT
 from clamp3.search.ranking import normalized
 from clamp3.web.batching import Batcher
-from clamp3.web.collection import Collection, Explain, NotReady, Unknown
+from clamp3.web.collection import MOST_FOUND, Collection, Explain, Kind, NotReady, Unknown
 from clamp3.web.protection import Limits, Protection, problem
 from clamp3.web.recordings import Recordings
 from clamp3.web.uploads import Late, Workshop, embed_upload, shown_name
@@ -30,9 +32,6 @@ from clamp3.web.views import BARS, View, view
 STATIC = Path(__file__).parent / "static"
 FILE_POLICY = "default-src 'none'; sandbox"  # of files of the collection, should a browser open one as a page
 MODEL = "clamp3"  # what requests may call the model, whichever it is
-MOST_FOUND = 200
-
-Kind = Literal["text", "symbolic", "audio", "feature"]
 TopK = Annotated[int, Query(ge=1, le=MOST_FOUND)]
 
 
@@ -121,12 +120,6 @@ class Service:
 
     def _view(self, path: Path, bars: int, _changed: int) -> View:
         return view(path, self.collection.embedder.processes, bars)
-
-
-async def run_in_threadpool(call: Callable, *arguments: Any) -> Any:
-    from starlette import concurrency
-
-    return await concurrency.run_in_threadpool(call, *arguments)
 
 
 # ---------- errors ----------
@@ -273,8 +266,6 @@ def named(name: str) -> Any:
 
 async def gathered(calls: Sequence[Any]) -> list[Any]:
     """What `calls` return; where any fails, the first error, once all have ended."""
-    import asyncio
-
     results = await asyncio.gather(*calls, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import anyio
 from mcp.server.mcpserver import MCPServer
@@ -13,7 +13,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from clamp3 import __version__
 from clamp3.features.cache import embed_files_once
 from clamp3.search.collection import load_query
-from clamp3.web.collection import Collection, Explain
+from clamp3.web.collection import MOST_FOUND, Collection, Explain, Kind
 
 ABOUT = """Searches a collection of sheet music (MusicXML, ABC), MIDI, recordings and texts about music, by what it
 sounds like or is about. Texts may be in any language that the model knows."""
@@ -65,9 +65,9 @@ def create_tools(collection: Collection, explain: Explain | None = None) -> MCPS
 
 
 def _search(collection: Collection, query: str, top_k: int, modality: str | None) -> list[dict[str, Any]]:
-    if not 1 <= top_k <= 200:
-        raise ValueError("top_k must be from 1 to 200")
-    if modality not in (None, "text", "symbolic", "audio", "feature"):
+    if not 1 <= top_k <= MOST_FOUND:
+        raise ValueError(f"top_k must be from 1 to {MOST_FOUND}")
+    if modality not in (None, *get_args(Kind)):
         raise ValueError('modality must be "symbolic", "audio" or "text"')
     wanted = load_query(query, lambda: collection.embedder)
     return [{"query": query, **record} for record in collection.search(wanted.features[0], top_k, modality)]

@@ -9,8 +9,21 @@ from typing import Any
 from clamp3.errors import Note, ignore
 from clamp3.features.reading import Item, read_item
 from clamp3.formats.abc import VOICE_SWITCH, interleave, is_interleaved, read_abc, split_tunes
-from clamp3.formats.midi import is_mtf, midi_to_mtf
-from clamp3.formats.registry import ABC, FRAMES, HUMDRUM, MEI, MIDI, MTF, MUSICXML, TEXT, Format, check_size, format_of
+from clamp3.formats.midi import TIME_FIRST, is_mtf, midi_to_mtf
+from clamp3.formats.registry import (
+    ABC,
+    FRAMES,
+    HUMDRUM,
+    MEI,
+    MIDI,
+    MTF,
+    MUSICXML,
+    TEXT,
+    Format,
+    check_size,
+    format_of,
+    score_to_abc,
+)
 from clamp3.io.files import read_text
 from clamp3.io.folders import Job, Outcome
 from clamp3.io.reports import describe_error
@@ -76,13 +89,7 @@ def _abc(path: Path, known: Format, bars: int, note: Note) -> str:
         if bars >= BARS and longest <= LONG_LINE and not is_interleaved(abc):
             return abc if re.search("^X:", abc, re.MULTILINE) else f"X:1\n{abc}"
         return on_lines(abc, bars, note)
-    if known is MUSICXML:
-        from clamp3.formats.musicxml import musicxml_to_abc
-
-        return on_lines(musicxml_to_abc(path, note), bars, note)
-    from clamp3.formats.other_scores import humdrum_to_abc, mei_to_abc
-
-    return on_lines((humdrum_to_abc if known is HUMDRUM else mei_to_abc)(path, note), bars, note)
+    return on_lines(score_to_abc(path, note), bars, note)
 
 
 def on_lines(abc: str, bars: int = BARS, note: Note = ignore) -> str:
@@ -117,8 +124,7 @@ def notes_view(mtf: str) -> View:
     sounding: dict[tuple[int, int], list[list[float]]] = defaultdict(list)
     for line in lines:
         name, *values = line.split(" ")
-        is_channel = name in CHANNEL_LINES
-        ticks = int(values[0] if is_channel else values[-1]) if values else 0
+        ticks = int(values[0 if name in TIME_FIRST else -1]) if values else 0
         now += ticks * _seconds_of_tick(division, tempo)
         if name == "set_tempo":
             tempo = int(values[0])
@@ -150,11 +156,3 @@ def _seconds_of_tick(division: int, tempo: int) -> float:
     if division >= 0:
         return tempo / 1e6 / max(division, 1)
     return 1 / max(-(division >> 8) * (division & 0xFF), 1)
-
-
-# The lines of MTF whose first value is the time; in those of meta messages it is the last.
-CHANNEL_LINES = {
-    *("note_on", "note_off", "polytouch", "control_change", "program_change", "aftertouch", "pitchwheel", "sysex"),
-    *("quarter_frame", "songpos", "song_select", "tune_request", "clock", "start", "continue", "stop"),
-    *("active_sensing", "reset"),
-}

@@ -14,7 +14,7 @@ the rest is written all the same.
 import argparse
 from pathlib import Path
 
-from clamp3.cli.options import run, script_parser
+from clamp3.cli.options import script_parser
 
 SHOWN = 20
 
@@ -67,7 +67,3 @@ def main() -> int:
     if issues:
         print(f"{len(issues)} rows and files with something wrong are listed in {listed}")
     return 1 if issues else 0
-
-
-if __name__ == "__main__":
-    run(main, keeps_work=False)
