@@ -5,11 +5,10 @@ import lzma
 import shutil
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
 from clamp3.errors import UserError
 from clamp3.inputs.encoder import InputEncoder
-from clamp3.inputs.tokenizer import SHIPPED, load_tokenizer, shipped_tokenizer
+from clamp3.inputs.tokenizer import SHIPPED, Tokenizer, _from_transformers, load_tokenizer, shipped_tokenizer
 from clamp3.models.releases import TINY
 from clamp3.sizes import XLM_R_BASE, ModelSizes
 from conftest import BIN, ROOT, run, save_tokenizer
@@ -48,6 +47,25 @@ def test_special_tokens_are_those_that_the_text_tower_was_trained_with(encoder):
         3,
     ]
     assert tokenizer.mask_token_id == 250_001 and len(tokenizer) == 250_002
+
+
+def test_small_models_ids_are_those_of_transformers(tmp_path):
+    """With and without special tokens, for texts that hold these, spaces, line ends and characters of two units."""
+    other_tokenizer(tmp_path)
+    texts = [entry["text"] for entry in RECORDED["texts"].values()]
+    texts += ["", " ", "<s>a</s></s>b <pad><unk> <mask>", "  two  spaces\n\ttabs ", "\ufeff𝄞 e\u0301 ﬁn"]
+    for folder in (TINY / "text", tmp_path):
+        ours, theirs = load_tokenizer(str(folder)), _from_transformers(str(folder))
+        assert isinstance(ours, Tokenizer) and len(ours) == len(theirs)
+        for text in texts:
+            for special in (True, False):
+                ids = theirs(text, add_special_tokens=special, return_offsets_mapping=True)
+                found = ours(text, add_special_tokens=special)
+                assert found["input_ids"] == ids["input_ids"] and found["offset_mapping"] == ids["offset_mapping"]
+            assert ours.decode(found["input_ids"]) == theirs.decode(found["input_ids"])
+        for name in ("bos", "cls", "eos", "sep", "pad", "unk", "mask"):
+            assert getattr(ours, f"{name}_token") == getattr(theirs, f"{name}_token")
+            assert getattr(ours, f"{name}_token_id") == getattr(theirs, f"{name}_token_id")
 
 
 def test_no_network_is_needed():
@@ -110,12 +128,13 @@ def test_one_saved_by_any_transformers_is_read(tmp_path, tokenizer_class):
 
 @pytest.mark.golden  # the oldest transformers too
 def test_the_small_models_ids_are_the_same_in_all_versions():
-    ids = load_tokenizer(str(TINY / "text"))(["Irish jig in D major", "中国民歌"])["input_ids"]
+    tokenizer = load_tokenizer(str(TINY / "text"))
+    ids = [tokenizer(text)["input_ids"] for text in ("Irish jig in D major", "中国民歌")]
     assert ids == [[0, 602, 532, 284, 307, 513, 2], [0, 2294, 2]]
 
 
 def test_it_and_the_small_model_are_in_the_wheel(tmp_path):
-    assert SHIPPED.stat().st_size < 2.5e6 and isinstance(shipped_tokenizer(), PreTrainedTokenizerFast)
+    assert SHIPPED.stat().st_size < 2.5e6 and len(shipped_tokenizer()) == 250_002
     source = tmp_path / "source"
     shutil.copytree(ROOT / "code" / "clamp3", source / "code" / "clamp3", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):

@@ -42,7 +42,7 @@ from clamp3.formats.registry import format_of
 from clamp3.inputs.encoder import InputEncoder
 from clamp3.inputs.patchilizer import PAD_ID
 from clamp3.inputs.segments import batches, cut, pad
-from clamp3.inputs.tokenizer import load_tokenizer
+from clamp3.inputs.tokenizer import Tokenizer, load_tokenizer
 from clamp3.io.reports import describe_error
 from clamp3.io.workers import Processes
 from clamp3.modalities import AUDIO, MODALITIES, SAMPLING_RATE, SYMBOLIC, TEXT
@@ -59,7 +59,6 @@ from clamp3.sizes import ModelSizes
 
 if TYPE_CHECKING:
     import mido
-    from transformers import PreTrainedTokenizerBase
 
     from clamp3.features.explanation import Explanation
     from clamp3.features.passages import Passage
@@ -312,7 +311,7 @@ class Embedder(InputEncoder):
     # ---------- raw files ----------
 
     @cached_property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
+    def tokenizer(self) -> Tokenizer:
         """The text model's tokenizer. Raises UserError as `load_tokenizer` does, and where it is another model's."""
         self._check_tower(TEXT.name)
         tokenizer = load_tokenizer(self.sizes.text_model_name, self.tokenizer_folder)

@@ -17,11 +17,10 @@ from clamp3.features.calls import Positions
 from clamp3.features.passages import FRAME_SECONDS
 from clamp3.features.reading import Item, is_sound, read_content
 from clamp3.inputs.passages import BARS, SECONDS, Metre, bars_of, is_midi, messages_of, spelled
+from clamp3.inputs.tokenizer import Tokenizer
 from clamp3.modalities import AUDIO, SYMBOLIC, TEXT
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from clamp3.audio.encoder import AudioEncoder
 
 WORDS = "words"
@@ -66,7 +65,7 @@ class Reads(Protocol):
     """What is needed of an Embedder."""
 
     @property
-    def tokenizer(self) -> "PreTrainedTokenizerBase": ...
+    def tokenizer(self) -> Tokenizer: ...
 
     @property
     def audio_encoder(self) -> "AudioEncoder": ...
@@ -148,11 +147,11 @@ def _message_runs(patches: Sequence[str]) -> Iterator[_Place]:
             yield _Place("", 0, 0, name, [place + 1])
 
 
-def _words(tokenizer: "PreTrainedTokenizerBase", source: Any, ids: np.ndarray) -> list[_Place]:
+def _words(tokenizer: Tokenizer, source: Any, ids: np.ndarray) -> list[_Place]:
     """The words of a text, counted from 1; each has the tokens that begin in it."""
     text = str(read_content(source, ignore) if isinstance(source, Path) else source)
     joined = tokenizer.sep_token.join(line for line in dict.fromkeys(text.split("\n")) if line)
-    encoding = tokenizer(joined, verbose=False, return_offsets_mapping=True, return_special_tokens_mask=True)
+    encoding = tokenizer(joined, verbose=False, return_offsets_mapping=True)
     if encoding["input_ids"] != ids.tolist():
         raise ValueError("the text has changed while it was read")
     special = {tokenizer.sep_token, tokenizer.cls_token, tokenizer.eos_token, tokenizer.bos_token}

@@ -1,7 +1,6 @@
 """Texts, symbolic music and audio features -> the sequences that the towers read, and batches of them."""
 
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -9,12 +8,9 @@ from clamp3.errors import LONG_BARS, WAS_STANDARD, Note, ignore
 from clamp3.formats.abc import has_notes, interleave, is_interleaved
 from clamp3.formats.midi import is_mtf
 from clamp3.inputs.patchilizer import FIELD, M3Patchilizer, has_music
-from clamp3.inputs.tokenizer import load_tokenizer, token_ids
+from clamp3.inputs.tokenizer import Tokenizer, load_tokenizer, token_ids
 from clamp3.modalities import MODALITIES
 from clamp3.sizes import ModelSizes
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 class InputEncoder:
@@ -28,7 +24,7 @@ class InputEncoder:
         self.max_lengths = {name: modality.max_length(sizes) for name, modality in MODALITIES.items()}
 
     @cached_property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
+    def tokenizer(self) -> Tokenizer:
         """The text model's tokenizer. Raises UserError as `load_tokenizer` does."""
         return load_tokenizer(self.sizes.text_model_name)
 

@@ -15,19 +15,64 @@ from clamp3.io.wrong_files import problem_in
 from clamp3.sizes import XLM_R_BASE
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    import tokenizers
 
 TOKENIZER_FILE = "tokenizer.json"
+SETTINGS_FILE = "tokenizer_config.json"
 TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "config.json")  # what tokenizers of all kinds consist of
 SHIPPED = Path(__file__).parent / "xlm_roberta" / f"{TOKENIZER_FILE}.xz"
 SPECIAL_TOKENS = {
     **{"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>"},
     **{"unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>"},
 }
+# transformers' classes for a tokenizer.json as it stands: of version 4, which sets add_prefix_space anew, and of 5.
+PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+# What a tokenizer_config.json may say, beside the special tokens, that changes no ids.
+IDLE_SETTINGS = {"add_prefix_space", "backend", "model_max_length", "tokenizer_class", "clean_up_tokenization_spaces"}
 _lock = threading.Lock()  # a tokenizer that encodes in one thread refuses to in another ("Already borrowed")
 
 
-def load_tokenizer(name: str, weights_folder: Path | None = None) -> "PreTrainedTokenizerBase":
+class Tokenizer:
+    """A tokenizer.json as it stands, read by the library tokenizers: transformers takes as long to import as all else.
+
+    It gives the ids of transformers' PreTrainedTokenizerFast, and has what is used here of its methods and names, so
+    that one of transformers' can stand in its place.
+    """
+
+    sep_token: str
+    sep_token_id: int
+    pad_token: str
+    pad_token_id: int
+    bos_token: str | None
+    cls_token: str | None
+    eos_token: str | None
+    unk_token: str | None
+    unk_token_id: int | None
+
+    def __init__(self, tokenizer: "tokenizers.Tokenizer", special_tokens: dict[str, "str | tokenizers.AddedToken"]):
+        """`special_tokens` by their names, such as sep_token."""
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.add_special_tokens(list(dict.fromkeys(special_tokens.values())))
+        self._tokenizer = tokenizer
+        for name in SPECIAL_TOKENS:
+            token = str(special_tokens[name]) if name in special_tokens else None
+            setattr(self, name, token)
+            setattr(self, f"{name}_id", None if token is None else tokenizer.token_to_id(token))
+
+    def __call__(self, text: str, add_special_tokens: bool = True, **options: Any) -> dict[str, Any]:
+        """All that is known of the tokens of `text`; `options` of transformers' tokenizers change nothing here."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return {"input_ids": encoding.ids, "offset_mapping": encoding.offsets}
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def __len__(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+
+def load_tokenizer(name: str, weights_folder: Path | None = None) -> Tokenizer:
     """The tokenizer of the text model `name`, one of the hub or a local folder.
 
     A local folder comes first, then one beside the weights (`weights_folder` holds tokenizer.json), then, for XLM-R
@@ -82,49 +127,72 @@ def tokenizer_files(name: str) -> dict[str, bytes]:
     if name == XLM_R_BASE:
         return {TOKENIZER_FILE: lzma.decompress(SHIPPED.read_bytes())}
     with tempfile.TemporaryDirectory() as folder:
-        load_tokenizer(name).save_pretrained(folder)
+        tokenizer: Any = load_tokenizer(name)  # of the hub, so one of transformers'
+        tokenizer.save_pretrained(folder)
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
 
 
-def shipped_tokenizer() -> "PreTrainedTokenizerBase":
+def shipped_tokenizer() -> Tokenizer:
     """XLM-R base's tokenizer, unpacked into memory."""
     return _xlm_roberta(lzma.decompress(SHIPPED.read_bytes()).decode("utf-8"))
 
 
-def _beside_weights(folder: Path) -> "PreTrainedTokenizerBase":
-    if (folder / "tokenizer_config.json").is_file():
+def _beside_weights(folder: Path) -> Tokenizer:
+    if (folder / SETTINGS_FILE).is_file():
         return _from_pretrained(str(folder))
     return _xlm_roberta((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
 
 
-def _xlm_roberta(serialized: str) -> "PreTrainedTokenizerBase":
+def _xlm_roberta(serialized: str) -> Tokenizer:
     """A tokenizer with XLM-R's special tokens, from the text of a tokenizer.json."""
-    from tokenizers import AddedToken, Tokenizer
-    from transformers import PreTrainedTokenizerFast
+    import tokenizers
 
-    tokenizer = Tokenizer.from_str(serialized)
+    tokenizer = tokenizers.Tokenizer.from_str(serialized)
     known: dict[str, Any] = {
         name: token for name, token in SPECIAL_TOKENS.items() if tokenizer.token_to_id(token) is not None
     }
     if "mask_token" in known:
-        known["mask_token"] = AddedToken(known["mask_token"], lstrip=True)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **known)
+        known["mask_token"] = tokenizers.AddedToken(known["mask_token"], lstrip=True)
+    return Tokenizer(tokenizer, known)
 
 
-def _from_pretrained(name: str) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except ValueError as error:
-        if "TokenizersBackend" not in str(error):  # transformers 5's name, in the files it saves, for the class below
-            raise
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(name, add_prefix_space=_adds_prefix_space(name))
+def _from_pretrained(name: str) -> Tokenizer:
+    tokenizer = _plain(Path(name)) or _from_transformers(name)
     # Where the files are missing, some library versions make one that knows no words.
     words = tokenizer("music", add_special_tokens=False)["input_ids"]
     if not set(words) - {tokenizer.unk_token_id}:
         raise ValueError("its vocabulary is missing")
     return tokenizer
+
+
+def _plain(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a folder that says in full what its tokenizer.json does not, else None."""
+    import tokenizers
+
+    if not (folder / TOKENIZER_FILE).is_file() or not (folder / SETTINGS_FILE).is_file():
+        return None
+    settings = parse_json((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    if not isinstance(settings, dict) or settings.get("tokenizer_class") not in PLAIN_CLASSES:
+        return None
+    special: dict[str, Any] = {
+        name: token for name, token in settings.items() if name in SPECIAL_TOKENS and isinstance(token, str)
+    }
+    space = _adds_prefix_space(str(folder))
+    set_anew = settings.get("add_prefix_space", space if settings["tokenizer_class"] == PLAIN_CLASSES[1] else False)
+    if settings.keys() - special.keys() - IDLE_SETTINGS or set_anew != space:
+        return None
+    return Tokenizer(tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_FILE)), special)
+
+
+def _from_transformers(name: str) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except ValueError as error:
+        if "TokenizersBackend" not in str(error):  # transformers 5's name, in the files it saves, for the class below
+            raise
+        return PreTrainedTokenizerFast.from_pretrained(name, add_prefix_space=_adds_prefix_space(name))
 
 
 def _adds_prefix_space(name: str) -> bool:
@@ -134,7 +202,7 @@ def _adds_prefix_space(name: str) -> bool:
     return bool((settings or {}).get("add_prefix_space", False))
 
 
-def token_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> np.ndarray:
+def token_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """`text` with the special tokens around it -> ids (tokens,). Safe in threads."""
     with _lock:
         return np.array(tokenizer(text, verbose=False)["input_ids"], np.int64)
