@@ -35,7 +35,7 @@ finetune-demo: setup
 test: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"
 
-# What `make test` leaves out: models of full size, compiled layers, and whether the benchmarks run.
+# What `make test` leaves out: models of full size, compiled layers, longer training, and whether the benchmarks run.
 test-slow: setup
 	$(BIN)/python -m pytest -n 2 -m slow
 
