@@ -1,20 +1,31 @@
 """What a collection needs every day: several queries, diverse answers, filters, files like one, duplicates."""
 
+import csv
+import json
 import re
+import shutil
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from answers import save_features, vectors
+from answers import answer, lines, save_features, vectors
+from clamp3.cli.commands import index as clamp3_index
+from clamp3.cli.commands import search as clamp3_search
 from clamp3.errors import UserError
+from clamp3.formats.midi import mtf_to_midi
 from clamp3.search.combining import combined_query, diverse
 from clamp3.search.filters import File, Filter
 from clamp3.search.index import Index
 from clamp3.search.indexing import update_index
 from clamp3.search.ranking import normalized
+from conftest import CODE, run_forked
+from corpus import folk_tunes
+from notes import read_melody, to_mtf
 
 HIDDEN = 8
+TINY = ("--variant", "tiny")
 
 
 # ---------- several queries, diverse answers ----------
@@ -135,3 +146,121 @@ def test_an_index_finds_what_the_filter_and_the_share_of_diversity_say(tmp_path)
     with pytest.raises(ValueError, match="without calibration"):
         index.search(query, diversity=0.5, calibrate="centre")
     index.close()
+
+
+# ---------- the commands ----------
+
+
+@pytest.fixture(scope="module")
+def tunes(tmp_path_factory) -> Path:
+    """A folder of 24 tunes, a text, a MIDI file and a table, an index of them by the small model, and a cache."""
+    folder = tmp_path_factory.mktemp("everyday")
+    (folder / "in").mkdir()
+    for number, tune in enumerate(islice(folk_tunes(), 24)):
+        (folder / "in" / f"{number}.abc").write_text(tune.abc, encoding="utf-8")
+        if number == 3:
+            (folder / "in" / "three.mid").write_bytes(mtf_to_midi(to_mtf(read_melody(tune.abc))))
+    shutil.copy(folder / "in" / "5.abc", folder / "in" / "copy of 5.abc")
+    (folder / "in" / "=1+1.txt").write_text("a slow air")
+    table = "file,collection,year\n" + "".join(
+        f"{n}.abc,{'Essen' if n % 2 else '@Aird'},{1800 + n}\n" for n in range(24)
+    )
+    (folder / "known.csv").write_text(table)
+    run_forked("clamp3_index.py", "build", folder / "index", folder / "in", "--metadata", folder / "known.csv", *TINY)
+    return folder
+
+
+def asked(tunes: Path, *words, check: int = 0) -> list[dict]:
+    """What the command says as JSON on standard output, on which there is nothing else."""
+    done = run_forked(*words, *TINY, "--json", "-", cwd=tunes, check=check)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def names(records: list[dict]) -> list[str]:
+    """Best first; of equal ones, in the order of the alphabet."""
+    ordered = sorted(records, key=lambda record: (-round(record["cosine"], 5), record["file"]))
+    return [Path(record["file"]).name for record in ordered]
+
+
+SEARCH, INDEX = CODE / "clamp3_search.py", CODE / "clamp3_index.py"
+
+
+def test_both_commands_answer_the_same_questions(tunes, monkeypatch, capsys):
+    """Of a folder and of its index; each option does what it says."""
+    monkeypatch.chdir(tunes)
+
+    def found(command, *words) -> list[str]:
+        assert answer(monkeypatch, command, *words, *TINY, "--json", "-") == 0
+        return names([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+
+    def both(query, *options) -> list[str]:
+        of_index = found(clamp3_index, "search", query, "index", *options)
+        assert found(clamp3_search, query, "in", *options) == of_index, (query, options)
+        return of_index
+
+    alone = both("in/5.abc", "--top_k", "30")
+    assert set(alone[:2]) == {"5.abc", "copy of 5.abc"} and len(alone) == 27
+    assert both("in/5.abc", "--not_itself", "--top_k", "30") == alone[2:]
+    assert both("in/5.abc", "--kind", "midi") == ["three.mid"]
+    assert both("in/5.abc", "--kind", "score", "--top_k", "30") == [name for name in alone if name.endswith(".abc")]
+    assert both("in/5.abc", "--modality", "text") == ["=1+1.txt"]
+    several = ("--also", "in/7.abc", "in/9.abc", "--without", "in/3.abc", "--top_k", "30")
+    others = both("in/5.abc", *several, "--not_itself")
+    assert not {"5.abc", "copy of 5.abc", "7.abc", "9.abc", "3.abc"} & set(others) and len(others) == 22
+    assert both("in/5.abc", "--also", "in/copy of 5.abc", "--top_k", "30") == alone
+    assert set(both("in/5.abc", "--top_k", "2", "--diverse")) != set(alone[:2])
+    assert both("in/5.abc", "--top_k", "30", "--diverse", "0") == alone
+
+
+def test_metadata_and_the_index_as_a_folder_of_references(tunes):
+    for command in ([SEARCH, "in/5.abc", "index"], [INDEX, "search", "in/5.abc", "index"]):
+        found = asked(tunes, *command, "--where", "collection=Essen", "--where", "year<1810", "--top_k", "30")
+        assert sorted(names(found)) == ["1.abc", "3.abc", "5.abc", "7.abc", "9.abc"]
+        done = run_forked(*command, "--where", "colour=red", *TINY, cwd=tunes, check=2)
+        assert done.stderr.strip() == "error: no file has metadata in a column colour; columns: collection, year"
+    done = run_forked(SEARCH, "in/5.abc", "in", "--where", "year<1810", *TINY, cwd=tunes, check=2)
+    assert "a folder has no metadata" in done.stderr
+
+
+def test_query_and_index_in_either_order_and_texts_named_like_folders(tunes, tmp_path):
+    first = asked(tunes, INDEX, "search", "a slow air", "index")
+    assert first == asked(tunes, INDEX, "search", "index", "a slow air")
+    assert Path(first[0]["file"]).name == "=1+1.txt" and first[0]["cosine"] == pytest.approx(1, abs=1e-5)
+    done = run_forked(INDEX, "search", "index", "index", *TINY, cwd=tunes, check=2)
+    assert "both index and index are indexes; if the first is the query, a text, say so by --text" in done.stderr
+    assert asked(tunes, INDEX, "search", "index", "index", "--text")[0]["query"] == "index"
+    assert "there is no index in in;" in run_forked(INDEX, "search", "x", "in", *TINY, cwd=tunes, check=2).stderr
+    for text in ("in", "5.abc"):
+        assert "--text" in run_forked(SEARCH, text, "in", *TINY, cwd=tunes, check=2).stderr
+        assert asked(tunes, SEARCH, text, "in", "--text")[0]["query"] == text
+
+
+def test_csv_is_safe_and_whole(tunes, tmp_path):
+    command = (INDEX, "search", "=cmd|x", "index", "--top_k", "30", *TINY)
+    run_forked(*command, "--csv", tmp_path / "found.csv", "--json", tmp_path / "found.jsonl", cwd=tunes)
+    with open(tmp_path / "found.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    records = lines(tmp_path / "found.jsonl")
+    assert [row["file"] for row in rows] == [record["file"] for record in records] and len(rows) == 27
+    assert [float(row["cosine"]) for row in rows] == [record["cosine"] for record in records]
+    assert {row["query"] for row in rows} == {"'=cmd|x"}
+    assert {row["metadata.collection"] for row in rows} == {"'@Aird", "Essen", ""}
+    assert run_forked(*command, "--csv", "-", cwd=tunes).stdout == (tmp_path / "found.csv").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("q", "index", "--diverse", "--calibrate", "csls"), "do not go together"),
+        (("q", "index", "--diverse", "2"), "invalid"),
+        (("q", "index", "--diverse", "--passages"), "--per_file 1 does"),
+        (("q", "index", "--not_itself"), "this query is a text"),
+        (("q", "index", "--json", "-", "--csv", "-"), "standard output takes answers of one kind"),
+        (("q", "index", "--where", "year"), "is no condition"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(tunes, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tunes)
+    with pytest.raises((SystemExit, UserError)) as error:
+        answer(monkeypatch, clamp3_index, "search", *words, *TINY)
+    assert said in f"{error.value} {capsys.readouterr().err}"

@@ -85,13 +85,13 @@ class Filter:
     """What all files that are found must be. The default lets all through.
 
     `modality` is as in an index, `kind` one of KINDS, `where` holds conditions as `Condition.parse` takes them, and
-    `but` the content hashes (`io.files.content_hash`) of files that are not to be found.
+    `but` the content hashes (`io.files.content_hash`) and the paths of files that are not to be found.
     """
 
     modality: str | None = None
     kind: str | None = None
     where: tuple[str, ...] = ()
-    but: frozenset[str] = frozenset()
+    but: frozenset[str | Path] = frozenset()
 
     def __post_init__(self) -> None:
         if self.kind not in (None, *KINDS):
@@ -105,7 +105,7 @@ class Filter:
         return [
             self.modality in (None, file.modality)
             and (self.kind is None or kind_of(file.path, file.modality) == self.kind)
-            and file.hash not in self.but
+            and not {file.hash, file.path} & self.but
             and all(condition.holds(file.metadata) for condition in conditions)
             for file in files
         ]
