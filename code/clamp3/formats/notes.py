@@ -333,21 +333,29 @@ def _numbers(text: str) -> frozenset[int]:
 def played_order(bars: Sequence[Bar]) -> list[int]:
     """The places of bars in the order in which they are played."""
     order: list[int] = []
-    start, turn, place, ending = 0, 1, 0, frozenset[int]()
+    start, turn, most, place = 0, 1, 1, 0
     while place < len(bars) and len(order) <= LONGEST * len(bars):
         bar = bars[place]
-        ending = bar.numbers or ending
-        if bar.numbers and turn not in bar.numbers and turn > 1:
-            while place < len(bars) and not bars[place].closes:
-                place += 1
-            place += 1
-            continue
+        if bar.numbers:
+            most = max(most, *bar.numbers)
+            if turn > 1 and turn not in bar.numbers:
+                place = _behind_ending(bars, place)
+                continue
         order.append(place)
-        following = bars[place + 1].numbers if place + 1 < len(bars) else frozenset()
-        again = turn < max(ending) or turn + 1 in following if ending else turn == 1
         place += 1
-        if bar.closes and again:
-            turn, place, ending = turn + 1, start, frozenset()
-        elif bar.closes or bar.opens or (bar.ends and ending):
-            start, turn, ending = place, 1, frozenset()
+        if place < len(bars):  # the next ending may be for more turns
+            most = max(most, *bars[place].numbers, 1)
+        if bar.closes and turn < max(most, 2):
+            turn, place = turn + 1, start
+        elif bar.closes or bar.opens or (bar.ends and turn > 1):
+            while turn > 1 and place < len(bars) and bars[place].numbers:  # an ending that was played before
+                place = _behind_ending(bars, place)
+            start, turn, most = place, 1, 1
     return order
+
+
+def _behind_ending(bars: Sequence[Bar], place: int) -> int:
+    """The place behind the ending that begins at `place`."""
+    while place < len(bars) and not bars[place].ends:
+        place += 1
+    return place + 1

@@ -114,7 +114,9 @@ def parse() -> Namespace:
 def build(args: Namespace) -> int:
     """Make an index, unless it is there, and add a folder."""
     from clamp3.search.index import Index, is_index
+    from clamp3.search.indexing import check_indexable
 
+    check_indexable(args.folder, args.index)
     if not is_index(args.index):
         Index.create(args.index).close()
     return add(args)
@@ -136,7 +138,7 @@ def add(args: Namespace) -> int:
         forget_missing=True,
         passages=args.passages,
     )
-    print_changes(changes)
+    print_changes(changes, args.index)
     if changes.moved:
         print(f"{changes.moved} files have moved: their entries have the new names")
     if changes.forgotten:
@@ -248,6 +250,7 @@ def duplicates(args: Namespace) -> int:
 
 def check(args: Namespace) -> int:
     """List what is broken."""
+    from clamp3.io.reports import quoted
     from clamp3.search import repair
 
     issues = repair.check(args.index)
@@ -256,18 +259,20 @@ def check(args: Namespace) -> int:
         print_line(f"nothing is broken in {args.index}")
         return 0
     print_issues("broken", issues, most=None)
-    print_line(f"{as_called('clamp3_index.py')} repair {args.index} mends what can be mended")
+    print_line(as_called(f"clamp3_index.py repair {quoted(args.index)} mends what can be mended"))
     return 1
 
 
 def mend(args: Namespace) -> int:
     """Make the index whole again, and name the files that it has lost."""
+    from clamp3.io.reports import quoted
     from clamp3.search import repair
     from clamp3.search.index import Index
 
     dropped = repair.repair(args.index)
     save_json(args.json, map(asdict, dropped))
-    print_issues(as_called("dropped (clamp3_index.py add, with their folders, embeds them again)"), dropped, most=None)
+    again = as_called(f"clamp3_index.py add {quoted(args.index)} FOLDER, with their folders, embeds them again")
+    print_issues(f"dropped ({again})", dropped, most=None)
     summary(Index(args.index))
     return 0
 
