@@ -32,7 +32,7 @@ def add_search_options(parser: ArgumentParser) -> None:
         "--diverse",
         type=_share,
         nargs="?",
-        const=0.5,
+        const=0.3,
         default=0.0,
         metavar="SHARE",
         help="answers that are unlike each other: 0 not at all, 1 above all; without a number %(const)s",
