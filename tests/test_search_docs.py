@@ -24,7 +24,8 @@ def test_what_docs_search_says_runs(tmp_path, monkeypatch, capsys):
         _python, script, *words = shlex.split(command)
         name = script.removesuffix(".py").removeprefix("clamp3_")
         module = importlib.import_module(f"clamp3.cli.commands.{name}")
-        assert answer(monkeypatch, module, *words, "--variant", "tiny") == 0, command
+        model = ("--variant", "tiny") if "duplicates" not in words else ()
+        assert answer(monkeypatch, module, *words, *model) == 0, command
     assert (tmp_path / "found.jsonl").stat().st_size
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
