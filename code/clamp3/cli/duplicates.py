@@ -41,7 +41,7 @@ def show_duplicates(args: Namespace) -> int:
     counts = [f"{sum(group.level == name for group in found.groups)} of the {name}" for name in NAMES[:3]]
     alike = sum(group.level == NAMES[3] for group in found.groups)
     print_line(f"{len(records)} groups among {len(index)} files: {', '.join(counts)}, {alike} of files that are alike")
-    print_issues("compared without their notes", found.issues)
+    print_issues("compared by what the index has of them alone", found.issues)
     save_json(args.json, records)
     save_csv(args.csv, rows, COLUMNS)
     return 1 if found.issues else 0

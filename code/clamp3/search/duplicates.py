@@ -43,7 +43,7 @@ class Group:
 
 @dataclass
 class Duplicates:
-    """The groups of all levels, the closest level first, and the files whose notes are not known."""
+    """The groups of all levels, the closest level first, and the files that are no longer as indexed, or not read."""
 
     groups: list[Group]
     issues: list[FileIssue] = field(default_factory=list)
@@ -68,11 +68,12 @@ def find_duplicates(
         entries = sorted(index.entries(), key=lambda entry: entry.path)
         features = np.array(index.features[[entry.row for entry in entries]]) if entries else np.zeros((0, 0))
     found, steps = Duplicates([]), LEVELS.index(level)
+    present = _present(entries, found)
     links = Links(len(entries))
     links.join_equal(enumerate(entry.hash for entry in entries))
     found.groups += links.groups(BYTES, entries, features)
     if steps:
-        heard = _hear(entries, found, processes, progress)
+        heard = _hear(entries, present, found, processes, progress)
         links.join_equal((place, key) for place, one in heard.items() for key in one.exact)
         found.groups += links.groups(NOTES, entries, features)
     if steps > 1:
@@ -168,17 +169,25 @@ class Links:
 # ---------- notes ----------
 
 
+def _present(entries: Sequence[Entry], found: Duplicates) -> list[int]:
+    """The places of the files that are as the index knows them; `found` takes the others as issues."""
+    places = []
+    for place, entry in enumerate(entries):
+        if problem := _absence(entry):
+            found.issues.append(FileIssue(str(entry.path), problem))
+        else:
+            places.append(place)
+    return places
+
+
 def _hear(
-    entries: Sequence[Entry], found: Duplicates, processes: Processes | None, progress: bool
+    entries: Sequence[Entry], present: Sequence[int], found: Duplicates, processes: Processes | None, progress: bool
 ) -> dict[int, Heard]:
     """What is known of the notes of files, by their places; one of each content is read. `found` takes the issues."""
     contents: dict[tuple[str, str], list[int]] = defaultdict(list)  # hash and extension -> places
-    for place, entry in enumerate(entries):
-        problem = _absence(entry)
-        if problem:
-            found.issues.append(FileIssue(str(entry.path), problem))
-        elif entry.modality == SYMBOLIC.name:
-            contents[entry.hash, entry.path.suffix.lower()].append(place)
+    for place in present:
+        if entries[place].modality == SYMBOLIC.name:
+            contents[entries[place].hash, entries[place].path.suffix.lower()].append(place)
     places = [same[0] for same in contents.values()]
     paths, heard = [entries[place].path for place in places], {}
     items = tqdm(_read(paths, processes), "reading notes", len(paths), unit="file", delay=1, disable=not progress)
