@@ -7,15 +7,18 @@ Bring it up to date, or add another folder; only files that are new or have chan
 With what a CSV file says of them, in a column "file" (relative to FOLDER) and any others:
     python clamp3_index.py add INDEX FOLDER --metadata tunes.csv
 Search it by a text or a file, among all or among one modality:
-    python clamp3_index.py search INDEX "a lively Irish reel"
-    python clamp3_index.py search INDEX QUERY.mid --modality audio --top_k 20 --json found.jsonl
+    python clamp3_index.py search "a lively Irish reel" INDEX
+    python clamp3_index.py search QUERY.mid INDEX --modality audio --top_k 20 --json found.jsonl
+(INDEX may come first, too.) More of what a search takes, such as --also, --without and --where: docs/search.md.
 Find the bars, seconds or lines in files, not only the files, in an index that was built with --passages:
     python clamp3_index.py build INDEX FOLDER --passages
-    python clamp3_index.py search INDEX QUERY.abc --passages --per_file 1
+    python clamp3_index.py search QUERY.abc INDEX --passages --per_file 1
 See what is in it; forget files or folders, or all files that are no longer there:
     python clamp3_index.py info INDEX
     python clamp3_index.py remove INDEX FOLDER/old
     python clamp3_index.py remove INDEX --missing
+See which files are there several times, byte by byte, note by note, in other versions and keys, or nearly:
+    python clamp3_index.py duplicates INDEX --csv duplicates.csv
 Look whether all of it is as it was written, and mend what is not:
     python clamp3_index.py check INDEX
     python clamp3_index.py repair INDEX
@@ -33,16 +36,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clamp3.cli.duplicates import add_duplicates_options
 from clamp3.cli.names import as_called
 from clamp3.cli.options import (
-    add_calibration_option,
     add_embedding_options,
     add_json_option,
     feature_cache,
     positive,
     script_parser,
 )
-from clamp3.cli.output import print_changes, print_found, print_issues, print_line, print_table, save_json
+from clamp3.cli.output import answers_alone, print_changes, print_issues, print_line, print_table, save_json
+from clamp3.cli.searching import add_search_options, check_search_options, give_answers, question_of
 
 if TYPE_CHECKING:
     from clamp3.search.index import Index
@@ -51,7 +55,8 @@ if TYPE_CHECKING:
 def main() -> int:
     args = parse()
     try:
-        code = COMMANDS[args.command](args)
+        with answers_alone(getattr(args, "json", None), getattr(args, "csv", None)):
+            code = COMMANDS[args.command](args)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads the output has seen enough, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,7 +67,7 @@ def main() -> int:
 def parse() -> Namespace:
     parser = script_parser(__doc__)
     commands = parser.add_subparsers(
-        dest="command", metavar="build|add|remove|info|search|check|repair", required=True
+        dest="command", metavar="build|add|remove|info|search|duplicates|check|repair", required=True
     )
 
     def command(name: str, help_text: str) -> ArgumentParser:
@@ -86,26 +91,32 @@ def parse() -> Namespace:
     informing.add_argument("--list", action="store_true", help="each file too")
     checking = command("check", "list what is broken in an index (exit code 1 if anything is)")
     repairing = command("repair", "mend an index; what cannot be trusted is dropped, for `add` to embed again")
-    searching = command("search", "find the files closest to a text or a file")
+    searching = commands.add_parser("search", help="find the files closest to a text or a file", allow_abbrev=False)
     searching.add_argument("query", help="a file, or a text in quotes")
-    searching.add_argument("--top_k", type=positive, default=10, help="how many to show; default: %(default)s")
-    searching.add_argument("--modality", choices=["text", "symbolic", "audio"], help="files of this kind alone")
+    searching.add_argument("index", help="folder of the index; it may come first, too")
+    add_search_options(searching)
     searching.add_argument("--passages", action="store_true", help="find bars, seconds and lines, not only files")
     searching.add_argument("--per_file", type=positive, help="how many passages of a file to show at most")
-    add_calibration_option(searching)
     how = searching.add_mutually_exclusive_group()
     how.add_argument("--exact", dest="approximate", action="store_const", const=False, help="look at all of them")
     how.add_argument("--approximate", action="store_const", const=True, help="look at a part; default: if it is large")
     add_embedding_options(searching)
-    for answering in (informing, searching, checking, repairing):
+    finding = command("duplicates", "files that are there several times, or in other versions")
+    add_duplicates_options(finding)
+    for answering in (informing, searching, finding, checking, repairing):
         add_json_option(answering)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.command == "search":
+        check_search_options(searching, args)
+    return args
 
 
 def build(args: Namespace) -> int:
     """Make an index, unless it is there, and add a folder."""
     from clamp3.search.index import Index, is_index
+    from clamp3.search.indexing import check_indexable
 
+    check_indexable(args.folder, args.index)
     if not is_index(args.index):
         Index.create(args.index).close()
     return add(args)
@@ -127,7 +138,7 @@ def add(args: Namespace) -> int:
         forget_missing=True,
         passages=args.passages,
     )
-    print_changes(changes)
+    print_changes(changes, args.index)
     if changes.moved:
         print(f"{changes.moved} files have moved: their entries have the new names")
     if changes.forgotten:
@@ -199,24 +210,47 @@ def search(args: Namespace) -> int:
     """Show the files closest to the query."""
     from clamp3.cli.embedders import embedder_loader
     from clamp3.distributed import start_alone
+    from clamp3.search.answering import search_index
     from clamp3.search.index import Index
-    from clamp3.search.indexing import search_index
 
-    index = Index(args.index)
+    folder, args.query = index_and_query(args.query, args.index, args.text)
     load_embedder = embedder_loader(args, start_alone(args.device, args.threads))
     found = search_index(
-        *(index, args.query, load_embedder, feature_cache(args), args.top_k, args.approximate, args.modality),
+        *(Index(folder), question_of(args), load_embedder, feature_cache(args), args.approximate),
         passages=args.passages or args.per_file is not None,
         per_file=args.per_file,
-        calibrate=args.calibrate,
     )
-    print_found(found)
-    save_json(args.json, ({"query": args.query, **record} for record in found))
+    give_answers(args, found)
     return 0
+
+
+def index_and_query(first: str, second: str, as_text: bool) -> tuple[Path, str]:
+    """The index and the query among the words of `search`, which is `QUERY INDEX` and was `INDEX QUERY`.
+
+    Raises UserError where both are indexes, unless the query is said to be a text, and where none is.
+    """
+    from clamp3.errors import UserError
+    from clamp3.search.index import is_index, missing_index
+
+    indexes = [word for word in (first, second) if is_index(Path(word))]
+    if len(indexes) == 2 and not as_text:
+        raise UserError(f"both {first} and {second} are indexes; if the first is the query, a text, say so by --text")
+    if not indexes:
+        folders = [word for word in (second, first) if Path(word).is_dir()]
+        raise missing_index(Path(folders[0] if folders else second))
+    return (Path(second), first) if indexes[-1] == second else (Path(first), second)
+
+
+def duplicates(args: Namespace) -> int:
+    """Show which files are the same."""
+    from clamp3.cli.duplicates import show_duplicates
+
+    return show_duplicates(args)
 
 
 def check(args: Namespace) -> int:
     """List what is broken."""
+    from clamp3.io.reports import quoted
     from clamp3.search import repair
 
     issues = repair.check(args.index)
@@ -225,18 +259,20 @@ def check(args: Namespace) -> int:
         print_line(f"nothing is broken in {args.index}")
         return 0
     print_issues("broken", issues, most=None)
-    print_line(f"{as_called('clamp3_index.py')} repair {args.index} mends what can be mended")
+    print_line(as_called(f"clamp3_index.py repair {quoted(args.index)} mends what can be mended"))
     return 1
 
 
 def mend(args: Namespace) -> int:
     """Make the index whole again, and name the files that it has lost."""
+    from clamp3.io.reports import quoted
     from clamp3.search import repair
     from clamp3.search.index import Index
 
     dropped = repair.repair(args.index)
     save_json(args.json, map(asdict, dropped))
-    print_issues(as_called("dropped (clamp3_index.py add, with their folders, embeds them again)"), dropped, most=None)
+    again = as_called(f"clamp3_index.py add {quoted(args.index)} FOLDER, with their folders, embeds them again")
+    print_issues(f"dropped ({again})", dropped, most=None)
     summary(Index(args.index))
     return 0
 
@@ -247,6 +283,7 @@ COMMANDS = {
     "remove": remove,
     "info": info,
     "search": search,
+    "duplicates": duplicates,
     "check": check,
     "repair": mend,
 }
