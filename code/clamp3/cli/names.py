@@ -53,6 +53,7 @@ GROUPS = {
         Command("convert midi2mtf", "preprocessing/midi/batch_midi2mtf.py", keeps_work=True),
         Command("convert mtf2midi", "preprocessing/midi/batch_mtf2midi.py", keeps_work=True),
         Command("convert weights"),
+        Command("export", "clamp3_export.py"),
     ),
     "installation": (Command("doctor", "clamp3_doctor.py"), Command("info")),
 }
