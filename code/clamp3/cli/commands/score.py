@@ -18,6 +18,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clamp3.cli.captions import add_captioner_option, captions_of
 from clamp3.cli.options import FOLDER, answers_parser, feature_cache
 from clamp3.cli.output import print_collection, print_issues, print_line, print_table, print_weights, save_json
 from clamp3.errors import UserError
@@ -31,6 +32,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=Path, metavar="FILE.csv", help="which query belongs to which reference")
     parser.add_argument("--group", action="store_true", help="compare the folders as groups")
     parser.add_argument("--frechet", action="store_true", help="with --group: also the Fréchet distance")
+    add_captioner_option(parser)
     args = parser.parse_args()
     if args.group and args.pairs or args.frechet and not args.group:
         parser.error("--pairs is for pairs, --frechet goes with --group")
@@ -43,9 +45,11 @@ def main() -> int:
     from clamp3.search.collection import check_comparable, existing_path, load_collection, load_query
 
     embedding = embedder_loader(args, start_alone(args.device, args.threads)), feature_cache(args)
-    path = existing_path(args.query)
+    captions = captions_of([args.query], args.captioner)
+    query = captions.get(args.query, args.query)
+    path = existing_path(query)
     is_folder = path is not None and path.is_dir()
-    queries = load_collection(path, *embedding, progress=True) if path else load_query(args.query, *embedding)
+    queries = load_collection(path, *embedding, progress=True) if path else load_query(query, *embedding)
     references = load_collection(args.ref_dir, *embedding, progress=True)
     check_comparable(queries, references)
     if args.group:
@@ -53,7 +57,7 @@ def main() -> int:
     elif is_folder or args.pairs:
         complete = score_pairs(queries, references, args)
     else:
-        complete = score_one(queries, references, args)
+        complete = score_one(queries, references, args, captions)
     if path:
         print_collection(queries)
     print_collection(references)
@@ -106,14 +110,20 @@ def extrapolate(queries: "Collection", references: "Collection", record: dict[st
     return remarks
 
 
-def score_one(query: "Collection", references: "Collection", args: Namespace) -> bool:
+def score_one(query: "Collection", references: "Collection", args: Namespace, captions: dict[str, str]) -> bool:
     """Print and save the cosine of one query with each reference, the closest first, and their mean; returns True."""
     from clamp3.search.collection import existing_path, provenance
     from clamp3.search.ranking import top_k
 
     indices, cosines = top_k(query.features, references.features, len(references.files))
+    asked = {"query": args.query, "caption": captions[args.query]} if captions else {"query": query.files[0]}
     records = [
-        {"query": query.files[0], "reference": references.files[index], "cosine": cosine, "percentile": None}
+        {
+            **asked,
+            "reference": references.files[index],
+            "cosine": cosine,
+            "percentile": None,
+        }
         for index, cosine in zip(indices[0], cosines[0].tolist(), strict=True)
     ]
     print_line(
