@@ -14,6 +14,7 @@ from clamp3.search.comparison import best_rank_densities
 from clamp3.search.metrics import Measured
 from clamp3.search.ranking import Relevant, normalized
 from clamp3.tasks.extras import needs_classify
+from clamp3.tasks.maps import Map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -169,6 +170,25 @@ def _draw_cosines(axes: "Axes", queries: Collection, references: Collection, rel
             axis.set_ticks(range(len(files)), [as_label(file) for file in shown])
     axes.tick_params(axis="x", rotation=90)
     axes.figure.colorbar(image, ax=axes)
+
+
+def draw_map(chart: Map, title: str, picture: Path) -> None:
+    """Draw a map. Raises UserError as `draw_confusion`."""
+    with needs_classify():
+        from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    axes = figure.subplots()
+    size = float(np.clip(20_000 / len(chart.points), 4, 60))
+    for index, (name, colour) in enumerate(zip(chart.groups, chart.colours, strict=True)):
+        across, up = chart.points[np.asarray(chart.group) == index].T
+        axes.scatter(across, up, size, colour, label=f"{as_label(name)} ({len(up)})", linewidths=0, alpha=0.75)
+    axes.set_title(as_label(title, most=120))
+    axes.set_aspect("equal")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=float(np.sqrt(40 / size)))
+    save_picture(figure, picture)
 
 
 def as_label(text: str, most: int = 30) -> str:

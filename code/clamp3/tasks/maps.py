@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from clamp3.errors import UserError
-from clamp3.formats.registry import MIDI, MTF, TEXT, format_of
-from clamp3.modalities import AUDIO, SYMBOLIC
+from clamp3.formats.registry import MIDI, MTF, format_of
+from clamp3.modalities import SYMBOLIC
 from clamp3.search.ranking import normalized
 from clamp3.tasks.extras import needs_classify
 
@@ -39,7 +39,7 @@ class Piece:
             return "feature"
         if known.modality == SYMBOLIC.name:
             return "midi" if known in (MIDI, MTF) else "score"
-        return "text" if known is TEXT else AUDIO.name if known.modality == AUDIO.name else known.modality
+        return known.modality
 
     @property
     def folder(self) -> str:
@@ -67,8 +67,13 @@ def project(features: np.ndarray, seed: int = 0) -> tuple[np.ndarray, str]:
         from sklearn.manifold import TSNE
 
     # Between vectors of length one, the squared distance is twice what the cosine lacks of one.
-    tsne = TSNE(perplexity=min(PERPLEXITY, (len(unit) - 1) / 3), init="pca", random_state=seed)
-    return fitted(tsne.fit_transform(principal(unit, COMPONENTS))), "t-SNE"
+    reduced = principal(unit, COMPONENTS)
+    start = np.random.default_rng(seed).normal(
+        0, 1e-6, (len(unit), 2)
+    )  # so that no two are at one place, as equal ones
+    start += reduced[:, :2] / max(reduced[:, 0].std(), 1e-6) * 1e-4
+    tsne = TSNE(perplexity=min(PERPLEXITY, (len(unit) - 1) / 3), init=start.astype(np.float32), random_state=seed)
+    return fitted(tsne.fit_transform(reduced)), "t-SNE"
 
 
 def principal(features: np.ndarray, count: int) -> np.ndarray:
@@ -86,6 +91,29 @@ def fitted(points: np.ndarray) -> np.ndarray:
     points = np.asarray(points, np.float64)
     middle = (points.max(axis=0) + points.min(axis=0)) / 2
     return (points - middle) / max(np.abs(points - middle).max(), np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class Map:
+    """Where the pieces lie, and how they are coloured."""
+
+    pieces: Sequence[Piece]
+    points: np.ndarray  # (pieces, 2)
+    method: str  # that has placed them
+    by: str  # what they are coloured by
+    labels: Sequence[str]  # of each piece
+    groups: Sequence[str]  # what has a colour
+    group: Sequence[int]  # of each piece, its place among these
+    colours: Sequence[str]  # of each group, "#rrggbb"
+
+
+def map_of(pieces: Sequence[Piece], features: np.ndarray, by: str = "kind", seed: int = 0) -> Map:
+    """The map of `pieces` with these features (n, hidden), coloured as `labels_by` says. Raises UserError as it does,
+    and as `project` does."""
+    labels = labels_by(pieces, by)
+    groups, group = groups_of(labels)
+    points, method = project(features, seed)
+    return Map(pieces, points, method, by, labels, groups, group, colours_of(groups))
 
 
 def labels_by(pieces: Sequence[Piece], colour: str) -> list[str]:
@@ -110,8 +138,7 @@ def groups_of(labels: Sequence[str]) -> tuple[list[str], list[int]]:
     named = sorted(counts, key=lambda label: (-counts[label], label))[: len(COLOURS) - 2]
     groups = [*named, *([OTHERS] * (len(counts) > len(named))), *([UNKNOWN] * (UNKNOWN in labels))]
     place = {name: index for index, name in enumerate(groups)}
-    rest = len(named)  # that of the others
-    return groups, [place[label] if label in place and label != OTHERS or label in named else rest for label in labels]
+    return groups, [place.get(label, len(named)) for label in labels]
 
 
 def colours_of(groups: Sequence[str]) -> list[str]:
