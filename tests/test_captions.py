@@ -2,8 +2,11 @@
 
 import json
 import os
-import subprocess
+import re
+import shlex
+import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,8 @@ from clamp3.cli.commands import search as clamp3_search
 from clamp3.errors import UserError
 from clamp3.features import captions
 from clamp3.features.captions import caption_of, read_picture
-from conftest import CODE, run_forked
+from clamp3.web.collection import DEMO
+from conftest import ROOT, run_forked
 
 Image = pytest.importorskip("PIL.Image")
 transformers = pytest.importorskip("transformers", minversion="4.48")
@@ -134,6 +138,27 @@ def test_pictures_are_read_as_they_are_meant_to_be_seen(tmp_path):
     assert read_picture(tmp_path / "grey.png").mode == "RGB"
 
 
+def test_what_docs_retrieval_says_runs(blip, picture, tmp_path, monkeypatch):
+    """The commands of docs/retrieval.md as they stand, with the small model."""
+    text = ROOT.joinpath("docs", "retrieval.md").read_text(encoding="utf-8")
+    for folder in ("QUERY_DIR", "REF_DIR", "OTHER_QUERY_DIR", "OTHER_REF_DIR", "GENERATED_DIR", "FOLDER"):
+        (tmp_path / folder).mkdir()
+        for name, words in {"reel": "a lively reel", "air": "a slow air"}.items():
+            (tmp_path / folder / f"{name}.txt").write_text(f"{words}\n{folder}")
+    picture.rename(tmp_path / "PICTURE.jpg")
+    shutil.copytree(blip, tmp_path / "BLIP")
+    shutil.copy(sorted(DEMO.glob("*.mid"))[0], tmp_path / "QUERY.mid")
+    monkeypatch.chdir(tmp_path)
+    assert answer(monkeypatch, clamp3_index, "build", "INDEX", "FOLDER", *TINY) == 0
+    commands = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    assert len(commands) >= 6
+    for command in commands:
+        _python, script, *words = shlex.split(command)
+        module = import_module(f"clamp3.cli.commands.{script.removesuffix('.py').removeprefix('clamp3_')}")
+        assert answer(monkeypatch, module, *words, *TINY) == 0, command
+    assert {path.name for path in tmp_path.glob("*.*")} >= {"ranks.png", "scores.jsonl", "found.jsonl"}
+
+
 def test_what_cannot_be_captioned_is_said_in_one_line(blip, picture, music, tmp_path, monkeypatch):
     whole = picture.read_bytes()
     for name, content in (("cut.jpg", whole[: len(whole) // 2]), ("no.png", b"MZ"), ("empty.webp", b"")):
@@ -155,15 +180,11 @@ def test_what_cannot_be_captioned_is_said_in_one_line(blip, picture, music, tmp_
         assert len(str(raised.value).splitlines()) == 1
 
 
-def test_without_pillow_or_the_hub_it_says_what_to_do(picture, music):
-    def searched(first: str) -> str:
-        script = f"import sys; {first}; sys.path.insert(0, {str(CODE)!r}); from clamp3.cli.console import main; main()"
-        words = [sys.executable, "-c", script, "search", str(picture), str(music), *TINY]
-        env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(music)}
-        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 2 and "Traceback" not in done.stderr, done
-        return done.stderr
-
-    assert 'pip install "clamp3[images]"' in searched("sys.modules['PIL'] = None")
-    said = searched("pass")
+def test_without_pillow_or_the_hub_it_says_what_to_do(picture, music, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(UserError, match=r'pip install "clamp3\[images\]"'):
+        caption_of(picture)
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    said = run_forked("clamp3_search.py", picture, music, *TINY, env=env, check=2).stderr
     assert "no captioner Salesforce/blip-image-captioning-base" in said and "--captioner FOLDER" in said
+    assert "Traceback" not in said
