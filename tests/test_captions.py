@@ -107,7 +107,10 @@ def test_an_index_is_searched_by_a_picture_and_a_file_named_as_the_caption_is_no
     words = ("search", "index", picture, "--captioner", blip, "--json", "found.jsonl")
     assert answer(monkeypatch, clamp3_index, *words, *TINY) == 0
     found = lines(tmp_path / "found.jsonl")
-    assert len(found) == 2 and {one["caption"] for one in found} == {caption_of(picture, blip)}
+    assert len(found) == 2 and {one["caption"] for one in found} == {caption_of(picture, blip) + "."}
+    words = ("a reel", music, "--also", picture, "--captioner", blip, "--json", "also.jsonl")
+    assert answer(monkeypatch, clamp3_search, *words, *TINY) == 0
+    assert lines(tmp_path / "also.jsonl")[0]["captions"] == {str(picture): found[0]["caption"]}
 
 
 def test_a_vision_encoder_decoder_captions_too(tmp_path, picture):
