@@ -32,6 +32,7 @@ GROUPS = {
         Command("index", "clamp3_index.py"),
         Command("score", "clamp3_score.py"),
         Command("eval", "clamp3_eval.py"),
+        Command("map", "clamp3_map.py"),
         Command("mteb", "mteb_eval.py", keeps_work=True),
     ),
     "servers": (Command("web", "clamp3_web.py"), Command("mcp", "clamp3_mcp.py")),
