@@ -172,10 +172,8 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the answers as JSON lines too; - prints them")
 
 
-def add_answer_options(parser: argparse.ArgumentParser) -> None:
-    """Options of a search of a folder: how it ranks, and what it says of the answers."""
-    add_calibration_option(parser)
-    parser.add_argument("--explain", action="store_true", help="show the bars and words that make files alike")
+def add_csv_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the answers as CSV too; - prints them")
 
 
 def add_calibration_option(parser: argparse.ArgumentParser) -> None:

@@ -1,13 +1,15 @@
-"""What the commands print: tables, issues and reports, and their answers as JSON lines."""
+"""What the commands print: tables, issues and reports, and their answers as JSON lines and CSV."""
 
 import contextlib
+import csv
 import io
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from clamp3.cli.names import as_called
 from clamp3.errors import WAS_STANDARD, UserError
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
 NUMBER = re.compile(r"-?[\d.]*%?")
 SHOWN_ISSUES = 20
+STANDARD_OUTPUT = Path("-")  # in place of a file's name
+FORMULA = re.compile(r"\s*[=+@＝＋－＠-]")  # how a cell begins that spreadsheets compute
+# What standard output was, within `answers_alone`.
+_answers_to: ContextVar[TextIO | None] = ContextVar("answers_to", default=None)
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -37,14 +43,14 @@ def print_found(records: Sequence[dict], explanations: Sequence[dict] | None = N
     """Print what a search has found, with explanations if there are any, and by which weights."""
     columns = ["rank", "cosine", "file"] + ["passage"] * any("passage" in record for record in records)
     columns += ["metadata"] * any(record.get("metadata") for record in records)
-    shown = [{**record, "passage": _shown_passage(record.get("passage"))} for record in records]
+    shown = [{**record, "passage": shown_passage(record.get("passage"))} for record in records]
     print_table(columns, [[record.get(column) for column in columns] for record in shown])
     for record, explanation in zip(records, explanations or (), strict=False):
-        print_line(f"{record['rank']}: {_shown_explanation(explanation)}")
+        print_line(f"{record['rank']}: {shown_explanation(explanation)}")
     print_weights(records[0]) if records else print("nothing found")
 
 
-def _shown_explanation(explanation: dict) -> str:
+def shown_explanation(explanation: dict) -> str:
     """ "of the file bar 3 (+0.0412) …; of the query word 2, reel (+0.1)": the strongest places with their shares."""
     if problem := explanation.get("problem"):
         return f"no explanation: {problem}"
@@ -52,14 +58,14 @@ def _shown_explanation(explanation: dict) -> str:
     for side, of in (("item", "file"), ("query", "query")):
         places = []
         for one in explanation[side]:
-            place = _shown_passage({one["unit"]: [one["first"], one["last"]]})
+            place = shown_passage({one["unit"]: [one["first"], one["last"]]})
             text = f", {one['text'].strip()}" if one["text"] else ""
             places.append(f"{place}{text} ({one['share']:+.4f})")
         sides.append(f"of the {of} {'; '.join(places) or 'nothing'}")
     return " | ".join(sides)
 
 
-def _shown_passage(passage: dict | None) -> str | None:
+def shown_passage(passage: dict | None) -> str | None:
     """ "bars 17-24" of {"bars": [17, 24]}, "line 3" of {"lines": [3, 3]}."""
     for unit, (first, last) in (passage or {}).items():
         return f"{unit} {first:g}-{last:g}" if first != last else f"{unit.removesuffix('s')} {first:g}"
@@ -167,7 +173,7 @@ def print_changes(changes: "Changes") -> None:
     print_issues("failed", changes.failures)
 
 
-# ---------- JSON ----------
+# ---------- JSON and CSV ----------
 
 
 def _cell(value: object) -> str:
@@ -180,22 +186,85 @@ def _cell(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, float) else printable(str(value))
 
 
+@contextlib.contextmanager
+def answers_alone(*paths: Path | None) -> Iterator[None]:
+    """A block in which, if one of `paths` is "-", saved answers alone go to standard output: the rest to the error.
+
+    Raises UserError where several are.
+    """
+    wanted = paths.count(STANDARD_OUTPUT)
+    if wanted > 1:
+        raise UserError("standard output takes answers of one kind: give the others a file")
+    if not wanted:
+        yield
+        return
+    token = _answers_to.set(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _answers_to.reset(token)
+
+
 def save_json(path: Path | None, records: Iterable[dict]) -> None:
     """Write `records` as JSON lines, if there is a path to write to; "-" is standard output.
 
     Raises UserError where that is not possible.
     """
+    if path is not None:
+        _save(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def save_csv(path: Path | None, records: Sequence[Mapping], columns: Sequence[str]) -> None:
+    """Write `records` as CSV, if there is a path to write to; "-" is standard output.
+
+    `columns` come first and are there without any record; then come the others, in the order in which they are met. Of
+    a value that is a dictionary, each entry is a column, "metadata.title" say. Texts that a spreadsheet would compute
+    begin with an apostrophe. Raises UserError where that is not possible.
+    """
     if path is None:
         return
+    rows = [_flat(record) for record in records]
+    names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow(map(_csv_cell, names))
+    writer.writerows([_csv_cell(row.get(name)) for name in names] for row in rows)
+    _save(path, text.getvalue())
+
+
+def _flat(record: Mapping, before: str = "") -> dict[str, object]:
+    cells: dict[str, object] = {}
+    for name, value in record.items():
+        cells |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+    return cells
+
+
+def _csv_cell(value: object) -> str:
+    """A value as it stands in a CSV file; numbers, also those in texts, are no formulas."""
+    if value is None:
+        return ""
+    text = str(value)
+    if not FORMULA.match(text) or isinstance(value, int | float):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
+def _save(path: Path, text: str) -> None:
+    """Write answers to `path`, whole or not at all; what is no text in a file's name is escaped."""
     from clamp3.io.files import atomic_write, remove_orphans
 
-    lines = [json.dumps(record) + "\n" for record in records]
-    if str(path) == "-":
-        sys.stdout.writelines(lines)
+    if path == STANDARD_OUTPUT:
+        out = _answers_to.get() or sys.stdout
+        out.write(text.encode("utf-8", "backslashreplace").decode())
         return
     try:
         remove_orphans(path.parent)
         with atomic_write(path) as file:
-            file.writelines(line.encode() for line in lines)
+            file.write(text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None

@@ -16,8 +16,6 @@ from clamp3.io.files import load_array
 from clamp3.io.folders import Plan, refuse_special, special_inputs, walk
 from clamp3.io.reports import FileIssue, describe_error
 from clamp3.modalities import SYMBOLIC, TEXT
-from clamp3.search.calibration import Space
-from clamp3.search.ranking import top_k
 
 
 @dataclass
@@ -92,14 +90,22 @@ def load_collection(
     return result
 
 
-def load_query(query: str, load_embedder: Callable[[], Embedder], cache: FeatureCache | None = None) -> Collection:
-    """What `query` is, a file or else a text, and its feature. Raises UserError for neither and for a folder."""
-    if path := existing_path(query):
+def load_query(
+    query: str, load_embedder: Callable[[], Embedder], cache: FeatureCache | None = None, as_text: bool = False
+) -> Collection:
+    """What `query` is, a file or else a text, and its feature; `as_text` takes it for a text in any case.
+
+    Raises UserError for neither and for a folder.
+    """
+    if not as_text and (path := existing_path(query)):
         if path.is_dir():
-            raise UserError(f"{query} is a folder; to compare folders, use clamp3_score.py or clamp3_eval.py")
+            raise UserError(
+                f"{query} is a folder; to compare folders, use clamp3_score.py or clamp3_eval.py; for a text of this "
+                "name, say --text"
+            )
         return load_collection(path, load_embedder, cache)
-    if format_of(Path(query)):
-        raise UserError(f"there is no file {query}")
+    if not as_text and format_of(Path(query)):
+        raise UserError(f"there is no file {query}; for a text of this name, say --text")
     if not query.strip():
         raise UserError("the query is empty: give a text in quotes, or a file")
     embedder = load_embedder()
@@ -116,35 +122,9 @@ def existing_path(query: str) -> Path | None:
         return None
 
 
-def search_collection(
-    references: Collection,
-    query: str,
-    load_embedder: Callable[[], Embedder],
-    cache: FeatureCache | None = None,
-    k: int = 10,
-    calibrate: str = "none",
-) -> list[dict]:
-    """The k files closest to `query`, a file or else a text, as records of rank, cosine, file and weights.
-
-    `calibrate` is one of calibration.METHODS: then cosines are those of the corrected space. Raises UserError as
-    `load_query`, and where the features differ in width.
-    """
-    wanted = load_query(query, load_embedder, cache)
-    check_comparable(wanted, references)
-    kinds = [modality_of(Path(file)) for file in references.files]
-    own = query_modality(query)
-    space = Space.of(references.features, kinds, calibrate)
-    indices, cosines = top_k(space.queries(wanted.features, own), space.references(references.features, kinds, own), k)
-    origin = provenance(wanted, references)
-    return [
-        {"rank": rank, "cosine": cosine, "file": references.files[index], **origin}
-        for rank, (index, cosine) in enumerate(zip(indices[0], cosines[0].tolist(), strict=True), 1)
-    ]
-
-
-def query_modality(query: str) -> str:
+def query_modality(query: str, as_text: bool = False) -> str:
     """The modality of what `load_query` takes `query` for."""
-    path = existing_path(query)
+    path = None if as_text else existing_path(query)
     return modality_of(path) if path else TEXT.name
 
 

@@ -9,12 +9,15 @@ from clamp3.search.collection import existing_path, ready_feature
 Explanations = list[dict]
 
 
-def explain_found(found: list[dict], query: str, load_embedder: Callable[[], Embedder], folder: Path) -> Explanations:
+def explain_found(
+    found: list[dict], query: str, load_embedder: Callable[[], Embedder], folder: Path, as_text: bool = False
+) -> Explanations:
     """For each record of a search: the three strongest places of the query and of the file, or why there are none.
 
-    Each record gets its own as "explanation". Files are relative to `folder`, unless they are absolute.
+    Each record gets its own as "explanation". Files are relative to `folder`, unless they are absolute. The query is
+    a file or else a text, or with `as_text` a text.
     """
-    source: str | Path = existing_path(query) or query
+    source: str | Path = query if as_text else existing_path(query) or query
     explanations = []
     for record in found:
         path = Path(folder if folder.is_dir() else folder.parent, record["file"])

@@ -24,6 +24,8 @@ from clamp3.io.files import atomic_write, remove_orphans
 from clamp3.io.folders import JUNK_FILES
 from clamp3.modalities import AUDIO, SYMBOLIC, TEXT
 from clamp3.search.calibration import Space
+from clamp3.search.combining import diverse, pool_size
+from clamp3.search.filters import EVERYTHING, File, Filter
 from clamp3.search.integrity import (
     COLUMNS,
     DATABASE,
@@ -65,6 +67,7 @@ MOST_VALUES = 500  # in one SQL statement
 SPARSE = 0.3  # share of deleted rows above which they are cleared away
 OUTDATED = 0.2  # share of rows unknown to `Nearest` above which it is rebuilt
 LARGE = 100_000  # rows from which `Nearest` is built, and approximate search is the default
+ROWS_OF = "SELECT row FROM entries WHERE modality = ?"
 SAMPLE = 20_000  # rows that stand for all of them, where those are more
 # Of passages, by their unit; those of no unit are none.
 MODALITY_OF = {BARS: SYMBOLIC.name, SECONDS: AUDIO.name, LINES: TEXT.name, "": ""}
@@ -131,6 +134,8 @@ class Index(Store):
         per_file: int | None = None,
         calibrate: str = "none",
         own: str = TEXT.name,
+        only: Filter = EVERYTHING,
+        diversity: float = 0.0,
     ) -> list:
         """The k entries closest to `feature` (hidden,), of a modality or of all, best first, with their cosines.
 
@@ -143,7 +148,14 @@ class Index(Store):
 
         With `calibrate`, one of calibration.METHODS, the POOL closest are ranked anew by that correction, which knows
         SAMPLE entries or passages and the query's modality `own`: cosines are those of the corrected space.
+
+        `only` says which files may be found, beside `modality`; where these are fewer than LARGE, all are looked at by
+        default. `diversity` is the share of `combining.diverse`, by which entries are chosen that are unlike each
+        other; ValueError with passages or a calibration.
         """
+        if diversity and (passages or calibrate != "none"):
+            raise ValueError("diverse answers are files, not passages, and are chosen without calibration")
+        only = replace(only, modality=modality or only.modality)
         with self.snapshot():
             if feature.shape != self.features.shape[1:]:
                 raise UserError(
@@ -153,12 +165,17 @@ class Index(Store):
             if not np.isfinite(feature).all():
                 raise UserError("the query's feature holds NaN or infinite values")
             if passages:
-                return self._closest_passages(normalized(feature[None])[0], k, modality, per_file, calibrate, own)
-            nearest, unit = self._nearest(approximate), normalized(feature[None])[0]
-            depth = k if calibrate == "none" else max(k, POOL)
-            rows, cosines = self._closest(unit, depth, nearest, self._allowed(modality))
+                return self._closest_passages(normalized(feature[None])[0], k, only, per_file, calibrate, own)
+            unit, allowed = normalized(feature[None])[0], self._allowed(only)
+            is_small = approximate is None and allowed is not None and np.count_nonzero(allowed) < LARGE
+            nearest = None if is_small else self._nearest(approximate)
+            depth = pool_size(k) if diversity else k if calibrate == "none" else max(k, POOL)
+            rows, cosines = self._closest(unit, depth, nearest, allowed)
             if calibrate != "none":
                 rows, cosines = self._calibrated(unit, rows, calibrate, own)
+            if diversity:
+                chosen = diverse(cosines, self.features[rows], k, diversity)
+                rows, cosines = rows[chosen], cosines[chosen]
             rows, cosines = rows[:k], cosines[:k]
             entries = self._checked_entries(rows.tolist())
         return [(cosine, entries[row]) for cosine, row in zip(cosines.tolist(), rows.tolist(), strict=True)]
@@ -176,7 +193,7 @@ class Index(Store):
         return entries
 
     def _closest_passages(
-        self, query: np.ndarray, k: int, modality: str | None, per_file: int | None, calibrate: str, own: str
+        self, query: np.ndarray, k: int, only: Filter, per_file: int | None, calibrate: str, own: str
     ) -> list[tuple[float, Entry, Span]]:
         """What `search` returns for passages; `query` (hidden,) is of length one."""
         if "with_passages" not in self.meta:
@@ -186,8 +203,8 @@ class Index(Store):
         if self._slices[0] is not self.contents:
             self._slices = self.contents, self.slices()
         slices = self._slices[1]
-        if modality is not None:
-            allowed = self._allowed(modality)
+        if only != EVERYTHING:
+            allowed = self._allowed(only)
             slices = [one for one in slices if allowed is None or (0 <= one.row < len(allowed) and allowed[one.row])]
         rescored = self._passage_scores(query, slices, calibrate, own) if calibrate != "none" else None
         found = closest(query, self.contents.passages, slices, k, per_file, rescored)
@@ -234,16 +251,22 @@ class Index(Store):
         """The entries whose passages have never been made."""
         return list(self.entries("row NOT IN (SELECT row FROM passages)"))
 
-    def _allowed(self, modality: str | None) -> np.ndarray | None:
+    def _allowed(self, only: Filter) -> np.ndarray | None:
         """Which rows (rows,) may be found; None: all."""
-        if modality is None and not len(self.deleted_rows):
+        if only == EVERYTHING and not len(self.deleted_rows):
             return None
-        allowed = np.full(self.rows, modality is None)
-        if modality is None:
+        if only == EVERYTHING:
+            allowed = np.full(self.rows, True)
             allowed[self.deleted_rows] = False
+            return allowed
+        if only == Filter(modality=only.modality):
+            rows = [row for (row,) in self.database.execute(ROWS_OF, (only.modality,))]
         else:
-            rows = self.database.execute("SELECT row FROM entries WHERE modality = ?", (modality,))
-            allowed[[row for (row,) in rows if 0 <= row < self.rows]] = True
+            entries = list(self.entries())
+            files = [File(entry.path, entry.modality, entry.hash, entry.metadata) for entry in entries]
+            rows = [entry.row for entry, passes in zip(entries, only.passed(files), strict=True) if passes]
+        allowed = np.full(self.rows, False)
+        allowed[[row for row in rows if 0 <= row < self.rows]] = True
         return allowed
 
     def _closest(

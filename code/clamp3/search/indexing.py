@@ -1,4 +1,4 @@
-"""Folders of files of any kind -> an index, and what it answers: the work of clamp3_index.py and clamp3_search.py."""
+"""Folders of files of any kind -> an index: the work of clamp3_index.py build and add."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +20,7 @@ from clamp3.io.files import content_hash
 from clamp3.io.folders import Plan, refuse_special, special_inputs, walk
 from clamp3.io.reports import FileIssue, describe_error
 from clamp3.io.tables import csv_rows
-from clamp3.search.collection import load_query, query_modality, ready_feature
+from clamp3.search.collection import ready_feature
 from clamp3.search.index import Entry, Index
 
 # Files that are features already, of which nothing more is known: their modality, and the identity of their makers.
@@ -299,47 +299,6 @@ def check_or_record_model(index: Index, identity: str | None, name: object, key:
             f"{index.folder} holds features made by {index.meta[name_key]}, not by {name} as they are now: these do "
             "not compare; choose the same weights (--variant, --mert, config.py), or build another index"
         )
-
-
-def search_index(
-    index: Index,
-    query: str,
-    load_embedder: Callable[[], Embedder],
-    cache: FeatureCache | None = None,
-    k: int = 10,
-    approximate: bool | None = None,
-    modality: str | None = None,
-    passages: bool = False,
-    per_file: int | None = None,
-    calibrate: str = "none",
-) -> list[dict]:
-    """The k files closest to `query`, a file or else a text, as records of rank, cosine, file and metadata.
-
-    With `passages`, the k closest passages, at most `per_file` of each file: a record has its "passage" too, such as
-    {"bars": [17, 24]}. `approximate`, `modality` and `calibrate` as in Index.search. Raises UserError where the
-    query's weights are not the index's.
-    """
-    if not len(index):
-        raise UserError(f"{index.folder} is empty: clamp3_index.py add {index.folder} FOLDER")
-    wanted = load_query(query, load_embedder, cache)
-    recorded = index.meta.get("identity")
-    if wanted.weights and recorded and not recorded.startswith(READY_MADE):
-        check_or_record_model(index, load_embedder().identity, wanted.weights)
-    own = query_modality(query)
-    found = index.search(wanted.features[0], k, approximate, modality, passages, per_file, calibrate, own)
-    return [
-        {
-            "rank": rank,
-            "cosine": cosine,
-            "file": str(entry.path),
-            **({"passage": span[0].as_json()} if span else {}),
-            "modality": entry.modality,
-            "metadata": entry.metadata,
-            "weights": index.meta.get("weights", "weights that are not known"),
-            "fingerprint": index.meta.get("fingerprint"),
-        }
-        for rank, (cosine, entry, *span) in enumerate(found, 1)
-    ]
 
 
 def read_metadata(path: Path, folder: Path) -> dict[Path, dict]:

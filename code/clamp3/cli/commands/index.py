@@ -35,14 +35,14 @@ from typing import TYPE_CHECKING
 
 from clamp3.cli.names import as_called
 from clamp3.cli.options import (
-    add_calibration_option,
     add_embedding_options,
     add_json_option,
     feature_cache,
     positive,
     script_parser,
 )
-from clamp3.cli.output import print_changes, print_found, print_issues, print_line, print_table, save_json
+from clamp3.cli.output import answers_alone, print_changes, print_issues, print_line, print_table, save_json
+from clamp3.cli.searching import add_search_options, check_search_options, give_answers, question_of
 
 if TYPE_CHECKING:
     from clamp3.search.index import Index
@@ -51,7 +51,8 @@ if TYPE_CHECKING:
 def main() -> int:
     args = parse()
     try:
-        code = COMMANDS[args.command](args)
+        with answers_alone(getattr(args, "json", None), getattr(args, "csv", None)):
+            code = COMMANDS[args.command](args)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads the output has seen enough, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -86,20 +87,22 @@ def parse() -> Namespace:
     informing.add_argument("--list", action="store_true", help="each file too")
     checking = command("check", "list what is broken in an index (exit code 1 if anything is)")
     repairing = command("repair", "mend an index; what cannot be trusted is dropped, for `add` to embed again")
-    searching = command("search", "find the files closest to a text or a file")
+    searching = commands.add_parser("search", help="find the files closest to a text or a file", allow_abbrev=False)
     searching.add_argument("query", help="a file, or a text in quotes")
-    searching.add_argument("--top_k", type=positive, default=10, help="how many to show; default: %(default)s")
-    searching.add_argument("--modality", choices=["text", "symbolic", "audio"], help="files of this kind alone")
+    searching.add_argument("index", help="folder of the index; it may come first, too")
+    add_search_options(searching)
     searching.add_argument("--passages", action="store_true", help="find bars, seconds and lines, not only files")
     searching.add_argument("--per_file", type=positive, help="how many passages of a file to show at most")
-    add_calibration_option(searching)
     how = searching.add_mutually_exclusive_group()
     how.add_argument("--exact", dest="approximate", action="store_const", const=False, help="look at all of them")
     how.add_argument("--approximate", action="store_const", const=True, help="look at a part; default: if it is large")
     add_embedding_options(searching)
     for answering in (informing, searching, checking, repairing):
         add_json_option(answering)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.command == "search":
+        check_search_options(searching, args)
+    return args
 
 
 def build(args: Namespace) -> int:
@@ -199,20 +202,35 @@ def search(args: Namespace) -> int:
     """Show the files closest to the query."""
     from clamp3.cli.embedders import embedder_loader
     from clamp3.distributed import start_alone
+    from clamp3.search.answering import search_index
     from clamp3.search.index import Index
-    from clamp3.search.indexing import search_index
 
-    index = Index(args.index)
+    folder, args.query = index_and_query(args.query, args.index, args.text)
     load_embedder = embedder_loader(args, start_alone(args.device, args.threads))
     found = search_index(
-        *(index, args.query, load_embedder, feature_cache(args), args.top_k, args.approximate, args.modality),
+        *(Index(folder), question_of(args), load_embedder, feature_cache(args), args.approximate),
         passages=args.passages or args.per_file is not None,
         per_file=args.per_file,
-        calibrate=args.calibrate,
     )
-    print_found(found)
-    save_json(args.json, ({"query": args.query, **record} for record in found))
+    give_answers(args, found)
     return 0
+
+
+def index_and_query(first: str, second: str, as_text: bool) -> tuple[Path, str]:
+    """The index and the query among the words of `search`, which is `QUERY INDEX` and was `INDEX QUERY`.
+
+    Raises UserError where both are indexes, unless the query is said to be a text, and where none is.
+    """
+    from clamp3.errors import UserError
+    from clamp3.search.index import is_index, missing_index
+
+    indexes = [word for word in (first, second) if is_index(Path(word))]
+    if len(indexes) == 2 and not as_text:
+        raise UserError(f"both {first} and {second} are indexes; if the first is the query, a text, say so by --text")
+    if not indexes:
+        folders = [word for word in (second, first) if Path(word).is_dir()]
+        raise missing_index(Path(folders[0] if folders else second))
+    return (Path(second), first) if indexes[-1] == second else (Path(first), second)
 
 
 def check(args: Namespace) -> int:

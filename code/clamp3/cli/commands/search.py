@@ -18,34 +18,42 @@ A .npy of the shape (1, 768) is such a feature; one of (…, T, 768) is MERT fea
 states that clamp3_embd.py and extract_clamp3.py write without --get_global are neither, but look like MERT features.
 """
 
-from clamp3.cli.options import add_answer_options, answers_parser, feature_cache, positive
-from clamp3.cli.output import print_collection, print_found, save_json
+from argparse import Namespace
+
+from clamp3.cli.options import answers_parser, feature_cache
+from clamp3.cli.output import answers_alone, print_collection
+from clamp3.cli.searching import add_search_options, check_search_options, give_answers, question_of
 
 
 def main() -> int:
     parser = answers_parser(__doc__, "query", "a file, or a text in quotes")
-    parser.add_argument("--top_k", type=positive, default=10, help="how many to show; default: %(default)s")
-    add_answer_options(parser)
+    add_search_options(parser)
+    parser.add_argument("--explain", action="store_true", help="show the bars and words that make files alike")
     args = parser.parse_args()
+    check_search_options(parser, args)
+    with answers_alone(args.json, args.csv):
+        return answer(args)
 
+
+def answer(args: Namespace) -> int:
+    """Search as the options say; returns the exit code."""
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.cli.embedders import embedder_loader
     from clamp3.distributed import start_alone
-    from clamp3.search.collection import load_collection, search_collection
+    from clamp3.search.answering import search_collection, search_index
+    from clamp3.search.collection import load_collection
     from clamp3.search.explaining import explain_found
     from clamp3.search.index import Index, is_index
-    from clamp3.search.indexing import search_index
 
     embedding = embedder_loader(args, start_alone(args.device, args.threads)), feature_cache(args)
+    question, references = question_of(args), None
     if is_index(args.ref_dir):
-        references = None
-        found = search_index(Index(args.ref_dir), args.query, *embedding, k=args.top_k, calibrate=args.calibrate)
+        found = search_index(Index(args.ref_dir), question, *embedding)
     else:
         references = load_collection(args.ref_dir, *embedding, progress=True)
-        found = search_collection(references, args.query, *embedding, k=args.top_k, calibrate=args.calibrate)
-    explanations = explain_found(found, args.query, embedding[0], args.ref_dir) if args.explain else None
-    print_found(found, explanations)
-    save_json(args.json, ({"query": args.query, **record} for record in found))
+        found = search_collection(references, question, *embedding)
+    explained = explain_found(found, args.query, embedding[0], args.ref_dir, args.text) if args.explain else None
+    give_answers(args, found, explained)
     if references is None:
         return 0
     print_collection(references)

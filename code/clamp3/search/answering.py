@@ -1,0 +1,171 @@
+"""What is asked of a collection, a folder's or an index, and the records that answer it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from clamp3.errors import UserError
+from clamp3.features.cache import FeatureCache
+from clamp3.features.embedder import Embedder
+from clamp3.io.files import content_hash
+from clamp3.search.calibration import Space
+from clamp3.search.collection import (
+    Collection,
+    check_comparable,
+    existing_path,
+    load_query,
+    modality_of,
+    provenance,
+    query_modality,
+)
+from clamp3.search.combining import combined_query, diverse, pool_size
+from clamp3.search.filters import EVERYTHING, File, Filter
+from clamp3.search.index import Index
+from clamp3.search.indexing import READY_MADE, check_or_record_model
+from clamp3.search.ranking import top_k
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to search for, among what, and how many answers to give."""
+
+    query: str  # a file, or else a text; as are the others
+    also: tuple[str, ...] = ()  # more queries, which are added (`combining.combined_query`)
+    without: tuple[str, ...] = ()  # and those that are subtracted
+    as_text: bool = False  # all of them are texts, even where there are files or folders of such names
+    not_itself: bool = False  # files that are asked with, and copies of them, are no answers
+    only: Filter = EVERYTHING
+    k: int = 10
+    diversity: float = 0.0  # the share of `combining.diverse`
+    calibrate: str = "none"  # one of calibration.METHODS
+
+    @property
+    def files(self) -> list[Path]:
+        """Those that are asked with."""
+        paths = () if self.as_text else map(existing_path, (self.query, *self.also, *self.without))
+        return [path for path in paths if path is not None]
+
+    def filter(self) -> Filter:
+        """Which files may be answers. Raises UserError where there is none that `not_itself` could leave out."""
+        if not self.not_itself:
+            return self.only
+        if not self.files:
+            raise UserError("--not_itself leaves out the file that is the query, and this query is a text")
+        but = {path.resolve() for path in self.files} | {content_hash(path) for path in self.files}
+        return replace(self.only, but=self.only.but | but)
+
+
+@dataclass
+class Wanted:
+    """A question's feature, and what it was made of."""
+
+    feature: np.ndarray  # (hidden,)
+    parts: list[Collection] = field(default_factory=list)
+    modality: str = ""  # of the query itself
+
+
+def load_question(
+    question: Question, load_embedder: Callable[[], Embedder], cache: FeatureCache | None = None
+) -> Wanted:
+    """The feature of all queries together. Raises UserError as `load_query`, and where they do not compare."""
+    queries = question.query, *question.also, *question.without
+    parts = [load_query(query, load_embedder, cache, question.as_text) for query in queries]
+    for part in parts[1:]:
+        check_comparable(parts[0], part)
+    first, *others = (part.features[0] for part in parts)
+    if others:
+        first = combined_query(first, others[: len(question.also)], others[len(question.also) :])
+    return Wanted(first, parts, query_modality(question.query, question.as_text))
+
+
+def search_collection(
+    references: Collection,
+    question: Question,
+    load_embedder: Callable[[], Embedder],
+    cache: FeatureCache | None = None,
+) -> list[dict]:
+    """The files closest to what is asked, as records of rank, cosine, file and weights.
+
+    With a calibration, cosines are those of the corrected space. Raises UserError as `load_question`, where the
+    features differ in width, and for conditions on metadata, which a folder has none of.
+    """
+    if question.only.where:
+        raise UserError(
+            "a folder has no metadata: conditions need an index, as clamp3_index.py build INDEX FOLDER "
+            "--metadata FILE.csv makes it"
+        )
+    wanted = load_question(question, load_embedder, cache)
+    for part in wanted.parts:
+        check_comparable(part, references)
+    kinds = [modality_of(Path(file)) for file in references.files]
+    space = Space.of(references.features, kinds, question.calibrate)
+    places = np.flatnonzero(_passed(references, kinds, question.filter(), question.files))
+    if not len(places):
+        return []
+    features, kinds = references.features[places], [kinds[place] for place in places]
+    moved = space.references(features, kinds, wanted.modality)
+    depth = pool_size(question.k) if question.diversity else question.k
+    (indices,), (cosines,) = top_k(space.queries(wanted.feature[None], wanted.modality), moved, depth)
+    if question.diversity:
+        chosen = diverse(cosines, features[indices], question.k, question.diversity)
+        indices, cosines = indices[chosen], cosines[chosen]
+    origin = provenance(*wanted.parts, references)
+    return [
+        {"rank": rank, "cosine": cosine, "file": references.files[place], **origin}
+        for rank, (place, cosine) in enumerate(zip(places[indices], cosines.tolist(), strict=True), 1)
+    ]
+
+
+def _passed(references: Collection, kinds: list[str], only: Filter, asked_with: list[Path]) -> list[bool]:
+    """For each file of a folder, whether it may be an answer; only those of the size of a query's file are hashed."""
+    sizes = {path.stat().st_size for path in asked_with} if only.but else set()
+    files = []
+    for name, kind in zip(references.files, kinds, strict=True):
+        path = references.folder / name
+        may_be_copy = only.but and path.stat().st_size in sizes
+        files.append(File(path.resolve(), kind, content_hash(path) if may_be_copy else "", {}))
+    return only.passed(files)
+
+
+def search_index(
+    index: Index,
+    question: Question,
+    load_embedder: Callable[[], Embedder],
+    cache: FeatureCache | None = None,
+    approximate: bool | None = None,
+    passages: bool = False,
+    per_file: int | None = None,
+) -> list[dict]:
+    """The files closest to what is asked, as records of rank, cosine, file and metadata.
+
+    With `passages`, the k closest passages, at most `per_file` of each file: a record has its "passage" too, such as
+    {"bars": [17, 24]}. `approximate` as in Index.search. Raises UserError where the query's weights are not the
+    index's.
+    """
+    if not len(index):
+        raise UserError(f"{index.folder} is empty: clamp3_index.py add {index.folder} FOLDER")
+    wanted = load_question(question, load_embedder, cache)
+    recorded = index.meta.get("identity")
+    for part in wanted.parts:
+        if part.weights and recorded and not recorded.startswith(READY_MADE):
+            check_or_record_model(index, load_embedder().identity, part.weights)
+    found = index.search(
+        *(wanted.feature, question.k, approximate, None, passages, per_file, question.calibrate, wanted.modality),
+        only=question.filter(),
+        diversity=question.diversity,
+    )
+    return [
+        {
+            "rank": rank,
+            "cosine": cosine,
+            "file": str(entry.path),
+            **({"passage": span[0].as_json()} if span else {}),
+            "modality": entry.modality,
+            "metadata": entry.metadata,
+            "weights": index.meta.get("weights", "weights that are not known"),
+            "fingerprint": index.meta.get("fingerprint"),
+        }
+        for rank, (cosine, entry, *span) in enumerate(found, 1)
+    ]
