@@ -62,6 +62,9 @@ def collection_parser(description: str) -> ArgumentParser:
     parser = script_parser(description)
     parser.add_argument("path", type=Path, nargs="?", help="an index, or a folder; default: a few old tunes")
     add_embedding_options(parser)
+    parser.add_argument(
+        "--no_passages", action="store_true", help="of a folder: do not look for bars and seconds in it"
+    )
     parser.set_defaults(time_limit=UPLOAD_SECONDS)
     return parser
 
@@ -78,7 +81,7 @@ def open_collection(args: Namespace, tell: bool = True) -> "Collection":
     if (args.path, args.variant, args.model_weights, args.epoch) == (None, None, None, None):
         args.variant = "tiny"
     load_embedder = embedder_loader(args, start_alone(args.device, args.threads), tell=tell)
-    return Collection(args.path or DEMO, load_embedder, feature_cache(args))
+    return Collection(args.path or DEMO, load_embedder, feature_cache(args), passages=not args.no_passages)
 
 
 def check_installed(*packages: str) -> None:
