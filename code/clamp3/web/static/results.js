@@ -5,6 +5,7 @@ import { barsFor, clock, show } from "./views.js";
 
 const KINDS = { score: "score", midi: "MIDI", audio: "recording", text: "text" };
 const STRONGEST = 5; // places that are named
+const FAINT = 0.2; // the strength below which nothing is coloured
 
 const seen = new IntersectionObserver((entries) => {
   for (const entry of entries) {
@@ -19,7 +20,7 @@ export function resultOf(record, does) {
   const item = document.querySelector("#result").content.cloneNode(true).firstElementChild;
   const [place, remarks, button] = [".view", ".remarks", ".explain"].map((name) => item.querySelector(name));
   item.querySelector("h2").textContent = `${record.rank}. ${record.name}`;
-  item.querySelector(".facts").textContent = factsOf(record).join(" · ");
+  item.querySelector(".facts").append(...factsOf(record));
   item.querySelector(".save").href = `/files/${record.id}/raw`;
   for (const name of ["more", "also", "without"]) {
     item.querySelector(`.${name}`).addEventListener("click", () => does[name](record));
@@ -71,9 +72,12 @@ function factsOf(record) {
   const facts = [`similarity ${record.cosine.toFixed(3)}`];
   if (record.percentile !== undefined) facts.push(`closer than ${record.percentile} % of the collection`);
   if (KINDS[record.kind]) facts.push(KINDS[record.kind]);
-  if (record.passage) facts.push(`closest: ${named(spanOf(record.passage))}`);
+  if (record.passage) {
+    const closest = `closest: ${named(spanOf(record.passage))}`;
+    facts.push(Object.assign(document.createElement("span"), { className: "passage", textContent: closest }));
+  }
   for (const [name, value] of Object.entries(record.metadata)) facts.push(`${name}: ${value}`);
-  return facts;
+  return facts.flatMap((fact, place) => (place ? [" · ", fact] : [fact]));
 }
 
 function spanOf(passage) {
@@ -102,8 +106,9 @@ function strongest(shares) {
   const ranked = [...places.values()].sort((one, other) => other.share - one.share).filter((one) => one.share > 0);
   if (!ranked.length) return [];
   const average = ranked.length > 1 ? ranked.reduce((sum, one) => sum + one.share, 0) / ranked.length : 0;
-  const above = ranked[0].share - average || 1;
-  return ranked.filter((one) => one.share >= average).map((one) => ({ ...one, strength: (one.share - average) / above }));
+  const above = ranked[0].share - average;
+  if (above < 1e-6) return ranked.map((one) => ({ ...one, strength: 1 })); // all alike
+  return ranked.map((one) => ({ ...one, strength: (one.share - average) / above })).filter((one) => one.strength >= FAINT);
 }
 
 function explain(panel, found, seek) {
