@@ -1,26 +1,24 @@
 // What is shown of a file, by the kind of its view: engraved, drawn, read or heard.
 
+import { MarkedRoll, MarkedScore, svg } from "./marks.js";
 import { Player, silence } from "./player.js";
-
-const SVG = "http://www.w3.org/2000/svg";
 
 // How many bars of a score go on a line of `place`. (abcjs could break lines itself, but gets signatures wrong then.)
 export function barsFor(place) {
   return place.clientWidth < 500 ? 2 : 4;
 }
 
-// Fills `place` with a view, as the server describes it. Returns remarks for people.
-export function show(place, found) {
+// Fills `place` with a view, as the server describes it, and marks the `passage` that was found, if any.
+// Returns remarks for people, and what colours the places that explain a match.
+export function show(place, found, passage) {
   const remarks = found.remarks || [];
-  if (found.kind === "score") return [...remarks, ...engrave(place, found.abc)];
-  if (found.kind === "notes") draw(place, found.notes);
-  else if (found.kind === "text") place.append(Object.assign(document.createElement("pre"), { textContent: found.text }));
-  else if (found.kind === "sound") listen(place, found);
-  else return [...remarks, `Not shown: ${found.reason}.`];
-  return remarks;
+  const shown = { score: engrave, notes: draw, text: write, sound: listen }[found.kind];
+  if (!shown) return { remarks: [...remarks, `Not shown: ${found.reason}.`], colour: () => {} };
+  const { said = [], colour = () => {} } = shown(place, found, passage);
+  return { remarks: [...remarks, ...said], colour };
 }
 
-function engrave(place, abc) {
+function engrave(place, { abc, places = [] }, passage) {
   const paper = document.createElement("div");
   paper.className = "score";
   place.append(paper);
@@ -40,48 +38,72 @@ function engrave(place, abc) {
   )).sort((first, second) => first[0] - second[0]);
   tune.setTiming();
   let sounding = [];
-  addPlayer(place, notes, (second, isPlaying) => {
+  const player = addPlayer(place, notes, (second, isPlaying) => {
     sounding.forEach((element) => element.classList.remove("sounding"));
     const event = isPlaying && tune.noteTimings.findLast((one) => one.type === "event" && one.milliseconds <= second * 1000);
     sounding = event ? (event.elements || []).flat() : [];
     sounding.forEach((element) => element.classList.add("sounding"));
   });
-  const said = (tune.warnings || []).length;
-  return said ? [`The engraver passed over ${said} sign${said > 1 ? "s" : ""} that it does not know.`] : [];
+  const marked = new MarkedScore(paper, tune, places);
+  markBars(marked, player, passage);
+  const count = (tune.warnings || []).length;
+  const said = count ? [`The engraver passed over ${count} sign${count > 1 ? "s" : ""} that it does not know.`] : [];
+  return { said, colour: (shares) => marked.colour(shares) };
 }
 
-function draw(place, notes) {
+// Shades the bars of a passage, with which the player begins.
+function markBars(marked, player, passage) {
+  if (!passage?.bars) return;
+  marked.shade(passage.bars);
+  player.seek(marked.second(passage.bars[0]));
+}
+
+function draw(place, { notes, bars = [] }, passage) {
   const keys = notes.map((note) => note[2]);
   const [low, high] = [Math.min(...keys) - 1, Math.max(...keys) + 1];
   const end = Math.max(...notes.map((note) => note[0] + note[1]), 0.1);
-  const roll = document.createElementNS(SVG, "svg");
-  roll.setAttribute("class", "roll");
-  roll.setAttribute("role", "img");
-  roll.setAttribute("aria-label", `${notes.length} notes over ${Math.round(end)} seconds`);
-  roll.setAttribute("viewBox", `0 0 1000 ${high - low + 1}`);
-  roll.setAttribute("preserveAspectRatio", "none");
-  const add = (name, values) => {
-    const element = document.createElementNS(SVG, name);
-    for (const [key, value] of Object.entries(values)) element.setAttribute(key, value);
-    roll.append(element);
-    return element;
-  };
+  const height = high - low + 1;
+  const roll = svg("svg", {
+    class: "roll",
+    role: "img",
+    "aria-label": `${notes.length} notes over ${Math.round(end)} seconds`,
+    viewBox: `0 0 1000 ${height}`,
+    preserveAspectRatio: "none",
+  });
   for (const [start, length, key] of notes) {
-    add("rect", { x: start / end * 1000, y: high - key, width: Math.max(length / end * 1000, 0.5), height: 0.9 });
+    const width = Math.max(length / end * 1000, 0.5);
+    roll.append(svg("rect", { class: "note", x: start / end * 1000, y: high - key, width, height: 0.9 }));
   }
-  const line = add("line", { x1: 0, x2: 0, y1: 0, y2: high - low + 1 });
+  const line = svg("line", { x1: 0, x2: 0, y1: 0, y2: height });
+  roll.append(line);
   place.append(roll);
-  addPlayer(place, notes, (second) => {
+  const player = addPlayer(place, notes, (second) => {
     line.setAttribute("x1", second / end * 1000);
     line.setAttribute("x2", second / end * 1000);
   });
+  const marked = new MarkedRoll(roll, bars, 1000 / end, height);
+  markBars(marked, player, passage);
+  return { colour: (shares) => marked.colour(shares) };
 }
 
-function listen(place, found) {
+function write(place, { text }, passage) {
+  const sheet = document.createElement("pre");
+  const [first, last] = passage?.lines || [0, 0];
+  text.split("\n").forEach((line, index, lines) => {
+    const isFound = lines.length > 1 && index + 1 >= first && index + 1 <= last;
+    sheet.append(isFound ? Object.assign(document.createElement("mark"), { textContent: line }) : line);
+    if (index + 1 < lines.length) sheet.append("\n");
+  });
+  place.append(sheet);
+  return {};
+}
+
+function listen(place, found, passage) {
   const audio = document.createElement("audio");
+  const start = passage?.seconds ? passage.seconds[0] : 0;
   audio.controls = true;
   audio.preload = "metadata";
-  audio.src = found.address + (found.start ? `#t=${found.start}` : "");
+  audio.src = found.address + (start ? `#t=${start}` : "");
   audio.setAttribute("aria-label", `Recording ${found.file}`);
   audio.addEventListener("play", () => {
     silence();
@@ -91,6 +113,7 @@ function listen(place, found) {
     place.append(Object.assign(document.createElement("p"), { textContent: "This recording cannot be played here." }));
   });
   place.append(audio);
+  return {};
 }
 
 function clock(second) {
@@ -119,4 +142,5 @@ function addPlayer(place, notes, follow) {
   });
   position.addEventListener("input", () => player.seek(Number(position.value)));
   place.append(bar);
+  return player;
 }
