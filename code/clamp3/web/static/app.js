@@ -1,8 +1,7 @@
 // The page: searches, and shows what is found. The address says what is searched for, so that it can be shared.
 
-import { named } from "./marks.js";
 import { silence } from "./player.js";
-import { barsFor, show } from "./views.js";
+import { barsFor, named, show } from "./views.js";
 
 const find = (selector) => document.querySelector(selector);
 const [form, text, file, kind, count, by] = ["#search", "#text", "#file", "#kind", "#count", "#by"].map(find);
@@ -218,7 +217,7 @@ async function load(item, record, numbered) {
     if (!view.isConnected) return;
     silence();
     view.replaceChildren();
-    ({ remarks, colour: view.colour } = show(view, found, record.passage));
+    remarks = show(view, found, record.passage);
     view.isNumbered = numbered || found.kind !== "score";
   } catch (error) {
     remarks = [`Not shown: ${error.message}`];
@@ -262,8 +261,8 @@ function* reasons(found, view) {
     return button;
   };
   if (found.query.length) yield list("In what was searched for:", found.query, strong);
-  if (found.item.length) yield list(`What adds most to the similarity of ${found.cosine.toFixed(3)} here:`, found.item, jump);
-  if (found.item.some(({ unit }) => unit === "bars")) yield make("p", { className: "legend", textContent: "These bars are coloured, the strongest most." });
+  if (found.item.length) yield list(`What adds most to the whole piece's similarity, ${found.cosine.toFixed(3)}:`, found.item, jump);
+  if (found.item.some(({ unit }) => unit === "bars")) yield make("p", { className: "legend", textContent: "These bars are coloured." });
 }
 
 // ---------- what the user does ----------
