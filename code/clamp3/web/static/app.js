@@ -156,7 +156,8 @@ async function search(wanted) {
     const of = uploaded ? uploaded.name : wanted.q ? `“${wanted.q}”` : await nameOf(wanted.like);
     if (number !== searches) return;
     const remarks = first && first.remarks && first.remarks.length ? ` Read with remarks: ${first.remarks.join("; ")}.` : "";
-    tell((first ? `${records.length} closest to ${of}.` : "Nothing of this kind is in the collection.") + remarks);
+    const caption = first?.caption ? ` The picture, in words: “${first.caption}”.` : "";
+    tell((first ? `${records.length} closest to ${of}.` : "Nothing of this kind is in the collection.") + caption + remarks);
     document.title = `${of} – CLaMP 3 search`;
   } catch (error) {
     if (number === searches) tell("", error.message);
