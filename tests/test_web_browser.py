@@ -4,7 +4,6 @@ They need Chromium and Playwright's Python package: apt-get install chromium; pi
 Two of them keep pictures of the page where CLAMP3_PICTURES names a folder, such as docs/images.
 """
 
-import contextlib
 import os
 import re
 import shutil
@@ -14,20 +13,25 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
-for package in ("fastapi", "multipart"):
+for package in ("fastapi", "multipart", "uvicorn"):
     pytest.importorskip(package)
 sync_api = pytest.importorskip("playwright.sync_api", reason="no browser tests: pip install playwright")
 
-import soundfile  # noqa: E402
+import uvicorn  # noqa: E402
 
+from clamp3.errors import ignore  # noqa: E402
 from clamp3.features.embedder import Embedder  # noqa: E402
+from clamp3.formats.audio import read_audio  # noqa: E402
 from clamp3.search.index import Index  # noqa: E402
 from clamp3.search.indexing import update_index  # noqa: E402
 from clamp3.web.collection import DEMO, Collection  # noqa: E402
+from clamp3.web.server import create_app  # noqa: E402
 from conftest import CODE  # noqa: E402
-from web_files import HOSTILE, make_described, make_folder, served  # noqa: E402
+from web_files import HOSTILE, make_folder  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no browser tests without Chromium: apt-get install chromium")
@@ -50,6 +54,36 @@ def server(tmp_path_factory):
             assert process.wait(20) == 143
 
 
+SOUND = sorted(DEMO.glob("*.mp3"))[0]
+MARKUP = "<img src=x onerror=document.title='owned'>"
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory):
+    """The address of a server of an index with passages and metadata, of tunes and a recording that holds SOUND."""
+    music = tmp_path_factory.mktemp("indexed")
+    tunes = sorted(DEMO.glob("*.abc"))[:6]
+    for path in tunes:
+        shutil.copy(path, music)
+    sound, noise = read_audio(SOUND, 16_000, ignore), np.random.default_rng(0).normal(0, 0.1, 20 * 16_000)
+    soundfile.write(music / "long.wav", np.concatenate([noise, sound[: 20 * 16_000], noise]), 16_000)
+    columns = [{"year": 1850 + 10 * number, MARKUP: MARKUP} for number in range(len(tunes))]
+    metadata = {music / path.name: row for path, row in zip(tunes, columns, strict=True)}
+    embedder = Embedder.from_pretrained("tiny", "cpu")
+    index = Index.create(tmp_path_factory.mktemp("indices") / "index")
+    update_index(index, music, lambda: embedder, metadata=metadata, passages=True)
+    index.close()
+    app = create_app(Collection(index.folder, lambda: embedder))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    server.should_exit = True
+    thread.join()
+
+
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
@@ -58,45 +92,26 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="module")
-def embedder():
-    return Embedder.from_pretrained("tiny", "cpu")
-
-
-@pytest.fixture(scope="module")
-def described(embedder, tmp_path_factory):
-    """The address of a server of an index with passages and metadata, and the folder of its files."""
-    music, metadata = make_described(tmp_path_factory.mktemp("described"))
-    index = Index.create(tmp_path_factory.mktemp("index") / "index")
-    update_index(index, music, lambda: embedder, metadata=metadata, passages=True)
-    index.close()
-    with served(Collection(index.folder, lambda: embedder)) as address:
-        yield address, music
-
-
 @pytest.fixture
 def page(browser, server):
-    with watched(browser, server) as page:
-        yield page
+    yield from silent_page(browser, server)
 
 
 @pytest.fixture
-def described_page(browser, described):
-    with watched(browser, described[0]) as page:
-        yield page
+def indexed_page(browser, indexed):
+    yield from silent_page(browser, indexed)
 
 
-@contextlib.contextmanager
-def watched(browser, address):
+def silent_page(browser, server):
     """A page whose console must stay silent, and which may ask nobody but the server."""
-    context = browser.new_context(base_url=address, viewport={"width": 900, "height": 1000})
+    context = browser.new_context(base_url=server, viewport={"width": 900, "height": 1000})
     page = context.new_page()
     page.set_default_timeout(SECONDS)
     sync_api.expect.set_options(timeout=SECONDS)
     said, elsewhere = [], []
     page.on("console", lambda message: message.type in ("error", "warning") and said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: request.url.startswith(address) or elsewhere.append(request.url))
+    page.on("request", lambda request: request.url.startswith(server) or elsewhere.append(request.url))
     yield page
     context.close()
     # The browser itself tells of answers like 422; the page shows their reason.
@@ -139,17 +154,12 @@ def test_progress_is_shown_and_then_what_could_not_be_read(page):
 
 
 def test_a_text_is_searched_its_scores_are_engraved_and_sound(page):
-    page.goto("/")
-    expect(page.locator("#passages")).to_be_visible()  # the folder's passages have been made
     search(page, "an Irish jig", "symbolic")
     assert page.locator(".result").count() == 10
     expect(page.locator(".facts").first).to_contain_text(re.compile(r"similarity 0\.\d{3} · closer than [\d.]+ %"))
     score = page.locator(".result", has=page.locator(".score svg")).first
     expect(score).to_be_visible()
     assert score.locator(".abcjs-note").count() > 20 and score.locator(".abcjs-staff").count() >= 3
-    score.get_by_role("button", name="Why?").click()
-    expect(score.locator(".score .why rect").first).to_be_attached()
-    keep(page, "web.jpg")
     score.get_by_role("button", name="Play").click()
     expect(score.get_by_role("button", name="Pause")).to_be_visible()
     assert page.evaluate("document.body.dataset.audio") == "running"
@@ -221,160 +231,105 @@ def test_more_like_this_and_addresses_that_can_be_shared(page, browser, server):
     assert page.input_value("#text") == "a slip jig" and page.input_value("#kind") == "symbolic"
 
 
-# The bar of each note, as abcjs itself counts them, and whether a mark of that name is behind the note.
-NOTES_MARKED = """([score, name]) => {
-  const boxes = [...score.querySelectorAll(`.${name} rect`)].map((one) => one.getBoundingClientRect());
-  return [...score.querySelectorAll(".abcjs-note")].map((note) => {
-    const head = note.getBoundingClientRect();
-    const [x, y] = [head.left + head.width / 2, head.top + head.height / 2];
-    const bar = Number([...note.classList].find((one) => /^abcjs-mm[0-9]+$/.test(one)).slice(8)) + 1;
-    return [bar, boxes.some((box) => box.left <= x && x <= box.right && box.top - 9 <= y && y <= box.bottom + 9)];
-  });
-}"""
-
-
-def marked_bars(score, name: str) -> set[int]:
-    """The bars that a mark lies behind, each of which must be marked as a whole."""
-    notes = score.evaluate(f"score => ({NOTES_MARKED})([score, '{name}'])")
-    marked = {bar for bar, is_marked in notes if is_marked}
-    assert not marked & {bar for bar, is_marked in notes if not is_marked}
-    return marked
-
-
-def test_found_bars_are_marked_and_those_that_explain_are_coloured(described_page):
-    page = described_page
-    search(page, "a lively Irish reel", "score")
-    seen = 0
-    for result in page.locator(".result").all():
-        score = result.locator(".score")
-        score.scroll_into_view_if_needed()
-        expect(score.locator("svg")).to_be_visible()
-        first, last = map(
-            int, re.search(r"closest: bars (\d+)–(\d+)", result.locator(".facts").text_content()).groups()
-        )
-        bars = marked_bars(score, "passage")
-        if bars:  # a passage that is all of the piece is not marked
-            assert bars == set(range(first, last + 1))
-            assert (float(result.locator(".position").input_value()) > 0) == (first > 1)
-            seen += 1
-    assert seen >= 3
-    result = page.locator(".result").first
-    result.get_by_role("button", name="Why?").press("Enter")
-    expect(result.locator(".reasons mark").first).to_be_visible()
-    assert set(result.locator(".reasons mark").all_text_contents()) <= {"a", "lively", "Irish", "reel"}
-    named = {int(one.split()[1]) for one in result.locator(".reasons button").all_text_contents()}
-    coloured = marked_bars(result.locator(".score"), "why")
-    assert named and named <= coloured
-    result.locator(".reasons button").last.press("Enter")
-    assert 0 <= float(result.locator(".position").input_value())
-    result.get_by_role("button", name="Why?").click()
-    expect(result.locator(".reasons")).to_be_hidden()
-    assert not marked_bars(result.locator(".score"), "why")
-
-
-def test_a_recording_begins_at_the_found_second(described_page, described, tmp_path):
-    page = described_page
-    samples, rate = soundfile.read(described[1] / "long.flac")
-    soundfile.write(tmp_path / "excerpt.wav", samples[30 * rate : 50 * rate], rate)
+def test_the_closest_passage_is_shaded_and_the_bars_that_explain_are_coloured(page):
     page.goto("/")
-    expect(page.locator("#progress")).to_be_hidden()
-    page.set_input_files("#file", tmp_path / "excerpt.wav")
-    sound = page.locator(".result", has_text="long.flac")
-    expect(sound.locator(".facts")).to_contain_text("closest: 0:30–0:50")
-    sound.scroll_into_view_if_needed()
-    until(page, "document.querySelector('audio').currentTime === 30")
-    assert float(sound.locator(".strip .passage rect").get_attribute("x")) == pytest.approx(
-        30_000 / (len(samples) / rate), abs=5
-    )
-    sound.get_by_role("button", name="Why?").click()  # of an uploaded file
-    expect(sound.locator(".reasons button").first).to_contain_text(re.compile(r"\d:\d\d–\d:\d\d"))
-    expect(sound.locator(".strip .why rect").first).to_be_attached()
-    sound.locator("audio").evaluate("one => one.play()")
-    until(page, "document.querySelector('audio').currentTime > 30.3")
+    expect(page.locator("#by-label")).to_be_visible()  # once the folder's passages are there
+    page.goto("/?q=an+Irish+jig&kind=score&passages=1")
+    result = page.locator(".result", has=page.locator(".score .found")).first
+    bars = re.search(r"bars (\d+)–(\d+)", result.locator(".passage").text_content())
+    assert page.input_value("#by") == "1" and result.locator(".score .found").count() >= 1
+    assert (float(result.locator(".position").input_value()) > 0) == (int(bars[1]) > 1)
+    why = result.locator(".explain")
+    why.click()
+    expect(result.locator(".why")).to_contain_text(re.compile(r"searched for:.*(an|Irish|jig) \+0"))
+    identity = result.locator(".save").get_attribute("href").split("/")[2]
+    said = page.request.get(f"/explain?q=an+Irish+jig&id={identity}&top_k=5").json()
+    numbers = {int(place["first"]) for place in said["item"]}
+    assert result.locator(".abcjs-bar[data-why]").count() == len(numbers) == 5  # each bar ends in one line
+    assert all(f"bar {number} +" in result.locator(".why").text_content() for number in numbers)
+    page.set_viewport_size({"width": 900, "height": 1150})
+    page.evaluate("scrollTo(0, 0)")
+    keep(page, "web.jpg")
+    why.click()
+    expect(result.locator(".why")).to_be_hidden()
+    assert result.locator("[data-why]").count() == 0
 
 
-def test_terms_are_added_by_a_click_taken_back_and_in_the_address(described_page, browser):
-    page = described_page
-    search(page, "a jig")
-    names = [text.split(". ", 1)[1] for text in page.locator(".result h2").all_text_contents()]
-    page.locator(".result", has_text=names[0]).locator(".also").click()
-    terms = page.locator(".term")
-    expect(terms).to_have_text([re.compile(f"Also like {names[0]}")])
-    expect(page.locator(".result h2", has_text=names[0])).to_have_count(0)
-    page.locator(".result", has_text=names[1]).locator(".without").click()
-    expect(terms.nth(1)).to_contain_text(f"Not like {names[1]}")
-    page.locator("#column").select_option("year")
-    page.locator("#operator").select_option("<")
-    page.fill("#value", "1860")
-    page.press("#value", "Enter")
-    expect(terms.nth(2)).to_contain_text("Where year<1860")
-    expect(page.locator("#status")).to_contain_text("closest to “a jig”")
-    years = page.locator(".facts").evaluate_all(
-        "all => all.map(one => Number(one.textContent.match(/year: (.*?) /)[1]))"
-    )
-    assert years and max(years) < 1860
-    page.locator("#column").select_option("<i>seen by</i>")
-    page.locator("#operator").select_option("=")
-    page.fill("#value", HOSTILE)
-    page.click("#add")
-    expect(terms.nth(3)).to_contain_text(HOSTILE)
-    expect(page.locator(".facts").first).to_contain_text(f"<i>seen by</i>: {HOSTILE}")
-    assert page.locator("main img, main i").count() == 0 and "owned" not in page.title()
-    first = page.locator(".result h2").first.text_content()
+def test_what_else_is_asked_is_shown_as_chips_and_in_the_address(page, browser):
+    search(page, "a slip jig", "symbolic")
+    added, left_out = (page.locator(".result h2").nth(place).text_content().split(". ", 1)[1] for place in (1, 3))
+    page.locator(".also").nth(1).click()
+    expect(page.locator(".chip")).to_have_text([f"Also {added}×"])
+    page.locator(".result", has_text=left_out).first.locator(".without").click()
+    expect(page.locator(".chip")).to_have_text([f"Also {added}×", f"Without {left_out}×"])
+    expect(page.locator("#status")).to_contain_text("closest to")
+    names = page.locator(".result h2").all_text_contents()
+    assert not any(added in name or left_out in name for name in names)
     other = browser.new_page()
     other.goto(page.url)
-    expect(other.locator(".result h2").first).to_have_text(first)
-    expect(other.locator(".term")).to_have_text([re.compile(re.escape(one)) for one in terms.all_text_contents()])
+    expect(other.locator(".result h2")).to_have_text(names)
+    expect(other.locator(".chip")).to_have_text([f"Also {added}×", f"Without {left_out}×"])
     other.close()
-    page.set_viewport_size(NARROW)
-    page.locator(".explain").first.click()
-    expect(page.locator(".reasons mark").first).to_be_visible()
-    assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
-    for left in (3, 2, 1, 0):
-        terms.first.get_by_role("button").click()
-        expect(terms).to_have_count(left)
-    assert page.url.endswith("?q=a+jig")
-    page.go_back()
-    expect(terms).to_have_count(1)
+    page.get_by_role("button", name=f"Remove Also {added}").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".chip")).to_have_text([f"Without {left_out}×"])
+    assert re.search(r"\?q=a\+slip\+jig&without=\w+&kind=symbolic$", page.url)
+    page.locator(".like").first.click()
+    expect(page.locator(".chip")).to_have_count(1)
+    expect(page.locator(".chip")).to_contain_text("Like ")
 
 
-def test_files_are_dropped_and_a_picture_is_refused_with_the_reason(described_page):
-    page = described_page
+def test_metadata_are_filters_and_text_and_nothing_else(indexed_page):
+    page = indexed_page
+    search(page, "a reel")
+    expect(page.locator(".facts", has_text=f"year: 1850 · {MARKUP}: {MARKUP}")).to_be_visible()
+    for column, operator, value in ((MARKUP, "=", MARKUP), ("year", "<", "1870")):
+        page.locator("#column").select_option(column)
+        page.locator("#operator").select_option(operator)
+        page.fill("#value", value)
+        page.press("#value", "Enter")
+        expect(page.locator(".chip", has_text=f"{column}{operator}{value}")).to_be_visible()
+    expect(page.locator("#status")).to_contain_text("2 closest to")
+    page.reload()
+    expect(page.locator("#status")).to_contain_text("2 closest to")
+    expect(page.locator(".result h2")).to_have_count(2)
+    page.goto("/?q=a&where=nothing%3D1")
+    expect(page.locator("#problem")).to_contain_text("no file has metadata in a column nothing")
+    assert page.locator("main img").count() == 0 and "owned" not in page.title()
+
+
+def test_recordings_start_at_the_second_that_was_found(indexed_page):
+    page = indexed_page
     page.goto("/")
     expect(page.locator("#progress")).to_be_hidden()
+    page.set_input_files("#file", SOUND)
+    expect(page.locator(".chip")).to_have_text(f"Like {SOUND.name}×")
+    result = page.locator(".result", has_text="long.wav")
+    expect(result.locator(".passage")).to_have_text("Closest passage: 0:20–0:40")
+    result.scroll_into_view_if_needed()
+    result.locator("audio").evaluate("one => one.play()")
+    until(page, "document.querySelector('audio').currentTime > 20.2")
+    result.locator(".explain").click()
+    seconds = result.locator(".why").get_by_role("button").first
+    first = seconds.text_content().split("–")[0]
+    seconds.click()
+    start = int(first.split(":")[0]) * 60 + int(first.split(":")[1])
+    until(page, f"Math.abs(document.querySelector('audio').currentTime - {start}) < 2")
+
+
+def test_files_can_be_dropped_and_a_picture_is_told_why_not(page, tmp_path):
+    page.goto("/")
+    expect(page.locator("#progress")).to_be_hidden()
+    drop = """([name, content]) => {
+        const moved = new DataTransfer();
+        moved.items.add(new File([content], name));
+        dispatchEvent(new DragEvent("drop", { dataTransfer: moved, cancelable: true }));
+    }"""
     tune = sorted(DEMO.glob("*.abc"))[0]
-    for name, content in (("photo.png", "PNG"), ("tune.abc", tune.read_text())):
-        dropped = page.evaluate_handle(
-            "all => { const some = new DataTransfer(); some.items.add(new File([all[1]], all[0])); return some; }",
-            [name, content],
-        )
-        page.dispatch_event("main", "drop", {"dataTransfer": dropped})
-        if name == "photo.png":
-            expect(page.locator("#problem")).to_contain_text("photo.png: pictures are not read")
+    page.evaluate(drop, [tune.name, tune.read_text()])
     expect(page.locator(".result h2").first).to_contain_text(tune.name)
-    expect(page.locator(".term")).to_contain_text("Like tune.abc")
-
-
-def test_the_page_counts_the_files_while_a_folder_is_read(browser, embedder, tmp_path):
-    """An embedder that stops after three files."""
-    go_on, music = threading.Event(), make_folder(tmp_path)
-
-    class Slow:
-        def __getattr__(self, name):
-            return getattr(embedder, name)
-
-        def embed_items(self, items):
-            for number, one in enumerate(embedder.embed_items(items)):
-                assert number != 3 or go_on.wait(60)
-                yield one
-
-    with served(Collection(music, Slow)) as address, watched(browser, address) as page:
-        page.goto("/")
-        expect(page.locator("#progress label")).to_have_text("Reading the collection")
-        expect(page.locator("#far")).to_have_text(re.compile(r"^3 of 1\d files$"))
-        assert page.locator("#bar").get_attribute("value") == "3"
-        go_on.set()
-        expect(page.locator("#progress")).to_be_hidden()
+    page.evaluate(drop, ["photo.png", "PNG"])
+    expect(page.locator("#problem")).to_contain_text(re.compile("photo.png: .*picture"))
 
 
 def test_names_of_files_are_text_and_nothing_else(page):
@@ -409,6 +364,9 @@ def test_the_keyboard_alone_suffices(page):
     expect(page.locator(".play", has_text="Pause")).to_be_visible()
     tab_to(".position")
     page.keyboard.press("End")
+    tab_to(".explain")
+    page.keyboard.press("Enter")
+    expect(page.locator(".why").first).to_contain_text("What adds most")
     tab_to(".like")
     page.keyboard.press("Enter")
     expect(page.locator("#status")).not_to_contain_text("a slip jig")
@@ -424,6 +382,12 @@ def test_a_narrow_screen_shows_all(page):
     assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
     page.evaluate("scrollTo(0, 0)")
     keep(page, "web_narrow.jpg")
+    page.locator(".explain").first.click()
+    expect(page.locator(".why").first).to_contain_text("What adds most")
+    assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
+    page.locator(".also").first.click()
+    expect(page.locator(".chip")).to_be_visible()
+    expect(page.locator(".score svg").first).to_be_visible()
     for control in ("#text", "#search button", "#file", "#kind", ".play"):
         box = page.locator(control).first.bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= NARROW["width"], control

@@ -1,19 +1,15 @@
 """A folder of files of all kinds, hostile ones too, that the tests of the web server search."""
 
-import contextlib
+import json
 import shutil
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
-import uvicorn
+import torch
 
-from clamp3.formats.audio import read_audio
-from clamp3.web.collection import DEMO, Collection
-from clamp3.web.server import create_app
+from clamp3.web.collection import DEMO
 
 HOSTILE = "<img src=x onerror=document.title='owned'>.abc"
 SECRET = "the secret of the house"
@@ -39,29 +35,22 @@ def make_folder(folder: Path) -> Path:
     return music
 
 
-def make_described(folder: Path) -> tuple[Path, dict[Path, dict]]:
-    """A folder of scores, a text, MIDI, and a recording of a minute; and their metadata."""
-    chosen = [*sorted(DEMO.glob("*.abc"))[:8], *(next(iter(sorted(DEMO.glob(f"*{end}")))) for end in (".mid", ".txt"))]
-    for path in chosen:
-        shutil.copy(path, folder)
-    sounds = [read_audio(path, 24_000) for path in sorted(DEMO.glob("*.mp3"))[:3]]
-    soundfile.write(folder / "long.flac", np.concatenate(sounds), 24_000)
-    years = {path.resolve(): str(1800 + 10 * place) for place, path in enumerate(sorted(folder.iterdir()))}
-    return folder, {path: {"year": year, "<i>seen by</i>": HOSTILE} for path, year in years.items()}
-
-
-@contextlib.contextmanager
-def served(collection: Collection) -> Iterator[str]:
-    """The address of a server of this process, for the block."""
-    config = uvicorn.Config(create_app(collection), port=0, log_level="warning", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-        assert thread.is_alive()
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    finally:
-        server.should_exit = True
-        thread.join(20)
+def make_captioner(folder: Path) -> Path:
+    """A folder with a BLIP of random weights, which says words about music."""
+    transformers = pytest.importorskip("transformers", minversion="4.48")
+    words = "[PAD] [UNK] [CLS] [SEP] [MASK] a lively irish reel on the fiddle slow air harp old song piano".split()
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    special = {"bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3, "pad_token_id": 0}
+    text = {"vocab_size": len(words), "encoder_hidden_size": 32, "max_position_embeddings": 64, **special, **sizes}
+    vision = {"image_size": 32, "patch_size": 16, **sizes}
+    config = transformers.BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=32)
+    model = transformers.BlipForConditionalGeneration(config)
+    with torch.no_grad():
+        model.text_decoder.cls.predictions.bias.copy_(torch.linspace(-4, 0, len(words)))
+    model.save_pretrained(folder)
+    settings = {"image_processor_type": "BlipImageProcessor", "size": {"height": 32, "width": 32}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder

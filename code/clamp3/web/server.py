@@ -19,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from clamp3 import __version__
 from clamp3.errors import UserError
+from clamp3.features.captions import is_picture
 from clamp3.formats.registry import extensions
 from clamp3.modalities import TEXT
 from clamp3.search.filters import Filter
@@ -37,7 +38,7 @@ from clamp3.web.collection import (
 from clamp3.web.explaining import explain_match
 from clamp3.web.protection import Limits, Protection, problem
 from clamp3.web.recordings import Recordings
-from clamp3.web.uploads import Late, Workshop, embed_kept, embed_upload, kept_upload, shown_name
+from clamp3.web.uploads import Late, Workshop, caption_upload, embed_kept, embed_upload, kept_upload, shown_name
 from clamp3.web.views import BARS, View, view
 
 STATIC = Path(__file__).parent / "static"
@@ -63,10 +64,15 @@ class EmbeddingsRequest(BaseModel):
     dimensions: int | None = Field(None, description="must be the model's own, if it is given")
 
 
-def create_app(collection: Collection, token: str | None = None, limits: Limits | None = None) -> Protection:
-    """The ASGI application over a collection, which starts and ends with it."""
+def create_app(
+    collection: Collection, token: str | None = None, limits: Limits | None = None, captioner: str | None = None
+) -> Protection:
+    """The ASGI application over a collection, which starts and ends with it.
+
+    `captioner`, as `captions.caption_of` takes it, puts pictures into words; without one they are refused.
+    """
     limits = limits or Limits()
-    state = Service(collection, limits)
+    state = Service(collection, limits, captioner)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -94,8 +100,8 @@ def create_app(collection: Collection, token: str | None = None, limits: Limits 
 class Service:
     """What the routes share."""
 
-    def __init__(self, collection: Collection, limits: Limits):
-        self.collection, self.limits = collection, limits
+    def __init__(self, collection: Collection, limits: Limits, captioner: str | None):
+        self.collection, self.limits, self.captioner = collection, limits, captioner
         self.recordings = Recordings()
         self.views = lru_cache(maxsize=256)(self._view)
 
@@ -138,6 +144,12 @@ class Service:
         if (q is None) == (like is None):
             raise ValueError("give either q, a text, or like, the id of a file")
         return like if like is not None else (await self.embed_text(q or ""))[0]
+
+    async def caption_of(self, file: UploadFile) -> str | None:
+        """What an uploaded picture shows, in words; None where it is no picture that this server reads."""
+        if self.captioner is None or not is_picture(Path(shown_name(file.filename))):
+            return None
+        return await self.workshop.run(partial(caption_upload, self.captioner, file.filename, file.file))
 
     async def search(self, query: np.ndarray | str, terms: Terms) -> list[dict]:
         return await run_in_threadpool(self.collection.search, query, terms)
@@ -210,14 +222,10 @@ def add_rest(app: FastAPI, service: Service) -> None:
 
     @app.get("/collection")
     async def facts() -> dict:
-        """What there is to ask for: how many files of each kind, and the columns of metadata with their values.
-
-        "folder" is how the names of all files begin.
-        """
+        """What there is to ask for: how many files of each kind, and the columns of metadata with their values."""
         collection.check_ready()
         columns = {name: sorted(values)[:MOST_VALUES] for name, values in sorted(collection.columns.items())}
-        passages = collection.progress.passages
-        return {"kinds": collection.kinds, "columns": columns, "passages": passages, "folder": collection.common}
+        return {"kinds": collection.kinds, "columns": columns, "passages": collection.progress.passages}
 
     @app.post("/embed")
     async def embed(files: Annotated[list[UploadFile], File()]) -> list[dict]:
@@ -296,9 +304,12 @@ def add_search(app: FastAPI, service: Service) -> None:
     ) -> list[dict]:
         """The files of the collection closest to an uploaded one."""
         name = shown_name(file.filename)
-        with named(name):
-            made = await service.workshop.run(partial(embed_upload, collection.embedder, file.filename, file.file))
         terms = Terms(also, without, Filter(modality, kind, where), passages, top_k)
+        with named(name):
+            if (caption := await service.caption_of(file)) is not None:
+                records = await service.search((await service.embed_text(caption))[0], terms)
+                return [{"query": name, "caption": caption, **record} for record in records]
+            made = await service.workshop.run(partial(embed_upload, collection.embedder, file.filename, file.file))
         records = await service.search(made.feature, terms)
         return [{"query": name, "remarks": made.remarks, **record} for record in records]
 
@@ -325,6 +336,10 @@ def add_search(app: FastAPI, service: Service) -> None:
     ) -> dict:
         """The same of an uploaded file."""
         name, terms = shown_name(file.filename), Terms(also, without)
+        with named(name):
+            if (caption := await service.caption_of(file)) is not None:
+                feature, _ = await service.embed_text(caption)
+                return {"caption": caption, **await service.explain(feature, terms, caption, id, top_k)}
         with named(name), kept_upload(name, file.file) as path:
             made = await service.workshop.run(partial(embed_kept, collection.embedder, path))
             return await service.explain(made.feature, terms, path, id, top_k)

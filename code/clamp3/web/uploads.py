@@ -13,6 +13,7 @@ import numpy as np
 
 from clamp3.errors import UserError
 from clamp3.features.cache import embed_files_once
+from clamp3.features.captions import caption_of
 from clamp3.features.embedder import Embedder
 from clamp3.features.reading import in_thread
 from clamp3.formats.registry import extensions
@@ -27,8 +28,8 @@ PICTURES = {
     *(".bmp", ".tif", ".tiff", ".svg", ".ico", ".pdf", ".psd"),
 }
 NO_PICTURES = (
-    "pictures are not read. A program for optical music recognition makes MusicXML of a page of sheet music, and what "
-    "any other picture shows can be said in words"
+    "pictures are not read here. Started with --captioner, the server puts what they show into words, and searches by "
+    "these; of a page of sheet music, a program for optical music recognition makes MusicXML"
 )
 
 
@@ -88,11 +89,26 @@ def kept_upload(name: str | None, content: BinaryIO) -> Iterator[Path]:
         raise ValueError(NO_PICTURES)
     if suffix not in extensions():
         raise ValueError(f"nothing here reads {suffix or 'files without an extension'}")
+    with _kept(suffix, content) as path:
+        yield path
+
+
+@contextlib.contextmanager
+def _kept(suffix: str, content: BinaryIO) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="clamp3-upload-") as folder:
         path = Path(folder, f"upload{suffix}")
         with path.open("wb") as file:
             shutil.copyfileobj(content, file)
         yield path
+
+
+def caption_upload(captioner: str, name: str | None, content: BinaryIO) -> str:
+    """What an uploaded picture shows, in the words of `captioner`. Raises ValueError with the reason for none."""
+    with _kept(Path(shown_name(name)).suffix.lower(), content) as path:
+        try:
+            return caption_of(path, captioner)
+        except UserError as error:
+            raise ValueError(str(error).replace(str(path), "the picture")) from None
 
 
 def embed_upload(embedder: Embedder, name: str | None, content: BinaryIO) -> Embedded:

@@ -55,15 +55,15 @@ def view(path: Path, processes: Processes | None = None, bars: int = BARS, is_nu
         return {"kind": "sound"}
     if known in (MUSICXML, HUMDRUM, MEI) and processes:
         with_one = Processes(1, processes.time_limit, processes.memory_limit)
-        (outcome,) = in_processes(partial(view_job, bars, is_numbered), [Job(path, (), 0)], with_one)
+        (outcome,) = in_processes(partial(view_job, bars, is_numbered=is_numbered), [Job(path, (), 0)], with_one)
     else:
-        outcome = view_job(bars, is_numbered, Job(path, (), 0))
+        outcome = view_job(bars, Job(path, (), 0), is_numbered)
     if outcome.failure:
         return {"kind": "none", "reason": outcome.failure}
     return {**outcome.content, "remarks": [*outcome.content.get("remarks", ()), *outcome.warnings]}
 
 
-def view_job(bars: int, is_numbered: bool, job: Job) -> Outcome:
+def view_job(bars: int, job: Job, is_numbered: bool = False) -> Outcome:
     """The view of a file as the content of an outcome, in whatever process."""
     item = read_item(Item(0, ""), partial(_read, job.source, bars, is_numbered))
     failure = None if item.error is None else describe_error(item.error)

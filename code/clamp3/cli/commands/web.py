@@ -39,6 +39,11 @@ def main() -> int:
     parser.add_argument(
         "--upload_limit", type=positive, metavar="MB", default=50, help="of a request; default: %(default)s"
     )
+    parser.add_argument(
+        "--captioner",
+        metavar="NAME_OR_FOLDER",
+        help="what puts uploaded pictures into words: an image-to-text model of transformers; default: none",
+    )
     args = parser.parse_args()
 
     check_installed("fastapi", "multipart", "uvicorn")
@@ -54,7 +59,7 @@ def main() -> int:
     if token and not re.fullmatch(r"[A-Za-z0-9._~+/=-]+", token):
         raise UserError("a token is made of the letters A to Z, digits and . _ ~ + / = -")
     limits = Limits(upload_megabytes=args.upload_limit, work_seconds=args.time_limit)
-    return serve(create_app(open_collection(args), token, limits), args.host, args.port, token)
+    return serve(create_app(open_collection(args), token, limits, args.captioner), args.host, args.port, token)
 
 
 def collection_parser(description: str) -> ArgumentParser:

@@ -1,89 +1,140 @@
 // The page: searches, and shows what is found. The address says what is searched for, so that it can be shared.
 
-import { ask } from "./asking.js";
 import { silence } from "./player.js";
-import { resultOf } from "./results.js";
+import { barsFor, named, show } from "./views.js";
 
 const find = (selector) => document.querySelector(selector);
-const [form, text, file, kind, count, passages] = ["#search", "#text", "#file", "#kind", "#count", "#passages"].map(find);
-const [column, operator, value] = ["#column", "#operator", "#value"].map(find);
-const MODALITIES = ["symbolic"]; // of the kinds to choose from, those that the server calls so
-const SIGNS = { "!=": "≠", "<=": "≤", ">=": "≥" };
+const [form, text, file, kind, count, by] = ["#search", "#text", "#file", "#kind", "#count", "#by"].map(find);
+const KINDS = { score: "score", midi: "MIDI", audio: "recording", text: "text", symbolic: "score or MIDI", feature: "features" };
+const LISTS = ["also", "without", "where"]; // of what an address may name several
+const STRONGEST = 5; // places that an explanation shows
 const names = new Map(); // of files, by their ids
-let folder = ""; // in which all files are
 let searches = 0; // that were begun: the answer to an earlier one is not shown any more
-let wanted = asked(); // what is searched for, as in the address
-let uploaded = null; // the file that is searched with, if it is one
+let uploaded = null; // the file that is searched with, if it is one; it has no address
 
-// A file's name without the folder that all have in common.
-const shortened = (name) => (folder && name.startsWith(folder) ? name.slice(folder.length) : name);
+async function ask(address, options) {
+  let answer;
+  try {
+    answer = await fetch(address, options);
+  } catch {
+    throw new Error("The server does not answer. Is it still running?");
+  }
+  const said = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Error(said.error ? said.error.message : `The server failed (${answer.status}).`);
+  return said;
+}
 
 function tell(status, problem = "") {
   find("#status").textContent = status;
   find("#problem").textContent = problem;
 }
 
+function make(name, values, ...children) {
+  const element = Object.assign(document.createElement(name), values);
+  element.append(...children);
+  return element;
+}
+
 // ---------- addresses ----------
 
 function asked() {
   const address = new URLSearchParams(location.search);
+  const chosen = (select, name) => [...select.options].find((one) => one.value === address.get(name))?.value;
+  const lists = LISTS.map((name) => [name, [...new Set(address.getAll(name))]]);
   return {
-    q: address.get("q"),
-    like: address.get("like"),
-    also: address.getAll("also"),
-    without: address.getAll("without"),
-    where: address.getAll("where"),
-    kind: address.get("kind") || "",
-    passages: address.has("passages"),
-    count: address.get("count") || "10",
+    q: address.get("q"), like: address.get("like"), ...Object.fromEntries(lists),
+    kind: chosen(kind, "kind") || "", count: chosen(count, "count") || "10", passages: chosen(by, "passages") || "",
   };
 }
 
-function addressOf(some) {
+function addressOf(wanted) {
   const address = new URLSearchParams();
-  for (const name of ["q", "like", "kind"]) if (some[name]) address.set(name, some[name]);
-  for (const name of ["also", "without", "where"]) for (const one of some[name]) address.append(name, one);
-  if (some.passages) address.set("passages", "1");
-  if (some.count !== "10") address.set("count", some.count);
+  for (const name of ["q", "like"]) if (wanted[name]) address.set(name, wanted[name]);
+  for (const name of ["also", "without"]) for (const one of wanted[name]) address.append(name, one);
+  if (wanted.kind) address.set("kind", wanted.kind);
+  for (const one of wanted.where) address.append("where", one);
+  if (wanted.passages) address.set("passages", "1");
+  if (wanted.count !== "10") address.set("count", wanted.count);
   const said = address.toString();
   return said ? `/?${said}` : "/";
 }
 
-// Searches for what was wanted with some `changes`. A file that was uploaded stays, unless they name something else.
+// Changes what is searched for; what is not named in `changes` stays.
 function go(changes) {
-  const next = { ...wanted, ...changes };
-  if (uploaded && !next.q && !next.like) {
-    wanted = next;
-    return searchFile(uploaded);
-  }
-  const address = addressOf(next);
+  const wanted = { ...asked(), ...changes };
+  if (wanted.q || wanted.like) uploaded = null;
+  else if (!uploaded && wanted.also.length) [wanted.like, ...wanted.also] = wanted.also;
+  const address = addressOf(wanted);
   if (address !== location.pathname + location.search) history.pushState(null, "", address);
   return fromAddress();
 }
 
 function fromAddress() {
-  wanted = asked();
-  uploaded = null;
-  file.value = "";
+  const wanted = asked();
+  if (!uploaded) file.value = "";
   text.value = wanted.q || "";
-  showTerms();
-  if (!wanted.q && !wanted.like) {
-    searches++;
-    clear();
-    return tell("");
-  }
-  const address = new URLSearchParams(terms());
-  address.set(...(wanted.like ? ["like", wanted.like] : ["q", wanted.q]));
-  return search(() => ask(`/search?${address}`), wanted.like ? null : `“${wanted.q}”`);
+  for (const [select, value] of [[kind, wanted.kind], [count, wanted.count], [by, wanted.passages]]) select.value = value;
+  showChips(wanted);
+  if (wanted.q || wanted.like || uploaded) return search(wanted);
+  searches++;
+  clear();
+  document.title = "CLaMP 3 search";
+  return tell("");
 }
 
-// What is asked beside the query: pairs of names and values.
-function terms() {
-  const some = [["top_k", wanted.count]];
-  if (wanted.kind) some.push([MODALITIES.includes(wanted.kind) ? "modality" : "kind", wanted.kind]);
-  for (const name of ["also", "without", "where"]) some.push(...wanted[name].map((one) => [name, one]));
-  if (wanted.passages) some.push(["passages", "true"]);
-  return some;
+// What the server is asked, as pairs: what to search for, and with `terms` what may be found.
+function* parameters(wanted, terms = true) {
+  if (uploaded) yield ["file", uploaded];
+  else yield wanted.like ? ["like", wanted.like] : ["q", wanted.q];
+  for (const name of ["also", "without"]) for (const one of wanted[name]) yield [name, one];
+  if (!terms) return;
+  yield ["top_k", wanted.count];
+  if (wanted.kind) yield [wanted.kind === "symbolic" ? "modality" : "kind", wanted.kind];
+  for (const one of wanted.where) yield ["where", one];
+  if (wanted.passages) yield ["passages", "true"];
+}
+
+function request(address, pairs) {
+  const all = uploaded ? new FormData() : new URLSearchParams();
+  for (const pair of pairs) all.append(...pair);
+  return uploaded ? ask(address, { method: "POST", body: all }) : ask(`${address}?${all}`);
+}
+
+// ---------- chips ----------
+
+function showChips(wanted) {
+  const chips = [];
+  const chip = (name, said, remove) => {
+    const item = find("#chip").content.cloneNode(true).firstElementChild;
+    const [label, button] = item.children;
+    item.classList.add(name);
+    label.textContent = said;
+    button.setAttribute("aria-label", `Remove ${said}`);
+    button.addEventListener("click", () => { remove(); text.focus(); });
+    chips.push(item);
+    return label;
+  };
+  const ofFile = (name, before, id, remove) => {
+    const label = chip(name, `${before} ${names.get(id) || "…"}`, remove);
+    if (!names.has(id)) nameOf(id).then((said) => { label.textContent = `${before} ${said}`; });
+  };
+  if (uploaded) chip("like", `Like ${uploaded.name}`, () => { uploaded = null; go({}); });
+  if (wanted.like) ofFile("like", "Like", wanted.like, () => go({ like: null }));
+  for (const [name, before] of [["also", "Also"], ["without", "Without"]]) {
+    for (const id of wanted[name]) ofFile(name, before, id, () => go({ [name]: wanted[name].filter((one) => one !== id) }));
+  }
+  for (const one of wanted.where) chip("where", one, () => go({ where: wanted.where.filter((other) => other !== one) }));
+  find("#chips").replaceChildren(...chips);
+  find("#chips").hidden = !chips.length;
+}
+
+async function nameOf(id) {
+  try {
+    names.set(id, (await ask(`/files/${encodeURIComponent(id)}/name`)).file);
+  } catch {
+    return "a file that is not here";
+  }
+  return names.get(id);
 }
 
 // ---------- searches ----------
@@ -93,156 +144,150 @@ function clear() {
   find("#results").replaceChildren();
 }
 
-async function search(request, name) {
+async function search(wanted) {
   const number = ++searches;
   clear();
   tell("Searching…");
   try {
-    const records = await request();
+    const records = await request("/search", parameters(wanted));
     if (number !== searches) return;
-    for (const record of records) {
-      names.set(record.id, shortened(record.file));
-      find("#results").append(resultOf({ ...record, name: shortened(record.file) }, { why, more, also, without }));
-    }
+    records.forEach((record) => add(record, wanted));
     const [first] = records;
-    const of = name || (first ? shortened(first.query) : "this");
+    const of = uploaded ? uploaded.name : wanted.q ? `“${wanted.q}”` : await nameOf(wanted.like);
+    if (number !== searches) return;
     const remarks = first && first.remarks && first.remarks.length ? ` Read with remarks: ${first.remarks.join("; ")}.` : "";
-    tell((first ? `${records.length} closest to ${of}.` : `Nothing of this kind is in the collection.`) + remarks);
+    const caption = first?.caption ? ` The picture, in words: “${first.caption}”.` : "";
+    tell((first ? `${records.length} closest to ${of}.` : "Nothing of this kind is in the collection.") + caption + remarks);
     document.title = `${of} – CLaMP 3 search`;
   } catch (error) {
     if (number === searches) tell("", error.message);
   }
 }
 
-function bodyWith(chosen, fields) {
-  const body = new FormData();
-  body.set("file", chosen);
-  for (const [name, one] of fields) body.append(name, one);
-  return body;
-}
-
 function searchFile(chosen) {
-  if (location.search) history.pushState(null, "", "/"); // a file has no address that others could open
   uploaded = chosen;
-  wanted = { ...wanted, q: null, like: null };
-  text.value = "";
-  showTerms();
-  return search(() => ask("/search", { method: "POST", body: bodyWith(chosen, terms()) }), chosen.name);
+  return go({ q: null, like: null, also: [], without: [] });
 }
 
-// ---------- what a result offers ----------
+const seen = new IntersectionObserver((entries) => {
+  for (const entry of entries) {
+    if (!entry.isIntersecting) continue;
+    seen.unobserve(entry.target);
+    entry.target.load();
+  }
+}, { rootMargin: "300px" });
 
-function why(record) {
-  const fields = [["id", record.id], ["top_k", 2000]];
-  for (const name of ["also", "without"]) fields.push(...wanted[name].map((one) => [name, one]));
-  if (uploaded) return ask("/explain", { method: "POST", body: bodyWith(uploaded, fields) });
-  fields.push(wanted.like ? ["like", wanted.like] : ["q", wanted.q]);
-  return ask(`/explain?${new URLSearchParams(fields)}`);
+function add(record, wanted) {
+  const item = find("#result").content.cloneNode(true).firstElementChild;
+  const part = (name) => item.querySelector(`.${name}`);
+  const view = part("view");
+  names.set(record.id, record.file);
+  const facts = [`similarity ${record.cosine.toFixed(3)}`];
+  if (record.percentile !== undefined) facts.push(`closer than ${record.percentile} % of the collection`);
+  facts.push(KINDS[record.kind || record.modality]);
+  for (const [name, value] of Object.entries(record.metadata)) facts.push(`${name}: ${value}`);
+  item.querySelector("h2").textContent = `${record.rank}. ${record.file}`;
+  part("facts").textContent = facts.filter(Boolean).join(" · ");
+  part("save").href = `/files/${record.id}/raw`;
+  for (const [unit, [first, last]] of Object.entries(record.passage || {})) {
+    part("passage").textContent = `Closest passage: ${named({ unit, first, last })}`;
+    part("passage").hidden = false;
+    part("passage").classList.add(unit);
+  }
+  const onClick = (name, call) => part(name).addEventListener("click", call);
+  const goTo = (changes) => { go(changes); find("#status").focus(); scrollTo(0, 0); };
+  onClick("like", () => goTo({ q: null, like: record.id, also: [], without: [] }));
+  for (const [name, other] of [["also", "without"], ["without", "also"]]) {
+    onClick(name, () => {
+      const { [name]: some, [other]: others } = asked();
+      goTo({ [name]: [...some, record.id], [other]: others.filter((one) => one !== record.id) });
+    });
+  }
+  onClick("explain", () => explain(item, record, wanted));
+  view.load = () => load(item, record, Boolean(record.passage));
+  find("#results").append(item);
+  seen.observe(view);
 }
 
-function more(record) {
-  uploaded = null;
-  go({ q: null, like: record.id, also: [], without: [] });
-  text.focus();
+// Shows a file; `numbered` is a score whose bars can be marked.
+async function load(item, record, numbered) {
+  const view = item.querySelector(".view");
+  let remarks;
+  try {
+    const found = await ask(`/files/${record.id}?bars=${barsFor(view)}&numbered=${numbered}`);
+    if (!view.isConnected) return;
+    silence();
+    view.replaceChildren();
+    remarks = show(view, found, record.passage);
+    view.isNumbered = numbered || found.kind !== "score";
+  } catch (error) {
+    remarks = [`Not shown: ${error.message}`];
+  }
+  item.querySelector(".remarks").textContent = remarks.join(" · ");
 }
 
-function also(record) {
-  go({ also: [...new Set([...wanted.also, record.id])], without: wanted.without.filter((id) => id !== record.id) });
-  find("#terms button:last-of-type")?.focus();
-}
+// ---------- explanations ----------
 
-function without(record) {
-  go({ without: [...new Set([...wanted.without, record.id])], also: wanted.also.filter((id) => id !== record.id) });
-  find("#terms button:last-of-type")?.focus();
-}
-
-// ---------- what else is asked for ----------
-
-function showTerms() {
-  [kind.value, count.value, passages.checked] = [wanted.kind, wanted.count, wanted.passages];
-  const list = find("#terms");
-  list.replaceChildren();
-  if (wanted.like) addTerm("like", wanted.like, withoutLike);
-  if (uploaded) addTerm("like", null, () => { uploaded = null; withoutLike(); }).textContent = uploaded.name;
-  for (const name of ["also", "without", "where"]) {
-    for (const one of wanted[name]) addTerm(name, one, () => go({ [name]: wanted[name].filter((other) => other !== one) }));
+async function explain(item, record, wanted) {
+  const [button, why, view] = ["explain", "why", "view"].map((name) => item.querySelector(`.${name}`));
+  const isShown = button.getAttribute("aria-expanded") === "true";
+  button.setAttribute("aria-expanded", String(!isShown));
+  why.hidden = isShown;
+  if (isShown) return view.colour?.([]);
+  why.replaceChildren("Looking for the reasons…");
+  try {
+    const pairs = [...parameters(wanted, false), ["id", record.id], ["top_k", STRONGEST]];
+    const found = await request("/explain", pairs);
+    seen.unobserve(view);
+    if (!view.isNumbered) await load(item, record, true);
+    if (why.hidden || !why.isConnected) return;
+    view.colour?.(found.item);
+    why.replaceChildren(...reasons(found, view));
+  } catch (error) {
+    why.replaceChildren(`Not explained: ${error.message}`);
   }
 }
 
-// The first file that counts too takes the place of the query; without one, nothing is left to search for.
-function withoutLike() {
-  const [next, ...others] = wanted.also;
-  go(next ? { like: next, also: others } : { like: null, without: [] });
-}
-
-// A term that can be taken back, and the place of its name.
-function addTerm(role, one, remove) {
-  const item = find("#term").content.cloneNode(true).firstElementChild;
-  const [label, button] = ["span", "button"].map((name) => item.querySelector(name));
-  const said = role === "where" ? one.replace(/(!=|<=|>=)/, (sign) => SIGNS[sign]) : names.get(one);
-  item.querySelector("b").textContent = { like: "Like", also: "Also like", without: "Not like", where: "Where" }[role];
-  item.classList.add(role);
-  label.textContent = said || "…";
-  if (!said && one) {
-    ask(`/files/${one}/name`).then((known) => {
-      names.set(one, shortened(known.file));
-      label.textContent = names.get(one);
-    }).catch(() => { label.textContent = "a file that is not here"; });
-  }
-  button.addEventListener("click", () => { remove(); text.focus(); });
-  find("#terms").append(item);
-  return label;
-}
-
-async function offerTerms() {
-  const known = await ask("/collection");
-  folder = known.folder;
-  passages.closest("label").hidden = known.passages !== "ready";
-  for (const option of kind.options) {
-    const count = { "": 1, symbolic: (known.kinds.score || 0) + (known.kinds.midi || 0) }[option.value] ?? known.kinds[option.value];
-    option.disabled = !count && option.value !== wanted.kind;
-  }
-  const columns = Object.keys(known.columns);
-  find("#metadata").hidden = !columns.length;
-  if (column.options.length !== columns.length) column.replaceChildren(...columns.map((name) => new Option(name, name)));
-  const offer = () => find("#values").replaceChildren(...(known.columns[column.value] || []).map((one) => new Option(one, one)));
-  column.addEventListener("change", offer);
-  offer();
-}
-
-function addCondition() {
-  const condition = `${column.value}${operator.value}${value.value.trim()}`;
-  value.value = "";
-  if (wanted.q || wanted.like || uploaded) return go({ where: [...new Set([...wanted.where, condition])] });
-  wanted.where = [...new Set([...wanted.where, condition])];
-  return showTerms();
+function* reasons(found, view) {
+  const strength = ({ share }) => make("span", { className: "share", textContent: ` ${share < 0 ? "−" : "+"}${Math.abs(share).toFixed(3)}` });
+  const list = (label, places, shown) => (
+    make("p", {}, `${label} `, ...places.flatMap((place) => [make("span", { className: "place" }, shown(place), strength(place)), " "]))
+  );
+  const strong = (place) => make("b", { textContent: place.of ? `${named(place)} of ${place.of}` : named(place) });
+  const audio = view.querySelector("audio");
+  const jump = (place) => {
+    if (place.unit !== "seconds" || !audio) return make("b", { textContent: named(place) });
+    const button = make("button", { type: "button", className: "quiet", textContent: named(place) });
+    button.addEventListener("click", () => { audio.currentTime = place.first; audio.play(); });
+    return button;
+  };
+  if (found.query.length) yield list("In what was searched for:", found.query, strong);
+  if (found.item.length) yield list(`What adds most to the whole piece's similarity, ${found.cosine.toFixed(3)}:`, found.item, jump);
+  if (found.item.some(({ unit }) => unit === "bars")) yield make("p", { className: "legend", textContent: "These bars are coloured." });
 }
 
 // ---------- what the user does ----------
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  const typed = text.value.trim();
-  if (typed) go({ q: typed, like: null });
-  else if (uploaded) searchFile(uploaded);
-  else if (wanted.like) go({});
+  if (text.value.trim()) go({ q: text.value.trim(), like: null });
+  else if (uploaded || asked().like) go({ q: null });
   else tell("", "Type what you are looking for, or choose a file.");
 });
 file.addEventListener("change", () => { if (file.files.length) searchFile(file.files[0]); });
-for (const filter of [kind, count, passages]) {
+for (const filter of [kind, count, by]) {
   filter.addEventListener("change", () => {
     const typed = text.value.trim();
-    const chosen = { kind: kind.value, count: count.value, passages: passages.checked };
-    go({ ...(typed ? { q: typed, like: null } : {}), ...chosen });
+    go({ kind: kind.value, count: count.value, passages: by.value, ...(typed ? { q: typed, like: null } : {}) });
   });
 }
-find("#add").addEventListener("click", addCondition);
-value.addEventListener("keydown", (event) => {
-  if (event.key !== "Enter") return;
+find("#metadata").addEventListener("submit", (event) => {
   event.preventDefault();
-  addCondition();
+  const condition = `${find("#column").value}${find("#operator").value}${find("#value").value.trim()}`;
+  find("#value").value = "";
+  go({ where: [...asked().where.filter((one) => one !== condition), condition] });
 });
-addEventListener("popstate", fromAddress);
+addEventListener("popstate", () => { uploaded = null; fromAddress(); });
 addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dropping"); });
 addEventListener("dragleave", () => document.body.classList.remove("dropping"));
 addEventListener("drop", (event) => {
@@ -253,57 +298,64 @@ addEventListener("drop", (event) => {
 
 // ---------- start ----------
 
-const pause = () => new Promise((resolve) => { setTimeout(resolve, 500); });
-
-function showProgress(label, done, total) {
-  const bar = find("#bar");
-  find("#progress").hidden = !label;
-  find("#progress label").textContent = label;
-  if (total) Object.assign(bar, { max: total, value: done });
-  else bar.removeAttribute("value");
-  find("#far").textContent = total ? `${done} of ${total} files` : "";
-}
+const pause = (milliseconds) => new Promise((resolve) => { setTimeout(resolve, milliseconds); });
 
 async function waitForCollection() {
+  const [progress, bar] = ["#progress", "#bar"].map(find);
   for (;;) {
     const now = await ask("/healthz");
     find("#collection").textContent = now.collection;
-    file.accept = now.extensions.join(",");
+    file.accept = [...now.extensions, "image/*"].join(",");
     if (now.state === "failed") {
-      showProgress("");
+      progress.hidden = true;
       throw new Error(now.reason);
     }
+    progress.hidden = now.state === "ready";
     if (now.state === "ready") {
-      showProgress("");
-      showFailures(now.failures);
+      const failures = find("#failures");
+      failures.hidden = !now.failures.length;
+      failures.querySelector("summary").textContent = `${now.failures.length} files could not be read`;
+      failures.querySelector("ul").replaceChildren(...now.failures.map((failure) => (
+        make("li", { textContent: `${failure.file}: ${failure.reason}` })
+      )));
       return;
     }
-    showProgress("Reading the collection", now.done, now.total);
-    await pause();
+    if (now.total) Object.assign(bar, { max: now.total, value: now.done });
+    find("#far").textContent = now.total ? `${now.done} of ${now.total} files` : "";
+    await pause(500);
   }
 }
 
-function showFailures(issues) {
-  const failures = find("#failures");
-  failures.hidden = !issues.length;
-  failures.querySelector("summary").textContent = `${issues.length} files could not be read`;
-  failures.querySelector("ul").replaceChildren(...issues.map((failure) => (
-    Object.assign(document.createElement("li"), { textContent: `${failure.file}: ${failure.reason}` })
-  )));
+// What can be asked of this collection: its columns of metadata, with their values.
+async function offerColumns() {
+  const { columns } = await ask("/collection");
+  const [column, values] = ["#column", "#values"].map(find);
+  const offer = () => values.replaceChildren(...(columns[column.value] || []).map((value) => make("option", { value })));
+  column.replaceChildren(...Object.keys(columns).map((name) => make("option", { value: name, textContent: name })));
+  column.addEventListener("change", offer);
+  find("#metadata").hidden = !column.options.length;
+  offer();
 }
 
+// Tells how far a folder's passages are, and offers them once they are there.
 async function waitForPassages() {
-  const note = find("#finding");
+  const told = find("#passages");
   for (;;) {
-    const { state, done, total } = (await ask("/healthz")).passages;
-    note.hidden = state !== "making";
-    if (state !== "making") return state === "ready" ? offerTerms() : undefined;
-    note.textContent = `Looking into the pieces, to find bars and seconds: ${total ? `${done} of ${total} files` : "…"}`;
-    await pause();
+    const { passages } = await ask("/healthz");
+    find("#by-label").hidden = passages.state !== "ready";
+    told.hidden = passages.state !== "making";
+    if (told.hidden) break;
+    told.textContent = `Looking for passages in the background: ${passages.done} of ${passages.total} files.`;
+    await pause(1000);
   }
+  if (asked().passages && !document.querySelector(".result")) fromAddress();
 }
 
-waitForCollection().then(offerTerms).then(() => {
-  fromAddress();
-  return waitForPassages();
-}).catch((error) => tell("", error.message));
+async function start() {
+  await waitForCollection();
+  await offerColumns();
+  await fromAddress();
+  await waitForPassages();
+}
+
+start().catch((error) => tell("", error.message));
