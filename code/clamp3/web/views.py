@@ -120,7 +120,8 @@ def laid_out(abc: str, bars: int = BARS, note: Note = ignore) -> tuple[str, list
             rows.append(line)
         elif line[:2] not in {f"{name}:" for name in (*SHOWN_FIELDS, "X")}:
             head.append(line)
-    text = "\n".join(["X:1", *shown.splitlines(), *head, ""])
+    lines = ["X:1", *shown.splitlines(), *head]
+    end = sum(_units(line) + 1 for line in lines)
     places: list[list[tuple[int, int]]] = [[] for _ in rows]
     for start in range(0, len(rows), bars):
         voices: dict[str, list[tuple[int, str]]] = defaultdict(list)  # the bars of each: their rows, their music
@@ -129,14 +130,20 @@ def laid_out(abc: str, bars: int = BARS, note: Note = ignore) -> tuple[str, list
             for name, _options, music in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
                 voices[name].append((number, f" {music.strip()}"))
         for name, some in voices.items():
-            text += f"[V:{name}]"
+            lines.append(f"[V:{name}]" + "".join(music for _, music in some))
+            end += _units(f"[V:{name}]")
             for number, music in some:
-                begin = len(text.encode("utf-16-le")) // 2
-                places[number].append((begin, begin + len(music.encode("utf-16-le")) // 2))
-                text += music
-            text += "\n"
+                begin, end = end, end + _units(music)
+                places[number].append((begin, end))
+            end += 1  # the line's own
+    text = "\n".join([*lines, ""])
     is_told_apart = max(bars_of(M3Patchilizer().split(interleaved)), default=0) == len(rows)
     return text, places if is_told_apart else []
+
+
+def _units(text: str) -> int:
+    """The length in UTF-16."""
+    return len(text.encode("utf-16-le", "surrogatepass")) // 2
 
 
 def notes_view(mtf: str) -> View:
