@@ -30,9 +30,9 @@ def add_search_options(parser: ArgumentParser) -> None:
     )
     add(
         "--diverse",
-        type=_share,
+        type=share,
         nargs="?",
-        const=0.5,
+        const=0.3,
         default=0.0,
         metavar="SHARE",
         help="answers that are unlike each other: 0 not at all, 1 above all; without a number %(const)s",
@@ -41,7 +41,7 @@ def add_search_options(parser: ArgumentParser) -> None:
     add_csv_option(parser)
 
 
-def _share(text: str) -> float:
+def share(text: str) -> float:
     """An argparse type: a number from 0 to 1."""
     if not 0 <= (number := float(text)) <= 1:
         raise ValueError

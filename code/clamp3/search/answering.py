@@ -10,6 +10,7 @@ from clamp3.errors import UserError
 from clamp3.features.cache import FeatureCache
 from clamp3.features.embedder import Embedder
 from clamp3.io.files import content_hash
+from clamp3.io.reports import quoted
 from clamp3.search.calibration import Space
 from clamp3.search.collection import (
     Collection,
@@ -92,9 +93,10 @@ def search_collection(
     features differ in width, and for conditions on metadata, which a folder has none of.
     """
     if question.only.where:
+        folder = quoted(references.folder)
         raise UserError(
-            "a folder has no metadata: conditions need an index, as clamp3_index.py build INDEX FOLDER "
-            "--metadata FILE.csv makes it"
+            "a folder has no metadata: conditions need an index, which "
+            f"clamp3_index.py build INDEX {folder} --metadata FILE.csv makes"
         )
     wanted = load_question(question, load_embedder, cache)
     for part in wanted.parts:
@@ -145,7 +147,7 @@ def search_index(
     index's.
     """
     if not len(index):
-        raise UserError(f"{index.folder} is empty: clamp3_index.py add {index.folder} FOLDER")
+        raise UserError(f"{index.folder} is empty: clamp3_index.py add {quoted(index.folder)} FOLDER")
     wanted = load_question(question, load_embedder, cache)
     recorded = index.meta.get("identity")
     for part in wanted.parts:
