@@ -38,7 +38,7 @@ from clamp3.web.batching import Batcher  # noqa: E402
 from clamp3.web.collection import DEMO, Collection, NotReady, id_of  # noqa: E402
 from clamp3.web.protection import Limits  # noqa: E402
 from clamp3.web.server import STATIC, create_app  # noqa: E402
-from clamp3.web.views import laid_out, notes_view, on_lines  # noqa: E402
+from clamp3.web.views import laid_out, notes_view, on_lines, view  # noqa: E402
 from conftest import CODE, ROOT, run_forked  # noqa: E402
 from web_files import HOSTILE, SECRET, make_captioner, make_folder  # noqa: E402
 
@@ -193,6 +193,8 @@ def test_files_are_filtered_by_kind_and_metadata(described):
     facts = described.get("/collection").json()
     assert facts["columns"]["<b>"] == [HOSTILE] and facts["columns"]["year"][:2] == ["1800", "1810"]
     assert facts["kinds"]["midi"] == 2 and facts["passages"] == "ready"
+    every = described.get("/search", params={"q": QUERY, "top_k": 200}).json()
+    assert all(record["file"].startswith(facts["folder"]) for record in every) and facts["folder"].endswith("music/")
 
     def found(**terms):
         return described.get("/search", params={"q": QUERY, "top_k": 200, **terms}).json()
@@ -406,6 +408,15 @@ def test_the_bars_that_are_marked_are_those_that_the_model_counts(embedder):
             said = "".join(units[2 * begin : 2 * end].decode("utf-16-le") for begin, end in place)
             said = re.sub(r"\s|(?<=[|:])[0-9]$", "", said)  # the number of an ending is a patch of the next bar
             assert said == re.sub(r"\s|\[V:[^]]*\]|(?<=[|:])[0-9]$", "", bars[number])
+
+
+def test_a_song_whose_bars_are_told_is_shown_without_lyrics_and_says_so(tmp_path):
+    song = tmp_path / "song.abc"
+    song.write_text("X:1\nT:Song\nL:1/4\nM:4/4\nK:C\nC D E F|G4|]\nw: one two three four five\n")
+    plain, numbered = view(song), view(song, is_numbered=True)
+    assert "w: one" in plain["abc"] and "places" not in plain and not plain["remarks"]
+    assert "one" not in numbered["abc"] and len(numbered["places"]) == 2
+    assert numbered["remarks"] == ["shown without its lyrics, so that its bars are known"]
 
 
 @pytest.mark.parametrize("path", sorted(DEMO.glob("*.mid"))[:3], ids=lambda path: path.stem)

@@ -4,6 +4,7 @@ They need Chromium and Playwright's Python package: apt-get install chromium; pi
 Two of them keep pictures of the page where CLAMP3_PICTURES names a folder, such as docs/images.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -59,7 +60,12 @@ MARKUP = "<img src=x onerror=document.title='owned'>"
 
 
 @pytest.fixture(scope="module")
-def indexed(tmp_path_factory):
+def embedder():
+    return Embedder.from_pretrained("tiny", "cpu")
+
+
+@pytest.fixture(scope="module")
+def indexed(embedder, tmp_path_factory):
     """The address of a server of an index with passages and metadata, of tunes and a recording that holds SOUND."""
     music = tmp_path_factory.mktemp("indexed")
     tunes = sorted(DEMO.glob("*.abc"))[:6]
@@ -69,19 +75,26 @@ def indexed(tmp_path_factory):
     soundfile.write(music / "long.wav", np.concatenate([noise, sound[: 20 * 16_000], noise]), 16_000)
     columns = [{"year": 1850 + 10 * number, MARKUP: MARKUP} for number in range(len(tunes))]
     metadata = {music / path.name: row for path, row in zip(tunes, columns, strict=True)}
-    embedder = Embedder.from_pretrained("tiny", "cpu")
     index = Index.create(tmp_path_factory.mktemp("indices") / "index")
     update_index(index, music, lambda: embedder, metadata=metadata, passages=True)
     index.close()
-    app = create_app(Collection(index.folder, lambda: embedder))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    with served(Collection(index.folder, lambda: embedder)) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def served(collection):
+    """The address of a server in this process, for the block."""
+    server = uvicorn.Server(uvicorn.Config(create_app(collection), port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         time.sleep(0.02)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    server.should_exit = True
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +107,17 @@ def browser():
 
 @pytest.fixture
 def page(browser, server):
-    yield from silent_page(browser, server)
+    with silent_page(browser, server) as page:
+        yield page
 
 
 @pytest.fixture
 def indexed_page(browser, indexed):
-    yield from silent_page(browser, indexed)
+    with silent_page(browser, indexed) as page:
+        yield page
 
 
+@contextlib.contextmanager
 def silent_page(browser, server):
     """A page whose console must stay silent, and which may ask nobody but the server."""
     context = browser.new_context(base_url=server, viewport={"width": 900, "height": 1000})
@@ -253,6 +269,57 @@ def test_the_closest_passage_is_shaded_and_the_bars_that_explain_are_coloured(pa
     why.click()
     expect(result.locator(".why")).to_be_hidden()
     assert result.locator("[data-why]").count() == 0
+
+
+# The bar of each note, as abcjs itself counts them, and whether the shade of the passage is behind the note.
+SHADED = """score => {
+  const shades = [...score.querySelectorAll(".found")].map((one) => one.getBoundingClientRect());
+  return [...score.querySelectorAll(".abcjs-note")].map((note) => {
+    const box = note.getBoundingClientRect();
+    const [x, y] = [box.left + box.width / 2, box.top + box.height / 2];
+    const bar = Number([...note.classList].find((one) => /^abcjs-mm[0-9]+$/.test(one)).slice(8)) + 1;
+    return [bar, shades.some((one) => one.left <= x && x <= one.right && one.top - 9 <= y && y <= one.bottom + 9)];
+  });
+}"""
+
+
+def test_the_shaded_bars_are_those_that_the_engraver_counts(indexed_page):
+    page = indexed_page
+    search(page, "a lively reel", "score")
+    seen = 0
+    for result in page.locator(".result").all():
+        result.scroll_into_view_if_needed()
+        expect(result.locator(".score svg")).to_be_visible()
+        first, last = map(int, re.search(r"bars (\d+)–(\d+)", result.locator(".passage").text_content()).groups())
+        notes = result.locator(".score").evaluate(SHADED)
+        assert {bar for bar, is_shaded in notes if is_shaded} == set(range(first, last + 1))
+        assert {bar for bar, is_shaded in notes if not is_shaded}.isdisjoint(range(first, last + 1))
+        seen += first > 1 and len({bar for bar, _ in notes}) > last
+    assert seen  # a passage within a piece
+    assert "/" not in page.locator("h2").first.text_content()  # the folder that all have in common is left out
+
+
+def test_the_page_counts_the_files_while_a_folder_is_read(browser, embedder, tmp_path):
+    """An embedder that stops after three files."""
+    go_on, music = threading.Event(), make_folder(tmp_path)
+
+    class Slow:
+        def __getattr__(self, name):
+            return getattr(embedder, name)
+
+        def embed_items(self, items):
+            for number, one in enumerate(embedder.embed_items(items)):
+                assert number != 3 or go_on.wait(60)
+                yield one
+
+    with served(Collection(music, Slow)) as address, silent_page(browser, address) as page:
+        page.goto("/")
+        expect(page.locator("#far")).to_have_text(re.compile(r"^3 of 1\d files$"))
+        expect(page.locator("#progress")).to_be_visible()
+        assert page.locator("#bar").get_attribute("value") == "3"
+        go_on.set()
+        expect(page.locator("#progress")).to_be_hidden()
+        expect(page.locator("#failures summary")).to_have_text("1 files could not be read")
 
 
 def test_what_else_is_asked_is_shown_as_chips_and_in_the_address(page, browser):

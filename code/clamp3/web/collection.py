@@ -111,6 +111,7 @@ class Collection:
         self._paths: dict[str, Path] = {}  # of the files, by their ids
         self.kinds: dict[str, int] = {}  # how many files there are of each kind
         self.columns: dict[str, set[str]] = {}  # of metadata, with their values
+        self.common = ""  # how the names of all files begin, to the end of a folder
         self._sample: tuple[Any, np.ndarray] = (None, np.zeros((0, 0), np.float32))  # of which state of the index
         self._is_closing = False
         self._ended = threading.Event()  # when it is ready or has failed
@@ -162,6 +163,8 @@ class Collection:
                 raise UserError(f"nothing in {self.path} has a feature")
             for entry in self._index.entries():
                 self._look_at(entry)
+            if not self._folder:
+                self.common = os.path.join(os.path.commonpath({path.parent for path in self._paths.values()}), "")
             if "with_passages" in self._index.meta:
                 self.progress.passages = "ready"
             elif self._folder and self._with_passages:

@@ -222,10 +222,14 @@ def add_rest(app: FastAPI, service: Service) -> None:
 
     @app.get("/collection")
     async def facts() -> dict:
-        """What there is to ask for: how many files of each kind, and the columns of metadata with their values."""
+        """What there is to ask for: how many files of each kind, and the columns of metadata with their values.
+
+        "folder" is how the names of all files begin.
+        """
         collection.check_ready()
         columns = {name: sorted(values)[:MOST_VALUES] for name, values in sorted(collection.columns.items())}
-        return {"kinds": collection.kinds, "columns": columns, "passages": collection.progress.passages}
+        passages = collection.progress.passages
+        return {"kinds": collection.kinds, "columns": columns, "passages": passages, "folder": collection.common}
 
     @app.post("/embed")
     async def embed(files: Annotated[list[UploadFile], File()]) -> list[dict]:

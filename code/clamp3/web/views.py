@@ -84,7 +84,10 @@ def _read(path: Path, bars: int, is_numbered: bool, note: Note) -> View:
     if known is MTF:
         return notes_view(read_text(path))
     if is_numbered:
-        abc, places = laid_out(_abc(path, known, None, note), bars, note)
+        abc = _abc(path, known, None, note)
+        if known is ABC and re.search("^w:", abc, re.MULTILINE):
+            note("shown without its lyrics, so that its bars are known")
+        abc, places = laid_out(abc, bars, note)
         return {"kind": "score", "abc": abc, "places": places}
     return {"kind": "score", "abc": _abc(path, known, bars, note)}
 

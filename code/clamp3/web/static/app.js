@@ -9,6 +9,7 @@ const KINDS = { score: "score", midi: "MIDI", audio: "recording", text: "text", 
 const LISTS = ["also", "without", "where"]; // of what an address may name several
 const STRONGEST = 5; // places that an explanation shows
 const names = new Map(); // of files, by their ids
+let folder = ""; // in which all files are
 let searches = 0; // that were begun: the answer to an earlier one is not shown any more
 let uploaded = null; // the file that is searched with, if it is one; it has no address
 
@@ -28,6 +29,9 @@ function tell(status, problem = "") {
   find("#status").textContent = status;
   find("#problem").textContent = problem;
 }
+
+// A file's name without the folder that all have in common.
+const shortened = (name) => (folder && name.startsWith(folder) ? name.slice(folder.length) : name);
 
 function make(name, values, ...children) {
   const element = Object.assign(document.createElement(name), values);
@@ -130,7 +134,7 @@ function showChips(wanted) {
 
 async function nameOf(id) {
   try {
-    names.set(id, (await ask(`/files/${encodeURIComponent(id)}/name`)).file);
+    names.set(id, shortened((await ask(`/files/${encodeURIComponent(id)}/name`)).file));
   } catch {
     return "a file that is not here";
   }
@@ -181,12 +185,12 @@ function add(record, wanted) {
   const item = find("#result").content.cloneNode(true).firstElementChild;
   const part = (name) => item.querySelector(`.${name}`);
   const view = part("view");
-  names.set(record.id, record.file);
+  names.set(record.id, shortened(record.file));
   const facts = [`similarity ${record.cosine.toFixed(3)}`];
   if (record.percentile !== undefined) facts.push(`closer than ${record.percentile} % of the collection`);
   facts.push(KINDS[record.kind || record.modality]);
   for (const [name, value] of Object.entries(record.metadata)) facts.push(`${name}: ${value}`);
-  item.querySelector("h2").textContent = `${record.rank}. ${record.file}`;
+  item.querySelector("h2").textContent = `${record.rank}. ${shortened(record.file)}`;
   part("facts").textContent = facts.filter(Boolean).join(" · ");
   part("save").href = `/files/${record.id}/raw`;
   for (const [unit, [first, last]] of Object.entries(record.passage || {})) {
@@ -253,7 +257,7 @@ function* reasons(found, view) {
   const list = (label, places, shown) => (
     make("p", {}, `${label} `, ...places.flatMap((place) => [make("span", { className: "place" }, shown(place), strength(place)), " "]))
   );
-  const strong = (place) => make("b", { textContent: place.of ? `${named(place)} of ${place.of}` : named(place) });
+  const strong = (place) => make("b", { textContent: place.of ? `${named(place)} of ${shortened(place.of)}` : named(place) });
   const audio = view.querySelector("audio");
   const jump = (place) => {
     if (place.unit !== "seconds" || !audio) return make("b", { textContent: named(place) });
@@ -328,7 +332,8 @@ async function waitForCollection() {
 
 // What can be asked of this collection: its columns of metadata, with their values.
 async function offerColumns() {
-  const { columns } = await ask("/collection");
+  const { columns, folder: common } = await ask("/collection");
+  folder = common;
   const [column, values] = ["#column", "#values"].map(find);
   const offer = () => values.replaceChildren(...(columns[column.value] || []).map((value) => make("option", { value })));
   column.replaceChildren(...Object.keys(columns).map((name) => make("option", { value: name, textContent: name })));
