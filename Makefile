@@ -7,7 +7,7 @@ MINUTES ?= 60
 KILLS ?= 50
 INPUTS ?= 20000
 
-.PHONY: setup demo web train-demo finetune-demo test test-slow soak lint test-mteb test-oldest benchmark clean
+.PHONY: setup demo web train-demo finetune-demo test test-slow soak lint docs test-mteb test-oldest benchmark clean
 
 setup: .venv/done
 
@@ -35,7 +35,7 @@ finetune-demo: setup
 test: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"
 
-# What `make test` leaves out: models of full size, compiled layers, and whether the benchmarks run.
+# What `make test` leaves out: models of full size, compiled layers, longer training, and whether the benchmarks run.
 test-slow: setup
 	$(BIN)/python -m pytest -n 2 -m slow
 
@@ -47,6 +47,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mkdocs build --strict --quiet
+
+# The documents as a site, in build/site.
+docs: setup
+	$(BIN)/mkdocs build --strict
 
 # The tests that need MTEB, which is large, so that `make test` passes over them.
 test-mteb: setup

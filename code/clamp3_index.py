@@ -7,15 +7,18 @@ Bring it up to date, or add another folder; only files that are new or have chan
 With what a CSV file says of them, in a column "file" (relative to FOLDER) and any others:
     python clamp3_index.py add INDEX FOLDER --metadata tunes.csv
 Search it by a text or a file, among all or among one modality:
-    python clamp3_index.py search INDEX "a lively Irish reel"
-    python clamp3_index.py search INDEX QUERY.mid --modality audio --top_k 20 --json found.jsonl
+    python clamp3_index.py search "a lively Irish reel" INDEX
+    python clamp3_index.py search QUERY.mid INDEX --modality audio --top_k 20 --json found.jsonl
+(INDEX may come first, too.) More of what a search takes, such as --also, --without and --where: docs/search.md.
 Find the bars, seconds or lines in files, not only the files, in an index that was built with --passages:
     python clamp3_index.py build INDEX FOLDER --passages
-    python clamp3_index.py search INDEX QUERY.abc --passages --per_file 1
+    python clamp3_index.py search QUERY.abc INDEX --passages --per_file 1
 See what is in it; forget files or folders, or all files that are no longer there:
     python clamp3_index.py info INDEX
     python clamp3_index.py remove INDEX FOLDER/old
     python clamp3_index.py remove INDEX --missing
+See which files are there several times, byte by byte, note by note, in other versions and keys, or nearly:
+    python clamp3_index.py duplicates INDEX --csv duplicates.csv
 Look whether all of it is as it was written, and mend what is not:
     python clamp3_index.py check INDEX
     python clamp3_index.py repair INDEX

@@ -44,8 +44,8 @@ KNOBS = {
     "CLAMP3_WANDB_LOG": False,
 }
 RUNS: dict[str, dict[str, object]] = {
-    "all weights": {"CLAMP3_LEARNING_RATE": 3e-4},
-    "LoRA": {"CLAMP3_LEARNING_RATE": 2e-3, "LORA_RANK": 8},
+    "all weights": {"CLAMP3_LEARNING_RATE": 6e-4},
+    "LoRA": {"CLAMP3_LEARNING_RATE": 4e-3, "LORA_RANK": 8},
 }
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 

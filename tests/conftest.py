@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from clamp3.sizes import ModelSizes
+from corpus import Tune, folk_tunes
 from golden_model import golden_json, golden_sizes, save_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +53,12 @@ def save_tokenizer(folder: Path, vocab_size: int) -> None:
         sep_token="</s>",
         unk_token="<unk>",
     ).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def corpus_tunes() -> list[Tune]:
+    """All folk tunes of music21's corpus, read once: that takes seconds."""
+    return list(folk_tunes())
 
 
 @dataclass

@@ -16,7 +16,7 @@ from descriptions import country_of, kinds_of
 from notes import read_melody, to_mtf, to_sound
 
 pytest.importorskip("music21")  # which the oldest set of libraries lacks
-from corpus import Tune, folk_tunes  # noqa: E402
+from corpus import Tune  # noqa: E402
 
 TUNES, RECORDED, SECONDS = 128, 48, 15
 TINY_MODEL = ("--variant", "tiny", "--device", "cpu")
@@ -33,10 +33,10 @@ class Library:
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory) -> Library:
+def library(tmp_path_factory, corpus_tunes) -> Library:
     folder = tmp_path_factory.mktemp("library")
     held_out = set(TINY.joinpath("held_out.txt").read_text(encoding="utf-8").split())
-    tunes = [tune for tune in folk_tunes() if tune.name in held_out][:: 1024 // TUNES]
+    tunes = [tune for tune in corpus_tunes if tune.name in held_out][:: 1024 // TUNES]
     found = Library(*(folder / name for name in ("scores", "midi", "sound")), {f"{t.name}.abc": t for t in tunes})
     for path in (found.scores, found.midi, found.sound):
         path.mkdir()

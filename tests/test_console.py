@@ -137,7 +137,7 @@ def test_wrong_names_end_with_one_line(entry):
     assert "symbolic|audio|m3" in run_forked(entry, "train", check=2).stdout
     assert "symbolic|audio|m3" in run_forked(entry, "train", "--help").stdout
     done = run_forked(entry, "index", "info", "nowhere", check=2)
-    assert done.stderr == "error: there is no index in nowhere; clamp3 index build makes one\n"
+    assert done.stderr == "error: there is no index in nowhere; clamp3 index build nowhere FOLDER makes one\n"
 
 
 # ---------- without the extras ----------

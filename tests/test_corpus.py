@@ -3,37 +3,30 @@
 import itertools
 import re
 
-import pytest
-
 import corpus
 from clamp3.formats.midi import midi_to_mtf
 from clamp3.inputs.patchilizer import M3Patchilizer, has_music
 
 
-@pytest.fixture(scope="module")
-def tunes():
-    return list(corpus.folk_tunes())
+def test_there_are_thousands_of_tunes_each_with_a_name_of_its_own(corpus_tunes):
+    assert len(corpus_tunes) > 10_000
+    assert len({tune.name for tune in corpus_tunes}) == len(corpus_tunes)
+    assert {tune.collection for tune in corpus_tunes} == {collection.title for collection in corpus.COLLECTIONS}
+    assert all(tune.name.isascii() and tune.name.replace("_", "").isalnum() for tune in corpus_tunes)
 
 
-def test_there_are_thousands_of_tunes_each_with_a_name_of_its_own(tunes):
-    assert len(tunes) > 10_000
-    assert len({tune.name for tune in tunes}) == len(tunes)
-    assert {tune.collection for tune in tunes} == {collection.title for collection in corpus.COLLECTIONS}
-    assert all(tune.name.isascii() and tune.name.replace("_", "").isalnum() for tune in tunes)
-
-
-def test_all_tunes_have_bars_and_no_more_than_notation(tunes):
+def test_all_tunes_have_bars_and_no_more_than_notation(corpus_tunes):
     patchilizer = M3Patchilizer()
-    for tune in tunes:
+    for tune in corpus_tunes:
         assert has_music(patchilizer.split(tune.abc)), tune.name
         for line in tune.abc.splitlines():
             assert line.startswith(("L:", "Q:", "M:", "K:", "V:1 ", "[V:1]")), (tune.name, line)
             assert not line.startswith("[V:1]") or re.search(r"[|:\]][\d,.-]*$", line), (tune.name, line)
 
 
-def test_descriptions_say_what_the_source_says(tunes):
-    assert all(corpus.describe(tune).startswith(f"{tune.title}\n") for tune in tunes)
-    reel = next(tune for tune in tunes if tune.rhythm == "reel" and tune.region)
+def test_descriptions_say_what_the_source_says(corpus_tunes):
+    assert all(corpus.describe(tune).startswith(f"{tune.title}\n") for tune in corpus_tunes)
+    reel = next(tune for tune in corpus_tunes if tune.rhythm == "reel" and tune.region)
     assert corpus.describe(reel).splitlines() == [
         reel.title,
         "A reel from Ireland",

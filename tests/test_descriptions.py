@@ -2,7 +2,7 @@
 
 import pytest
 
-from corpus import Tune, folk_tunes
+from corpus import Tune
 from descriptions import COUNTRIES, KINDS, LANGUAGES, NAMES, full_description, kinds_of, phrase
 
 ESSEN, ONEILL = "Essen Folksong Collection", "O'Neill's Music of Ireland"
@@ -46,7 +46,7 @@ def test_the_dictionaries_are_whole():
         assert all(word[-2:] in ("/m", "/f", "/n") for word in words[1:4])
 
 
-def test_every_tune_of_the_corpus_has_a_description_in_every_language():
-    for tune in list(folk_tunes())[::50]:
+def test_every_tune_of_the_corpus_has_a_description_in_every_language(corpus_tunes):
+    for tune in corpus_tunes[::50]:
         for language in LANGUAGES:
             assert tune.title in full_description(tune, language)

@@ -170,10 +170,29 @@ def tunes(tmp_path_factory) -> Path:
     return folder
 
 
-def asked(tunes: Path, *words, check: int = 0) -> list[dict]:
-    """What the command says as JSON on standard output, on which there is nothing else."""
-    done = run_forked(*words, *TINY, "--json", "-", cwd=tunes, check=check)
-    return [json.loads(line) for line in done.stdout.splitlines()]
+@pytest.fixture
+def ask(tunes, monkeypatch, capsys):
+    """What a command says in the tunes' folder: the JSON on standard output, on which there is nothing else."""
+    monkeypatch.chdir(tunes)
+
+    def asked(command, *words) -> list[dict]:
+        assert answer(monkeypatch, command, *words, *TINY, "--json", "-") == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return asked
+
+
+@pytest.fixture
+def refused(tunes, monkeypatch, capsys):
+    """What a command says instead of answering."""
+    monkeypatch.chdir(tunes)
+
+    def said(command, *words) -> str:
+        with pytest.raises((SystemExit, UserError)) as error:
+            answer(monkeypatch, command, *words, *TINY)
+        return f"{error.value} {capsys.readouterr().err}"
+
+    return said
 
 
 def names(records: list[dict]) -> list[str]:
@@ -182,20 +201,12 @@ def names(records: list[dict]) -> list[str]:
     return [Path(record["file"]).name for record in ordered]
 
 
-SEARCH, INDEX = CODE / "clamp3_search.py", CODE / "clamp3_index.py"
-
-
-def test_both_commands_answer_the_same_questions(tunes, monkeypatch, capsys):
+def test_both_commands_answer_the_same_questions(ask):
     """Of a folder and of its index; each option does what it says."""
-    monkeypatch.chdir(tunes)
-
-    def found(command, *words) -> list[str]:
-        assert answer(monkeypatch, command, *words, *TINY, "--json", "-") == 0
-        return names([json.loads(line) for line in capsys.readouterr().out.splitlines()])
 
     def both(query, *options) -> list[str]:
-        of_index = found(clamp3_index, "search", query, "index", *options)
-        assert found(clamp3_search, query, "in", *options) == of_index, (query, options)
+        of_index = names(ask(clamp3_index, "search", query, "index", *options))
+        assert names(ask(clamp3_search, query, "in", *options)) == of_index, (query, options)
         return of_index
 
     alone = both("in/5.abc", "--top_k", "30")
@@ -208,36 +219,36 @@ def test_both_commands_answer_the_same_questions(tunes, monkeypatch, capsys):
     others = both("in/5.abc", *several, "--not_itself")
     assert not {"5.abc", "copy of 5.abc", "7.abc", "9.abc", "3.abc"} & set(others) and len(others) == 22
     assert both("in/5.abc", "--also", "in/copy of 5.abc", "--top_k", "30") == alone
-    assert set(both("in/5.abc", "--top_k", "2", "--diverse")) != set(alone[:2])
+    assert set(both("a slow air", "--top_k", "5", "--diverse")) != set(both("a slow air", "--top_k", "5"))
     assert both("in/5.abc", "--top_k", "30", "--diverse", "0") == alone
 
 
-def test_metadata_and_the_index_as_a_folder_of_references(tunes):
-    for command in ([SEARCH, "in/5.abc", "index"], [INDEX, "search", "in/5.abc", "index"]):
-        found = asked(tunes, *command, "--where", "collection=Essen", "--where", "year<1810", "--top_k", "30")
+def test_metadata_and_the_index_as_a_folder_of_references(ask, refused):
+    for command in ((clamp3_search, "in/5.abc", "index"), (clamp3_index, "search", "in/5.abc", "index")):
+        found = ask(*command, "--where", "collection=Essen", "--where", "year<1810", "--top_k", "30")
         assert sorted(names(found)) == ["1.abc", "3.abc", "5.abc", "7.abc", "9.abc"]
-        done = run_forked(*command, "--where", "colour=red", *TINY, cwd=tunes, check=2)
-        assert done.stderr.strip() == "error: no file has metadata in a column colour; columns: collection, year"
-    done = run_forked(SEARCH, "in/5.abc", "in", "--where", "year<1810", *TINY, cwd=tunes, check=2)
-    assert "a folder has no metadata" in done.stderr
+        said = refused(*command, "--where", "colour=red")
+        assert said.strip() == "no file has metadata in a column colour; columns: collection, year"
+    said = refused(clamp3_search, "in/5.abc", "in", "--where", "year<1810")
+    assert "a folder has no metadata" in said and "clamp3_index.py build INDEX in --metadata FILE.csv" in said
 
 
-def test_query_and_index_in_either_order_and_texts_named_like_folders(tunes, tmp_path):
-    first = asked(tunes, INDEX, "search", "a slow air", "index")
-    assert first == asked(tunes, INDEX, "search", "index", "a slow air")
+def test_query_and_index_in_either_order_and_texts_named_like_folders(ask, refused):
+    first = ask(clamp3_index, "search", "a slow air", "index")
+    assert first == ask(clamp3_index, "search", "index", "a slow air")
     assert Path(first[0]["file"]).name == "=1+1.txt" and first[0]["cosine"] == pytest.approx(1, abs=1e-5)
-    done = run_forked(INDEX, "search", "index", "index", *TINY, cwd=tunes, check=2)
-    assert "both index and index are indexes; if the first is the query, a text, say so by --text" in done.stderr
-    assert asked(tunes, INDEX, "search", "index", "index", "--text")[0]["query"] == "index"
-    assert "there is no index in in;" in run_forked(INDEX, "search", "x", "in", *TINY, cwd=tunes, check=2).stderr
+    said = refused(clamp3_index, "search", "index", "index")
+    assert "both index and index are indexes; if the first is the query, a text, say so by --text" in said
+    assert ask(clamp3_index, "search", "index", "index", "--text")[0]["query"] == "index"
+    assert "there is no index in in;" in refused(clamp3_index, "search", "x", "in")
     for text in ("in", "5.abc"):
-        assert "--text" in run_forked(SEARCH, text, "in", *TINY, cwd=tunes, check=2).stderr
-        assert asked(tunes, SEARCH, text, "in", "--text")[0]["query"] == text
+        assert "--text" in refused(clamp3_search, text, "in")
+        assert ask(clamp3_search, text, "in", "--text")[0]["query"] == text
 
 
 def test_csv_is_safe_and_whole(tunes, tmp_path):
-    command = (INDEX, "search", "=cmd|x", "index", "--top_k", "30", *TINY)
-    run_forked(*command, "--csv", tmp_path / "found.csv", "--json", tmp_path / "found.jsonl", cwd=tunes)
+    command = ("clamp3_index.py", "search", "=cmd|x", tunes / "index", "--top_k", "30", *TINY)
+    run_forked(*command, "--csv", tmp_path / "found.csv", "--json", tmp_path / "found.jsonl")
     with open(tmp_path / "found.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     records = lines(tmp_path / "found.jsonl")
@@ -245,7 +256,16 @@ def test_csv_is_safe_and_whole(tunes, tmp_path):
     assert [float(row["cosine"]) for row in rows] == [record["cosine"] for record in records]
     assert {row["query"] for row in rows} == {"'=cmd|x"}
     assert {row["metadata.collection"] for row in rows} == {"'@Aird", "Essen", ""}
-    assert run_forked(*command, "--csv", "-", cwd=tunes).stdout == (tmp_path / "found.csv").read_text(encoding="utf-8")
+    assert run_forked(*command, "--csv", "-").stdout == (tmp_path / "found.csv").read_text(encoding="utf-8")
+
+
+def test_what_there_is_to_say_of_queries_is_said(tunes):
+    """Here of letters that the small model does not know, and of a score that was mended."""
+    (tunes / "odd.abc").write_text(f"X:1\nL:1/8\nM:4/4\nK:C\nCDEF GABc|{'C/D/' * 40}|\n")
+    done = run_forked(CODE / "clamp3_search.py", "a slow air", "in", "--also", "静かな曲", "odd.abc", *TINY, cwd=tunes)
+    assert "note: 静かな曲: the model's tokenizer does not know 3 of 4 letters" in done.stderr
+    assert re.search("^note: odd.abc: music without barlines, cut into 3 bars", done.stderr, re.MULTILINE)
+    assert "note:" not in run_forked(CODE / "clamp3_search.py", "ein Walzer, 中国民歌", "in", *TINY, cwd=tunes).stderr
 
 
 @pytest.mark.parametrize(
@@ -259,8 +279,5 @@ def test_csv_is_safe_and_whole(tunes, tmp_path):
         (("q", "index", "--where", "year"), "is no condition"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(tunes, monkeypatch, capsys, words, said):
-    monkeypatch.chdir(tunes)
-    with pytest.raises((SystemExit, UserError)) as error:
-        answer(monkeypatch, clamp3_index, "search", *words, *TINY)
-    assert said in f"{error.value} {capsys.readouterr().err}"
+def test_options_that_make_no_sense_are_refused(refused, words, said):
+    assert said in refused(clamp3_index, "search", *words)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from clamp3.formats.midi import midi_to_mtf, mtf_to_midi
-from corpus import folk_tunes
 from notes import INSTRUMENTS, contour, read_melody, to_mtf, to_sound
 
 HEAD = "L:1/8\nM:4/4\nK:D\nV:1 treble\n"
@@ -43,9 +42,8 @@ def test_copies_share_their_contour():
     assert contour(read_melody(HEAD + tune)) != contour(read_melody(HEAD + copy))
 
 
-def test_the_corpus_reads_as_midi_that_comes_back():
-    tunes = list(folk_tunes())[::100]
-    for tune in tunes:
+def test_the_corpus_reads_as_midi_that_comes_back(corpus_tunes):
+    for tune in corpus_tunes[::100]:
         melody = read_melody(tune.abc)
         assert melody.notes, tune.name
         assert all(0 < note.length < 40 for note in melody.notes), tune.name

@@ -16,14 +16,16 @@ def test_what_docs_search_says_runs(tmp_path, monkeypatch, capsys):
     for name in ("QUERY.abc", "tune.abc", "FOLDER/a.abc", "QUERIES/a.abc"):
         (tmp_path / name).write_text(TUNE)
     (tmp_path / "FOLDER" / "b.txt").write_text("a reel\nan air")
+    (tmp_path / "tunes.csv").write_text("file,collection,year\na.abc,Essen,1840\n")
     monkeypatch.chdir(tmp_path)
     commands = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
-    assert len(commands) == 6
+    assert len(commands) == 12
     for command in commands:
         _python, script, *words = shlex.split(command)
         name = script.removesuffix(".py").removeprefix("clamp3_")
         module = importlib.import_module(f"clamp3.cli.commands.{name}")
-        assert answer(monkeypatch, module, *words, "--variant", "tiny") == 0, command
+        model = ("--variant", "tiny") if "duplicates" not in words else ()
+        assert answer(monkeypatch, module, *words, *model) == 0, command
     assert (tmp_path / "found.jsonl").stat().st_size
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):

@@ -11,7 +11,6 @@ from clamp3.models.releases import TINY
 from clamp3.search.metrics import metrics
 from clamp3.search.ranking import ranks_of_pairs
 from conftest import run_forked
-from corpus import folk_tunes
 from descriptions import full_description
 from notes import contour, read_melody, to_mtf, to_sound
 
@@ -19,8 +18,8 @@ TUNES = 200  # of the held-out ones: every fifth
 
 
 @pytest.fixture(scope="module")
-def everything():
-    return {tune.name: tune for tune in folk_tunes()}
+def everything(corpus_tunes):
+    return {tune.name: tune for tune in corpus_tunes}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +46,7 @@ def test_what_is_shipped_is_small():
     assert sum(path.stat().st_size for path in TINY.rglob("*") if path.is_file()) < 24e6
 
 
+@pytest.mark.slow
 def test_the_held_out_tunes_are_those_of_the_recipe_and_have_no_copies_in_training(everything, held_out):
     tunes = list(everything.values())
     melodies = [read_melody(tune.abc) for tune in tunes]

@@ -8,7 +8,14 @@ import pytest
 
 from clamp3.errors import UserError
 from clamp3.inputs.encoder import InputEncoder
-from clamp3.inputs.tokenizer import SHIPPED, Tokenizer, _from_transformers, load_tokenizer, shipped_tokenizer
+from clamp3.inputs.tokenizer import (
+    SHIPPED,
+    Tokenizer,
+    _from_transformers,
+    load_tokenizer,
+    shipped_tokenizer,
+    unknown_letters,
+)
 from clamp3.models.releases import TINY
 from clamp3.sizes import XLM_R_BASE, ModelSizes
 from conftest import BIN, ROOT, run, save_tokenizer
@@ -66,6 +73,17 @@ def test_small_models_ids_are_those_of_transformers(tmp_path):
         for name in ("bos", "cls", "eos", "sep", "pad", "unk", "mask"):
             assert getattr(ours, f"{name}_token") == getattr(theirs, f"{name}_token")
             assert getattr(ours, f"{name}_token_id") == getattr(theirs, f"{name}_token_id")
+
+
+def test_scripts_that_a_model_does_not_know_are_said(encoder):
+    """The small model knows five languages, XLM-R all; what is written with known letters gets no remark."""
+    small = load_tokenizer(str(TINY / "text"))
+    texts = {name: entry["text"] for name, entry in RECORDED["texts"].items()}
+    unknown = {name for name, text in texts.items() if unknown_letters(small, text)}
+    others = "bg ru uk sr el ar fa he ur hi bn ta te th ja ko ka hy am zh zh-Hant"  # Chinese that no folk song has
+    assert unknown == set(others.split())
+    assert not any(unknown_letters(encoder.tokenizer, text) for text in texts.values())
+    assert not unknown_letters(small, "中国民歌, Chinese folk song für Kinder, canción")
 
 
 def test_no_network_is_needed():

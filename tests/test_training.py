@@ -260,6 +260,7 @@ def test_frozen_parts_stay_as_they_are_bit_for_bit(trainer_of):
     assert changed == {"symbolic_model", "symbolic_proj"}
 
 
+@pytest.mark.slow
 def test_m3_reconstructs_bars_that_it_has_not_seen_far_better_than_chance(small_model, tmp_path):
     """After two epochs on 200 tunes. Chance: characters by how often they occur."""
     write_training_data(tmp_path / "data", 240)
@@ -771,6 +772,7 @@ def children_of(process: int) -> list[int]:
     return [int(line) for line in found.stdout.split()]
 
 
+@pytest.mark.slow
 def test_two_nodes_train_audio_and_stop_together_at_a_bad_loss(environment, training_data, tmp_path):
     """Two agents on the loopback. In the second run an item's features overflow."""
     data = tmp_path / "data"

@@ -1,9 +1,10 @@
 """The commands: what each is called, as a script and after `clamp3`."""
 
 import re
+import shlex
 import sys
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,19 @@ SCRIPT = re.compile(
     r"(?P<launcher>\b(?:accelerate launch|torchrun|python -m torch\.distributed\.launch)\b.*? )?"
     rf"(?<![\w./-])(?:python )?(?:code/|preprocessing/\w+/)?\b(?P<script>{'|'.join(map(re.escape, SCRIPTS))})\b"
 )
+# A whole command that a message advises; those of docstrings begin with "python".
+INDEX_COMMAND = re.compile(r"(?<![\w./-])(?<!python )clamp3_index\.py(?= (?:add|build|check|remove|repair) \S)")
 
 
 def as_called(text: str) -> str:
-    """`text`, which calls commands by their scripts' names, with those after `clamp3` if this one was called so."""
-    return for_console(text) if sys.argv[0].removeprefix("clamp3 ") in COMMANDS else text
+    """`text`, which calls commands by their scripts' names, with those after `clamp3` if this one was called so.
+
+    Else commands of an index, with their words, become ones that can be pasted where this one was given.
+    """
+    if sys.argv[0].removeprefix("clamp3 ") in COMMANDS:
+        return for_console(text)
+    script = shlex.quote(str(Path(sys.argv[0]).parent / "clamp3_index.py"))
+    return INDEX_COMMAND.sub(lambda _: f"python {script}", text)
 
 
 def for_console(text: str) -> str:

@@ -78,11 +78,11 @@ def print_weights(origin: Mapping[str, Any]) -> None:
     print_line(f"features made by {origin['weights']}{known}")
 
 
-def print_line(text: str) -> None:
-    """Print `text` in one line, whatever the file names in it hold."""
+def print_line(text: str, to: TextIO | None = None) -> None:
+    """Print `text` in one line, whatever the file names in it hold, to standard output or `to`."""
     from clamp3.io.reports import printable
 
-    print(printable(text))
+    print(printable(text), file=to)
 
 
 # ---------- reports ----------
@@ -160,14 +160,16 @@ def print_collection(collection: "Collection") -> None:
     print_issues("failed", collection.failures)
 
 
-def print_changes(changes: "Changes") -> None:
-    """Print what an update of an index has done."""
+def print_changes(changes: "Changes", index: Path) -> None:
+    """Print what an update of `index` has done."""
+    from clamp3.io.reports import quoted
+
     others = f", {changes.ignored} of other kinds" if changes.ignored else ""
     known = f" ({changes.copied} of them known by content)" if changes.copied else ""
     print(f"{changes.added} files added{known}, {changes.unchanged} unchanged, {len(changes.failures)} failed{others}")
     if changes.missing:
-        remedy = as_called("clamp3_index.py remove --missing")
-        print(f"{changes.missing} files of the index are no longer there; {remedy}")
+        remedy = as_called(f"clamp3_index.py remove {quoted(index)} --missing")
+        print_line(f"{changes.missing} files of the index are no longer there; {remedy} forgets them")
     print_issues("neither files nor folders", changes.skipped)
     print_issues("damaged, but read", changes.repairs)
     print_issues("failed", changes.failures)

@@ -1,11 +1,12 @@
 """What the commands that search share: the options that say what for, and how the answers are shown and saved."""
 
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from clamp3.cli.options import add_calibration_option, add_csv_option, positive
-from clamp3.cli.output import print_found, save_csv, save_json, shown_explanation, shown_passage
+from clamp3.cli.output import print_found, print_line, save_csv, save_json, shown_explanation, shown_passage
 
 if TYPE_CHECKING:
     from clamp3.search.answering import Question
@@ -30,9 +31,9 @@ def add_search_options(parser: ArgumentParser) -> None:
     )
     add(
         "--diverse",
-        type=_share,
+        type=share,
         nargs="?",
-        const=0.5,
+        const=0.3,
         default=0.0,
         metavar="SHARE",
         help="answers that are unlike each other: 0 not at all, 1 above all; without a number %(const)s",
@@ -41,7 +42,7 @@ def add_search_options(parser: ArgumentParser) -> None:
     add_csv_option(parser)
 
 
-def _share(text: str) -> float:
+def share(text: str) -> float:
     """An argparse type: a number from 0 to 1."""
     if not 0 <= (number := float(text)) <= 1:
         raise ValueError
@@ -73,6 +74,7 @@ def question_of(args: Namespace) -> "Question":
         k=args.top_k,
         diversity=args.diverse,
         calibrate=args.calibrate,
+        note=lambda remark: print_line(f"note: {remark}", sys.stderr),
     )
 
 

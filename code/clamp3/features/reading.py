@@ -97,9 +97,9 @@ def plain(encoder: InputEncoder) -> InputEncoder:
 
 
 def read_in_processes(
-    read: Callable[[Path, Note], np.ndarray], paths: Sequence[Path], chosen: Collection[int], processes: Processes
+    read: Callable[[Path, Note], Any], paths: Sequence[Path], chosen: Collection[int], processes: Processes
 ) -> Iterator[Item]:
-    """The items of the files at the places `chosen` in `paths`, in any order; `read` returns a file's sequence."""
+    """The items of the files at the places `chosen` in `paths`, in any order; `read` returns a file's content."""
     places: dict[Path, list[int]] = {}
     for index in sorted(chosen):
         places.setdefault(paths[index], []).append(index)
@@ -111,7 +111,7 @@ def read_in_processes(
                 yield Item(index, _modality(path), outcome.content, error or None, list(outcome.warnings))
 
 
-def read_job(read: Callable[[Path, Note], np.ndarray], job: Job) -> Outcome:
+def read_job(read: Callable[[Path, Note], Any], job: Job) -> Outcome:
     """What `read` makes of a file, as content, in a process of its own."""
     item = read_item(Item(0, _modality(job.source)), partial(read, job.source))
     failure = None if item.error is None else describe_error(item.error)

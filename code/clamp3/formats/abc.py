@@ -188,7 +188,7 @@ def interleave(abc: str, note: Note = warn) -> str:
 
 def _on_one_line(music: str) -> str:
     """`music` with spaces for line ends, where there are none beside them."""
-    return re.sub(r"\n(?=\s)|(?<=\s)\n", "", music).replace("\n", " ")
+    return re.sub(r"\n(?=\s)|(?<=\s)\n", "", music).replace("\n", " ") if "\n" in music else music
 
 
 def is_interleaved(abc: str) -> bool:
@@ -484,6 +484,9 @@ def _one_barline(first: str, second: str) -> str:
 
 def _cut_long_bars(voices: dict[str, Voice], header: str, note: Note) -> None:
     """Cut bars that are longer than a patch where phrases end, if they have no metre or last twice as long as it."""
+    longest = [max(len(bar[part]) for voice in voices.values() for bar in voice.bars) for part in (0, 1)]
+    if sum(longest) + max(len(f"[V:{name}]") for name in voices) <= ROOM:
+        return
     metre, compound = _metre(header), COMPOUND_METRE.search(header) is not None
     lengths = [unit_length(header, Fraction(1, 8))] * len(voices)
     barless = all(len(voice.bars) == 1 for voice in voices.values())

@@ -4,6 +4,7 @@ import hashlib
 import lzma
 import tempfile
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ SPECIAL_TOKENS = {
 PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 # What a tokenizer_config.json may say, beside the special tokens, that changes no ids.
 IDLE_SETTINGS = {"add_prefix_space", "backend", "model_max_length", "tokenizer_class", "clean_up_tokenization_spaces"}
+MANY_UNKNOWN = 1 / 3  # of a text's letters
+SHOWN_LETTERS = 10
 _lock = threading.Lock()  # a tokenizer that encodes in one thread refuses to in another ("Already borrowed")
 
 
@@ -206,3 +209,29 @@ def token_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """`text` with the special tokens around it -> ids (tokens,). Safe in threads."""
     with _lock:
         return np.array(tokenizer(text, verbose=False)["input_ids"], np.int64)
+
+
+def unknown_letters(tokenizer: Tokenizer, text: str) -> str | None:
+    """A remark where `tokenizer` does not know many of the letters: the model has hardly learned such a language."""
+    if text.isascii() or not getattr(tokenizer, "is_fast", True):
+        return None
+    with _lock:
+        encoding = tokenizer(text, verbose=False, return_offsets_mapping=True)
+    letters = [place for place, character in enumerate(text) if character.isalpha()]
+    unknown = _unknown_places(encoding["offset_mapping"], encoding["input_ids"], tokenizer.unk_token_id)
+    unknown &= set(letters)
+    if len(unknown) <= MANY_UNKNOWN * len(letters):
+        return None
+    seen = "".join(dict.fromkeys(text[place] for place in sorted(unknown)))[:SHOWN_LETTERS]
+    return (
+        f"the model's tokenizer does not know {len(unknown)} of {len(letters)} letters ({seen}), so the model may not "
+        "know the language"
+    )
+
+
+def _unknown_places(offsets: list[tuple[int, int]], ids: list[int], unk_token_id: int | None) -> set[int]:
+    """The places of characters without a token of their own: the unknown one stands for them, or one for each byte."""
+    tokens_within = Counter(first for first, last in offsets if last - first == 1)
+    in_bytes = {place for place, count in tokens_within.items() if count > 1}
+    spans = (range(*span) for span, number in zip(offsets, ids, strict=True) if number == unk_token_id)
+    return in_bytes.union(*spans)

@@ -1,6 +1,7 @@
 """What happened to single files: issues and their reasons, the report of a run, and names that are safe to show."""
 
 import json
+import shlex
 import unicodedata
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -83,6 +84,11 @@ def printable(text: str) -> str:
         character if character.isprintable() or unicodedata.category(character) == "Zs" else _escaped(character)
         for character in text
     )
+
+
+def quoted(path: Path) -> str:
+    """`path` as a word of a shell's command, to be pasted."""
+    return shlex.quote(str(path))
 
 
 def _escaped(character: str) -> str:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from clamp3.errors import UserError
+from clamp3.errors import Note, UserError, warn
 from clamp3.features.cache import FeatureCache
 from clamp3.features.embedder import Embedder
 from clamp3.io.files import content_hash
+from clamp3.io.reports import quoted
 from clamp3.search.calibration import Space
 from clamp3.search.collection import (
     Collection,
@@ -40,6 +41,7 @@ class Question:
     k: int = 10
     diversity: float = 0.0  # the share of `combining.diverse`
     calibrate: str = "none"  # one of calibration.METHODS
+    note: Note = warn  # is told what there is to say of the queries: damage, say, or letters that no token stands for
 
     @property
     def files(self) -> list[Path]:
@@ -72,6 +74,8 @@ def load_question(
     """The feature of all queries together. Raises UserError as `load_query`, and where they do not compare."""
     queries = question.query, *question.also, *question.without
     parts = [load_query(query, load_embedder, cache, question.as_text) for query in queries]
+    for issue in (issue for part in parts for issue in part.repairs):
+        question.note(f"{issue.file}: {issue.reason}")
     for part in parts[1:]:
         check_comparable(parts[0], part)
     first, *others = (part.features[0] for part in parts)
@@ -92,9 +96,10 @@ def search_collection(
     features differ in width, and for conditions on metadata, which a folder has none of.
     """
     if question.only.where:
+        folder = quoted(references.folder)
         raise UserError(
-            "a folder has no metadata: conditions need an index, as clamp3_index.py build INDEX FOLDER "
-            "--metadata FILE.csv makes it"
+            "a folder has no metadata: conditions need an index, which "
+            f"clamp3_index.py build INDEX {folder} --metadata FILE.csv makes"
         )
     wanted = load_question(question, load_embedder, cache)
     for part in wanted.parts:
@@ -145,7 +150,7 @@ def search_index(
     index's.
     """
     if not len(index):
-        raise UserError(f"{index.folder} is empty: clamp3_index.py add {index.folder} FOLDER")
+        raise UserError(f"{index.folder} is empty: clamp3_index.py add {quoted(index.folder)} FOLDER")
     wanted = load_question(question, load_embedder, cache)
     recorded = index.meta.get("identity")
     for part in wanted.parts:

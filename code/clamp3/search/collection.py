@@ -12,6 +12,7 @@ from clamp3.features.cache import FeatureCache, embed_files_once
 from clamp3.features.embedder import Embedder
 from clamp3.features.manifest import Maker, load_manifest
 from clamp3.formats.registry import extensions, format_of
+from clamp3.inputs.tokenizer import unknown_letters
 from clamp3.io.files import load_array
 from clamp3.io.folders import Plan, refuse_special, special_inputs, walk
 from clamp3.io.reports import FileIssue, describe_error
@@ -109,8 +110,12 @@ def load_query(
     if not query.strip():
         raise UserError("the query is empty: give a text in quotes, or a file")
     embedder = load_embedder()
+    remark = unknown_letters(embedder.tokenizer, query)
     return Collection(
-        Path(), [query], embedder.embed_text([query]), weights=embedder.weights, fingerprint=embedder.fingerprint
+        *(Path(), [query], embedder.embed_text([query])),
+        repairs=[FileIssue(query, remark)] if remark else [],
+        weights=embedder.weights,
+        fingerprint=embedder.fingerprint,
     )
 
 

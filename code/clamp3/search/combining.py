@@ -8,7 +8,7 @@ from clamp3.errors import UserError
 from clamp3.search.ranking import normalized
 
 WITHOUT = 0.5  # what a cosine with a query that is subtracted counts, where one that is added counts 1
-DIVERSE = 0.5  # what being unlike other answers counts, where that is asked for; closeness to the query: the rest
+DIVERSE = 0.3  # what being unlike other answers counts, where that is asked for; closeness to the query: the rest
 POOL = 100  # candidates from which diverse answers are chosen, at least
 POOL_FACTOR = 10  # and for each answer that is wanted
 VANISHED = 1e-3  # of a combined query's length, below which nothing but rounding is left of it

@@ -51,7 +51,7 @@ class Condition:
         found = CONDITION.fullmatch(text.strip())
         if not found or not found["column"]:
             raise UserError(f'"{text}" is no condition: say COLUMN=VALUE, or != < <= > >= in place of =')
-        known = ", ".join(sorted(columns)) or "none: clamp3_index.py add INDEX FOLDER --metadata FILE.csv gives some"
+        known = ", ".join(sorted(columns)) or "none; clamp3_index.py add INDEX FOLDER --metadata FILE.csv gives some"
         raise UserError(f"no file has metadata in a column {found['column']}; columns: {known}")
 
     def checked(self) -> "Condition":

@@ -22,6 +22,7 @@ from clamp3.features.passages import Passage
 from clamp3.inputs.passages import BARS, LINES, SECONDS, Span
 from clamp3.io.files import atomic_write, remove_orphans
 from clamp3.io.folders import JUNK_FILES
+from clamp3.io.reports import quoted
 from clamp3.modalities import AUDIO, SYMBOLIC, TEXT
 from clamp3.search.calibration import Space
 from clamp3.search.combining import diverse, pool_size
@@ -197,9 +198,8 @@ class Index(Store):
     ) -> list[tuple[float, Entry, Span]]:
         """What `search` returns for passages; `query` (hidden,) is of length one."""
         if "with_passages" not in self.meta:
-            raise UserError(
-                f"{self.folder} has no passages: clamp3_index.py add {self.folder} FOLDER --passages makes them"
-            )
+            folder = quoted(self.folder)
+            raise UserError(f"{folder} has no passages: clamp3_index.py add {folder} FOLDER --passages makes them")
         if self._slices[0] is not self.contents:
             self._slices = self.contents, self.slices()
         slices = self._slices[1]
@@ -312,7 +312,7 @@ class Index(Store):
             if problem := nearest_problem(self.folder, self.meta):
                 LOG.warning(
                     "%s %s: looking at all features instead; clamp3_index.py repair %s makes it anew",
-                    *(self.folder / name, problem, self.folder),
+                    *(self.folder / name, problem, quoted(self.folder)),
                 )
             else:
                 try:

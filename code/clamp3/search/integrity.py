@@ -26,7 +26,7 @@ import numpy as np
 from clamp3.errors import UserError
 from clamp3.inputs.passages import BARS, LINES, SECONDS
 from clamp3.io.files import atomic_write, parse_json
-from clamp3.io.reports import printable
+from clamp3.io.reports import printable, quoted
 from clamp3.search.passages import Slice, row_type, slice_sum
 
 DATABASE = "index.sqlite"
@@ -66,7 +66,8 @@ class Damaged(UserError):
 
     def __init__(self, file: Path, what: str, remedy: str | None = None):
         what = printable(what)  # which may hold a name out of a damaged record
-        super().__init__(f"{file} {what}; {remedy or f'clamp3_index.py repair {file.parent} mends the index'}")
+        usual = f"clamp3_index.py repair {quoted(file.parent)} mends the index"
+        super().__init__(f"{file} {what}; {remedy or usual}")
         self.file, self.what = file, what
 
 

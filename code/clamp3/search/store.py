@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from clamp3.errors import UserError
+from clamp3.io.reports import quoted
 from clamp3.search.integrity import (
     DATABASE,
     FILES,
@@ -182,4 +183,4 @@ def missing_index(folder: Path) -> UserError:
     if any(folder.glob(FILES["features"].format("*"))):
         what = "is missing, and with it what the features belong to"
         return Damaged(folder / DATABASE, what, f"remove {folder} and build the index again")
-    return UserError(f"there is no index in {folder}; clamp3_index.py build makes one")
+    return UserError(f"there is no index in {folder}; clamp3_index.py build {quoted(folder)} FOLDER makes one")

@@ -7,15 +7,18 @@ Bring it up to date, or add another folder; only files that are new or have chan
 With what a CSV file says of them, in a column "file" (relative to FOLDER) and any others:
     python clamp3_index.py add INDEX FOLDER --metadata tunes.csv
 Search it by a text or a file, among all or among one modality:
-    python clamp3_index.py search INDEX "a lively Irish reel"
-    python clamp3_index.py search INDEX QUERY.mid --modality audio --top_k 20 --json found.jsonl
+    python clamp3_index.py search "a lively Irish reel" INDEX
+    python clamp3_index.py search QUERY.mid INDEX --modality audio --top_k 20 --json found.jsonl
+(INDEX may come first, too.) More of what a search takes, such as --also, --without and --where: docs/search.md.
 Find the bars, seconds or lines in files, not only the files, in an index that was built with --passages:
     python clamp3_index.py build INDEX FOLDER --passages
-    python clamp3_index.py search INDEX QUERY.abc --passages --per_file 1
+    python clamp3_index.py search QUERY.abc INDEX --passages --per_file 1
 See what is in it; forget files or folders, or all files that are no longer there:
     python clamp3_index.py info INDEX
     python clamp3_index.py remove INDEX FOLDER/old
     python clamp3_index.py remove INDEX --missing
+See which files are there several times, byte by byte, note by note, in other versions and keys, or nearly:
+    python clamp3_index.py duplicates INDEX --csv duplicates.csv
 Look whether all of it is as it was written, and mend what is not:
     python clamp3_index.py check INDEX
     python clamp3_index.py repair INDEX
@@ -33,6 +36,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clamp3.cli.duplicates import add_duplicates_options
 from clamp3.cli.names import as_called
 from clamp3.cli.options import (
     add_embedding_options,
@@ -63,7 +67,7 @@ def main() -> int:
 def parse() -> Namespace:
     parser = script_parser(__doc__)
     commands = parser.add_subparsers(
-        dest="command", metavar="build|add|remove|info|search|check|repair", required=True
+        dest="command", metavar="build|add|remove|info|search|duplicates|check|repair", required=True
     )
 
     def command(name: str, help_text: str) -> ArgumentParser:
@@ -97,7 +101,9 @@ def parse() -> Namespace:
     how.add_argument("--exact", dest="approximate", action="store_const", const=False, help="look at all of them")
     how.add_argument("--approximate", action="store_const", const=True, help="look at a part; default: if it is large")
     add_embedding_options(searching)
-    for answering in (informing, searching, checking, repairing):
+    finding = command("duplicates", "files that are there several times, or in other versions")
+    add_duplicates_options(finding)
+    for answering in (informing, searching, finding, checking, repairing):
         add_json_option(answering)
     args = parser.parse_args()
     if args.command == "search":
@@ -108,7 +114,9 @@ def parse() -> Namespace:
 def build(args: Namespace) -> int:
     """Make an index, unless it is there, and add a folder."""
     from clamp3.search.index import Index, is_index
+    from clamp3.search.indexing import check_indexable
 
+    check_indexable(args.folder, args.index)
     if not is_index(args.index):
         Index.create(args.index).close()
     return add(args)
@@ -130,7 +138,7 @@ def add(args: Namespace) -> int:
         forget_missing=True,
         passages=args.passages,
     )
-    print_changes(changes)
+    print_changes(changes, args.index)
     if changes.moved:
         print(f"{changes.moved} files have moved: their entries have the new names")
     if changes.forgotten:
@@ -233,8 +241,16 @@ def index_and_query(first: str, second: str, as_text: bool) -> tuple[Path, str]:
     return (Path(second), first) if indexes[-1] == second else (Path(first), second)
 
 
+def duplicates(args: Namespace) -> int:
+    """Show which files are the same."""
+    from clamp3.cli.duplicates import show_duplicates
+
+    return show_duplicates(args)
+
+
 def check(args: Namespace) -> int:
     """List what is broken."""
+    from clamp3.io.reports import quoted
     from clamp3.search import repair
 
     issues = repair.check(args.index)
@@ -243,18 +259,20 @@ def check(args: Namespace) -> int:
         print_line(f"nothing is broken in {args.index}")
         return 0
     print_issues("broken", issues, most=None)
-    print_line(f"{as_called('clamp3_index.py')} repair {args.index} mends what can be mended")
+    print_line(as_called(f"clamp3_index.py repair {quoted(args.index)} mends what can be mended"))
     return 1
 
 
 def mend(args: Namespace) -> int:
     """Make the index whole again, and name the files that it has lost."""
+    from clamp3.io.reports import quoted
     from clamp3.search import repair
     from clamp3.search.index import Index
 
     dropped = repair.repair(args.index)
     save_json(args.json, map(asdict, dropped))
-    print_issues(as_called("dropped (clamp3_index.py add, with their folders, embeds them again)"), dropped, most=None)
+    again = as_called(f"clamp3_index.py add {quoted(args.index)} FOLDER, with their folders, embeds them again")
+    print_issues(f"dropped ({again})", dropped, most=None)
     summary(Index(args.index))
     return 0
 
@@ -265,6 +283,7 @@ COMMANDS = {
     "remove": remove,
     "info": info,
     "search": search,
+    "duplicates": duplicates,
     "check": check,
     "repair": mend,
 }

@@ -8,6 +8,9 @@ With the small model that comes with the code, which needs no download:
     python clamp3_search.py "a slow air" REF_DIR --variant tiny
 With the bars and the words that make it so, by their shares of the cosine (docs/search.md):
     python clamp3_search.py "a lively Irish reel" REF_DIR --explain
+Other files like one of them, or what several queries have in common; docs/search.md tells more:
+    python clamp3_search.py REF_DIR/tune.abc REF_DIR --not_itself
+    python clamp3_search.py "a slow air" REF_DIR --also tune.abc --without "a waltz" --diverse --csv found.csv
 QUERY and the files under REF_DIR may be of any kinds that clamp3_embd.py takes: they are embedded on the way, and
 those that cannot be read are listed (exit code 1). For large or often searched folders make features first:
     python clamp3_embd.py REF_DIR FEATURES --get_global
