@@ -4,6 +4,8 @@ By a text in any language, in quotes:
     python clamp3_search.py "a lively Irish reel" REF_DIR
 By a file, for the 20 closest, as JSON lines too:
     python clamp3_search.py QUERY.mid REF_DIR --top_k 20 --json found.jsonl
+By a picture, which a network of its own puts into words first (docs/retrieval.md):
+    python clamp3_search.py PICTURE.jpg REF_DIR --captioner NAME_OR_FOLDER
 With the small model that comes with the code, which needs no download:
     python clamp3_search.py "a slow air" REF_DIR --variant tiny
 With the bars and the words that make it so, by their shares of the cosine (docs/search.md):

@@ -15,9 +15,9 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
-from clamp3.audio.mert import RENAMED, Mert, Window, batches, build_hubert
+from clamp3.audio.mert import RENAMED, Mert, build_hubert
 from clamp3.audio.mert_layers import Convolution, SpectralPosition
-from clamp3.audio.windows import WINDOW, windows
+from clamp3.audio.windows import WINDOW, Window, batches, windows
 from clamp3.errors import RepairWarning, UserError
 from clamp3.features.manifest import MANIFEST_FILE
 from clamp3.formats.audio import SAMPLING_RATE, read_audio, resampled

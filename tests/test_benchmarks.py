@@ -78,3 +78,13 @@ def test_memory_is_measured(tmp_path):
     printed = run(*command, "--json", tmp_path / "figures.json", cwd=ROOT).stdout
     [found] = json.loads((tmp_path / "figures.json").read_text()).values()
     assert "| as it is |" in printed and found["tunes"] > 0 and 100 < found["in_use_mb"] <= found["last_mb"] + 1
+
+
+def test_onnx_files_are_measured_against_the_model(tmp_path):
+    pytest.importorskip("onnxruntime")
+    command = [sys.executable, "benchmarks/export.py", "--quick", "--json", tmp_path / "figures.json"]
+    printed = run(*command, "--folder", tmp_path, cwd=ROOT).stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["quick"] and "SMALL models" in printed
+    assert figures["items_per_s"].keys() == {"abc", "text"} and len(figures["first_text_seconds"]) == 3
+    assert all(one["cosine_min"] > 0.999 for report in figures["reports"].values() for one in report)

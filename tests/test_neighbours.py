@@ -49,7 +49,7 @@ def test_an_embedder_is_pickled_in_every_precision(precision, used):
 def test_a_pickle_needs_no_file_and_other_text_models_have_theirs(tmp_path, small_model):
     from transformers import DistilBertConfig, DistilBertModel
 
-    from clamp3.features.embedder import lower_precision
+    from clamp3.features.towers import lower_precision
 
     tower = DistilBertModel(DistilBertConfig(vocab_size=10, dim=64, n_heads=1, n_layers=1, hidden_dim=128)).eval()
     lower_precision(tower, torch.bfloat16)

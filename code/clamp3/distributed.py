@@ -5,22 +5,20 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
-from clamp3.errors import UserError, is_out_of_memory
-from clamp3.io.workers import cores
+from clamp3.errors import UserError
+from clamp3.io.workers import own_cores
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-T = TypeVar("T")
-R = TypeVar("R")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # How long a process waits for the others where each works through its own share of the files and they meet only at the
 # end: as long as that takes. Launchers stop all processes when one dies. Training sets a timeout of minutes instead.
@@ -53,25 +51,6 @@ def checked_precision(name: str) -> str:
     return name
 
 
-def as_memory_allows(compute: Callable[[list[T]], Iterable[R]], batch: list[T]) -> list[R | None]:
-    """What `compute` makes of a batch, one result for each item; halved and tried again where memory runs out.
-
-    None stands for an item for which it does not suffice alone.
-    """
-    try:
-        return list(compute(batch))
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-    # Here the error is gone, and what it held with it.
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if len(batch) == 1:
-        return [None]
-    middle = len(batch) // 2
-    return [*as_memory_allows(compute, batch[:middle]), *as_memory_allows(compute, batch[middle:])]
-
-
 def start(
     device: str | None = None, threads: int | None = None, timeout: timedelta = SHARED_WORK_TIMEOUT
 ) -> "PartialState":
@@ -96,11 +75,6 @@ def start(
     if threads is not None:
         torch.set_num_threads(threads)
     return state
-
-
-def own_cores() -> int:
-    """This process's share of the machine's cores, among those that a launcher has started."""
-    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def start_alone(device: str | None = None, threads: int | None = None) -> torch.device:

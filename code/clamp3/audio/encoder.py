@@ -5,12 +5,14 @@ import importlib.util
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 
 from clamp3.errors import Note, UserError
+
+if TYPE_CHECKING:
+    import torch
 
 OWN = re.compile(r"(.+\.py):(\w+)")  # the file and the class of an encoder of one's own
 
@@ -22,7 +24,7 @@ class AudioEncoder(Protocol):
     rate: int  # Hz, of the waveforms that it takes
     window: float  # seconds of sound that a frame stands for
     width: int  # numbers in a frame; the audio tower's AUDIO_HIDDEN_SIZE
-    device: torch.device
+    device: Any  # a torch.device, or what has a `type` as that has
     identity: str | None  # tells it from others whose features do not compare; None: unknown, so nothing is cached
 
     def prepare(self, waveform: np.ndarray, note: Note) -> Any:
@@ -40,7 +42,7 @@ class AudioEncoder(Protocol):
 
 
 def load_audio_encoder(
-    name: "str | Path | AudioEncoder | None", device: str | torch.device | None, precision: str
+    name: "str | Path | AudioEncoder | None", device: "str | torch.device | None", precision: str
 ) -> AudioEncoder:
     """The audio encoder `name`: the folder or the hub's name of a MERT, by default the released one, or an object.
 

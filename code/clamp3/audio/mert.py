@@ -4,7 +4,6 @@ MERT-v1-95M is a plain HuBERT, so its weights go into transformers' HubertModel,
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +12,8 @@ import torch
 from torch.nn.utils import parametrize
 
 from clamp3.audio.mert_layers import Front, SpectralPosition
-from clamp3.audio.windows import WINDOW, windows
-from clamp3.distributed import PRECISIONS, as_memory_allows, checked_precision, usable_device
+from clamp3.audio.windows import BATCH_SECONDS, WINDOW, each_whole, windows
+from clamp3.distributed import PRECISIONS, checked_precision, usable_device
 from clamp3.errors import Note, UserError, warn
 from clamp3.io.files import parse_json
 from clamp3.io.wrong_files import AGAIN, problem_of_text_file
@@ -46,36 +45,6 @@ REQUIRED = {
 # The positional convolution's weights, as PyTorch named them before 2.0 and as it names them since.
 RENAMED = {"conv.weight_g": "conv.parametrizations.weight.original0"}
 RENAMED["conv.weight_v"] = "conv.parametrizations.weight.original1"
-# Enough to keep the arithmetic units busy; more makes no CPU faster, since activations then leave its caches.
-BATCH_SECONDS = {"cpu": 20, "other": 160}
-WAITING_BATCHES = 4  # bounds, in batches, what waits for more windows of its length
-
-
-@dataclass(frozen=True)
-class Window:
-    """A stretch of a track that the network takes at once."""
-
-    track: int
-    position: int
-    samples: np.ndarray
-
-
-def batches(items: Iterable[Window], batch_samples: float) -> Iterator[list[Window]]:
-    """Windows of one length together, without padding, which would change the norm over time in the first layer."""
-    waiting: dict[int, list[Window]] = {}  # by length
-    total = 0
-    for item in items:
-        length = len(item.samples)
-        batch = waiting.setdefault(length, [])
-        batch.append(item)
-        total += length
-        if (len(batch) + 1) * length > batch_samples:
-            total -= len(batch) * length
-            yield waiting.pop(length)
-        elif total > WAITING_BATCHES * batch_samples:
-            yield from waiting.values()
-            waiting, total = {}, 0
-    yield from waiting.values()
 
 
 class Mert:
@@ -139,31 +108,8 @@ class Mert:
 
         They are taken one by one, as the network gets to them.
         """
-        lengths: dict[int, int] = {}  # in windows, of the tracks that have been taken to their end
-        parts: dict[int, dict[int, np.ndarray]] = {}
-
-        def items() -> Iterator[Window]:
-            for track, cut in enumerate(sounds):
-                parts[track], position = {}, -1
-                for position, samples in enumerate(cut):
-                    yield Window(track, position, samples)
-                lengths[track] = position + 1
-
-        def whole() -> Iterator[tuple[int, np.ndarray]]:
-            for track in [track for track, length in lengths.items() if len(parts[track]) == length]:
-                done = parts.pop(track)
-                yield track, np.stack([done[position] for position in range(lengths.pop(track))], axis=1)
-
-        for batch in batches(items(), self.batch_seconds * SAMPLING_RATE):
-            for window, feature in zip(batch, as_memory_allows(self._forward, batch), strict=True):
-                if feature is None:
-                    raise MemoryError("there is not enough memory for 5 s of sound")
-                parts[window.track][window.position] = feature
-            yield from whole()
-        yield from whole()
-
-    def _forward(self, batch: list[Window]) -> np.ndarray:
-        return self.forward(np.stack([window.samples for window in batch]))
+        for index, layers in each_whole(sounds, self.forward, self.batch_seconds):
+            yield index, np.stack(layers, axis=1)
 
     @torch.inference_mode()
     def forward(self, waves: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from clamp3.cli.output import print_line
 from clamp3.cli.settings import Knobs, configured_path, load_knobs
 from clamp3.errors import UserError
 from clamp3.features.embedder import Embedder
+from clamp3.features.onnx_towers import OnnxTowers, is_onnx
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.m3 import M3Model
 from clamp3.models.pretrained import load_pretrained
@@ -49,6 +50,8 @@ def build_embedder(
         path = weights
         if not path.exists():
             raise UserError(f"--weights: there is no file or folder {path}")
+        if is_onnx(path):
+            return _of_onnx(path, model_class, options)
     elif variant == "tiny":
         path, sizes = TINY / ("m3.safetensors" if model_class is M3Model else "clamp3.safetensors"), tiny_sizes()
         options["mert"] = options.get("mert") or TINY / "mert"
@@ -69,6 +72,14 @@ def build_embedder(
         )
     options["mert"] = options.get("mert") or found.mert
     return Embedder(found.model, found.sizes, weights=found.path, **options)
+
+
+def _of_onnx(path: Path, model_class: type[CLaMP3Model] | type[M3Model], options: dict[str, Any]) -> Embedder:
+    if model_class is M3Model:
+        raise UserError(f"{path} holds towers of CLaMP 3 in ONNX, and M3Model's weights are needed")
+    towers = OnnxTowers.load(path, options.pop("device"), options.pop("precision"), None)
+    options["mert"] = options.get("mert") or towers.mert
+    return Embedder(towers, towers.sizes, weights=path, **options)
 
 
 def extraction_options(args: Namespace, device: torch.device | str | None) -> dict[str, Any]:
@@ -95,7 +106,8 @@ def embedder_loader(
     @cache
     def load() -> Embedder:
         epoch = getattr(args, "epoch", None)
-        options = extraction_options(args, device)
+        on_cpu = args.model_weights and is_onnx(args.model_weights)  # unless --device asks for another, and is refused
+        options = extraction_options(args, getattr(args, "device", None) if on_cpu else device)
         embedder = build_embedder(model_class, knobs, epoch, args.variant, args.model_weights, **options)
         if tell:
             print_line(f"weights: {embedder.weights} ({embedder.fingerprint})")

@@ -32,6 +32,7 @@ GROUPS = {
         Command("index", "clamp3_index.py"),
         Command("score", "clamp3_score.py"),
         Command("eval", "clamp3_eval.py"),
+        Command("map", "clamp3_map.py"),
         Command("mteb", "mteb_eval.py", keeps_work=True),
     ),
     "servers": (Command("web", "clamp3_web.py"), Command("mcp", "clamp3_mcp.py")),
@@ -53,6 +54,7 @@ GROUPS = {
         Command("convert midi2mtf", "preprocessing/midi/batch_midi2mtf.py", keeps_work=True),
         Command("convert mtf2midi", "preprocessing/midi/batch_mtf2midi.py", keeps_work=True),
         Command("convert weights"),
+        Command("export", "clamp3_export.py"),
     ),
     "installation": (Command("doctor", "clamp3_doctor.py"), Command("info")),
 }

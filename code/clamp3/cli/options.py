@@ -88,8 +88,7 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
 
 def worker_processes(args: argparse.Namespace) -> "Processes":
     """What the options of `add_worker_options` ask for."""
-    from clamp3.distributed import own_cores
-    from clamp3.io.workers import Processes
+    from clamp3.io.workers import Processes, own_cores
 
     return Processes(args.workers or own_cores(), args.time_limit, args.memory_limit)
 

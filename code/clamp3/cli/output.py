@@ -78,11 +78,11 @@ def print_weights(origin: Mapping[str, Any]) -> None:
     print_line(f"features made by {origin['weights']}{known}")
 
 
-def print_line(text: str) -> None:
-    """Print `text` in one line, whatever the file names in it hold."""
+def print_line(text: str, to: TextIO | None = None) -> None:
+    """Print `text` in one line, whatever the file names in it hold, to standard output or `to`."""
     from clamp3.io.reports import printable
 
-    print(printable(text))
+    print(printable(text), file=to)
 
 
 # ---------- reports ----------

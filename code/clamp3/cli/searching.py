@@ -1,11 +1,13 @@
 """What the commands that search share: the options that say what for, and how the answers are shown and saved."""
 
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from clamp3.cli.captions import add_captioner_option, captions_of
 from clamp3.cli.options import add_calibration_option, add_csv_option, positive
-from clamp3.cli.output import print_found, save_csv, save_json, shown_explanation, shown_passage
+from clamp3.cli.output import print_found, print_line, save_csv, save_json, shown_explanation, shown_passage
 
 if TYPE_CHECKING:
     from clamp3.search.answering import Question
@@ -39,6 +41,7 @@ def add_search_options(parser: ArgumentParser) -> None:
     )
     add_calibration_option(parser)
     add_csv_option(parser)
+    add_captioner_option(parser)
 
 
 def share(text: str) -> float:
@@ -59,20 +62,22 @@ def check_search_options(parser: ArgumentParser, args: Namespace) -> None:
 
 
 def question_of(args: Namespace) -> "Question":
-    """What the options ask for."""
+    """What the options ask for, with captions in place of pictures, which `args.captions` then has."""
     from clamp3.search.answering import Question
     from clamp3.search.filters import Filter
 
+    args.captions = {} if args.text else captions_of((args.query, *args.also, *args.without), args.captioner)
     return Question(
-        args.query,
-        also=tuple(args.also),
-        without=tuple(args.without),
+        args.captions.get(args.query, args.query),
+        also=tuple(args.captions.get(query, query) for query in args.also),
+        without=tuple(args.captions.get(query, query) for query in args.without),
         as_text=args.text,
         not_itself=args.not_itself,
         only=Filter(args.modality, args.kind, tuple(args.where)),
         k=args.top_k,
         diversity=args.diverse,
         calibrate=args.calibrate,
+        note=lambda remark: print_line(f"note: {remark}", sys.stderr),
     )
 
 
@@ -80,6 +85,9 @@ def give_answers(args: Namespace, found: Sequence[dict], explanations: Sequence[
     """Print what was found, and save it as the options say."""
     print_found(found, explanations)
     asked = {"query": args.query} | {name: vars(args)[name] for name in ("also", "without") if vars(args)[name]}
+    others = {query: caption for query, caption in args.captions.items() if query != args.query}
+    asked |= {"caption": args.captions[args.query]} if args.query in args.captions else {}
+    asked |= {"captions": others} if others else {}
     save_json(args.json, ({**asked, **record} for record in found))
     save_csv(args.csv, [_row({**asked, **record}) for record in found], ["query", "rank", "cosine", "file"])
 

@@ -1,6 +1,7 @@
 """Calls of an Embedder's `embed_*` methods: what they ask for, the types they return, and how they name items."""
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Number
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any, Concatenate, Literal, Protocol, TypeVar, cast, overload
 
 import numpy as np
-import torch
 
 from clamp3.formats.abc import has_notes
 from clamp3.formats.midi import is_mtf
@@ -20,8 +20,8 @@ from clamp3.io.reports import describe_error
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 KEY = re.compile(r"^K:", re.MULTILINE)  # the one field that all ABC has
-ONE_ITEM = (str, bytes, bytearray, memoryview, PathLike, Mapping, torch.Tensor)  # which are or may be iterable
-SOUNDS = (bytearray, memoryview, np.ndarray, torch.Tensor, tuple, list, Mapping)
+ONE_ITEM = (str, bytes, bytearray, memoryview, PathLike, Mapping)  # which are or may be iterable
+SOUNDS = (bytearray, memoryview, np.ndarray, tuple, list, Mapping)
 Errors = Literal["raise", "skip", "return"]
 Layers = Literal["last", "all"]
 
@@ -163,9 +163,15 @@ def overloaded(method: "Callable[Concatenate[Any, Sequence[T], ...], Any]") -> _
     return cast(_Bound[T], method)
 
 
+def is_tensor(item: Any) -> bool:
+    """Whether it is one of PyTorch, which is not imported for that."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(item, torch.Tensor)
+
+
 def as_list(method: str, items: Iterable[T]) -> list[T]:
     """The items of a call of `method`. Raises ValueError for one item in place of a list of them."""
-    is_list = isinstance(items, Iterable) and not isinstance(items, ONE_ITEM)
+    is_list = isinstance(items, Iterable) and not isinstance(items, ONE_ITEM) and not is_tensor(items)
     if isinstance(items, np.ndarray):  # a column of strings or objects, but no samples
         is_list = items.ndim == 1 and items.dtype.kind in "OU"
     elif isinstance(items, tuple):  # samples and their rate
@@ -218,7 +224,7 @@ def kind_of(item: Any) -> str:
         if b"MThd" in item[:32]:  # of a RIFF file too
             return "midi"
         return "musicxml" if start == b"<" or item.startswith(b"PK") else "sound"
-    return "sound" if isinstance(item, SOUNDS) or hasattr(item, "read") else "unknown"
+    return "sound" if isinstance(item, SOUNDS) or is_tensor(item) or hasattr(item, "read") else "unknown"
 
 
 def numbered(items: Sequence[Any], noun: str = "item") -> list[str]:

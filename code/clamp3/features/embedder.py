@@ -1,25 +1,24 @@
-"""Sequences -> segments -> batches -> features. `Embedder` is the library's front door."""
+"""Sequences -> segments -> batches -> features. `Embedder` is the library's front door.
+
+PyTorch is imported where a model in PyTorch is loaded: ONNX files do without.
+"""
 
 import contextlib
 import hashlib
-import os
 import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, replace
 from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, overload
 
 import numpy as np
-import torch
-from torch import nn
 from tqdm import tqdm
 
 from clamp3.audio.encoder import AudioEncoder, audio_encoder_identity, load_audio_encoder
-from clamp3.distributed import PRECISIONS, as_memory_allows, checked_precision, usable_device
 from clamp3.errors import Note, UserError, warn
 from clamp3.features.calls import (
     Errors,
@@ -37,44 +36,39 @@ from clamp3.features.calls import (
     overloaded,
 )
 from clamp3.features.memory import return_freed_memory
+from clamp3.features.onnx_towers import OnnxTowers, is_onnx
 from clamp3.features.reading import READING_VERSION, Item, in_thread, is_sound, read_item, read_raw, read_sounds
 from clamp3.formats.registry import format_of
 from clamp3.inputs.encoder import InputEncoder
-from clamp3.inputs.patchilizer import PAD_ID
 from clamp3.inputs.segments import batches, cut, pad
-from clamp3.inputs.tokenizer import Tokenizer, load_tokenizer
+from clamp3.inputs.tokenizer import Tokenizer
+from clamp3.io.memory import as_memory_allows
 from clamp3.io.reports import describe_error
 from clamp3.io.workers import Processes
 from clamp3.modalities import AUDIO, MODALITIES, SAMPLING_RATE, SYMBOLIC, TEXT
-from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.hub import upload_folder
-from clamp3.models.layers import is_packable, masked_mean
-from clamp3.models.m3 import M3Model, M3PatchEncoder
-from clamp3.models.pretrained import find_pretrained
-from clamp3.models.saving import save_model
-from clamp3.models.text import check_vocabulary
-from clamp3.models.weight_files import fingerprint
-from clamp3.models.weights import source_of
 from clamp3.sizes import ModelSizes
 
 if TYPE_CHECKING:
     import mido
+    import torch
+    from torch import nn
 
     from clamp3.features.explanation import Explanation
     from clamp3.features.passages import Passage
+    from clamp3.features.towers import Towers
+    from clamp3.models.clamp3 import CLaMP3Model
+    from clamp3.models.m3 import M3Model
 
     Midi: TypeAlias = str | Path | bytes | mido.MidiFile
+    Samples: TypeAlias = np.ndarray | torch.Tensor
+    Sound: TypeAlias = str | Path | bytes | BinaryIO | Samples | tuple[Samples, int]
 
 # Enough to keep the arithmetic units busy; more makes no CPU faster, since activations then leave its caches.
 BATCH_TOKENS = {"cpu": 2048, "other": 32768}
 # Batches sorted together: the more, the less padding; a bound on what waits in memory.
 CHUNK_BATCHES = 16
-_preparing = threading.RLock()  # held while an Embedder, of several threads perhaps, gets itself ready
-
-_first_process: int | None = None  # that has computed here; its forks inherit this, but not the threads of torch
-
-Samples = np.ndarray | torch.Tensor
-Sound = str | Path | bytes | BinaryIO | Samples | tuple[Samples, int]
+_preparing = threading.RLock()  # held while an Embedder, of several threads perhaps, loads its audio encoder
 
 
 def _unit_length(feature: Any) -> Any:
@@ -94,17 +88,6 @@ def _chunks(items: Iterable[Item], chunk_tokens: int) -> Iterator[list[Item]]:
             yield waiting.pop(item.modality)
             tokens[item.modality] = 0
     yield from waiting.values()
-
-
-def _check_process() -> None:
-    """Raise UserError where to compute would wait for ever: for threads that a fork of this process has lost."""
-    global _first_process
-    _first_process = _first_process or os.getpid()
-    if _first_process != os.getpid() and torch.get_num_threads() > 1:
-        raise UserError(
-            "this process was forked from one that had loaded a model, and the threads of torch are lost in it: start "
-            'processes by spawn (multiprocessing.get_context("spawn")), or call torch.set_num_threads(1) in them'
-        )
 
 
 def _are_features(items: Any) -> bool:
@@ -132,9 +115,9 @@ class Embedder(InputEncoder):
 
     def __init__(
         self,
-        model: CLaMP3Model | M3Model,
+        model: "CLaMP3Model | M3Model | OnnxTowers",
         sizes: ModelSizes,
-        device: str | torch.device | None = None,
+        device: "str | torch.device | None" = None,
         precision: str = "fp32",
         batch_tokens: int | None = None,
         mert: str | Path | AudioEncoder | None = None,
@@ -144,6 +127,7 @@ class Embedder(InputEncoder):
     ):
         """The model is taken over: it goes to the device and into evaluation mode, and loses its unused poolers.
 
+        It may be OnnxTowers in its place, whose device and precision are their own.
         `batch_tokens` bounds a padded batch (tokens, patches or frames); None takes what suits the device. `mert` is
         what listens to raw sound: a MERT's folder or name on the hub, by default the released one's, which is loaded
         when sound is first embedded, or any AudioEncoder. `weights` is the file that the model was loaded from; a
@@ -153,22 +137,19 @@ class Embedder(InputEncoder):
         In bf16 and fp16 the layers compute in that precision; embeddings, means and projections stay in float32.
         """
         super().__init__(sizes, as_is)
-        self.device = usable_device(device)
-        self.precision = checked_precision(precision)
+        self._towers = model if isinstance(model, OnnxTowers) else _in_torch(model, device, precision)
         given = None if batch_tokens is None else checked_count("batch_tokens", batch_tokens, 1)
         self.batch_tokens = given or BATCH_TOKENS["cpu" if self.device.type == "cpu" else "other"]
         self.audio_encoder_name = mert
         self.processes = processes
-        self._model = model.eval()
         self.weights = weights
-        self._ready: set[str] = set()
         self._audio_encoder: AudioEncoder | None = None
 
     @classmethod
     def from_pretrained(
         cls,
         weights: str | Path = "saas",
-        device: str | torch.device | None = None,
+        device: "str | torch.device | None" = None,
         precision: str = "fp32",
         batch_tokens: int | None = None,
         sizes: ModelSizes | None = None,
@@ -186,9 +167,17 @@ class Embedder(InputEncoder):
         is there, else from the Hugging Face cache, where it is downloaded once. "tiny" is the small model that lies in
         the package, with its own MERT. With `towers`, some of "text", "symbolic" and "audio", only these are read, and
         of a folder on the hub only these downloaded. `sizes` are those of weights that do not say them themselves.
-        With `as_is`, symbolic text is not interleaved first, as in the original.
+        With `as_is`, symbolic text is not interleaved first, as in the original. A folder of ONNX files, which
+        `clamp3 export` has written, is run by onnxruntime on the CPU, in the precision that they have.
         """
-        _check_process()
+        if is_onnx(weights):
+            onnx = OnnxTowers.load(Path(weights), device, precision, towers)
+            listener = mert if mert is not None else onnx.mert
+            return cls(onnx, onnx.sizes, batch_tokens=batch_tokens, mert=listener, weights=onnx.path, as_is=as_is)
+        from clamp3.features.towers import check_process
+        from clamp3.models.pretrained import find_pretrained
+
+        check_process()
         found = find_pretrained(weights, sizes, revision, token, towers)
         mert = mert if mert is not None else found.mert
         return cls(found.model, found.sizes, device, precision, batch_tokens, mert, found.path, as_is)
@@ -200,11 +189,9 @@ class Embedder(InputEncoder):
         default as the folder. Raises UserError where the folder holds other things, or where this Embedder has
         rounded its weights.
         """
-        if self.precision != "fp32" and self._ready:
-            raise UserError(f"the weights are rounded to {self.precision} by now: save an Embedder in fp32")
         mert = self.audio_encoder_name
         own = Path(mert) if isinstance(mert, str | Path) and Path(mert).is_dir() else None
-        save_model(self._model, self.sizes, Path(folder), precision, None, self.fingerprint, own, name)
+        self._towers.save(self.sizes, Path(folder), precision, self.fingerprint, own, name)
 
     def push_to_hub(
         self,
@@ -230,15 +217,33 @@ class Embedder(InputEncoder):
 
         A MERT is loaded anew where sound is next embedded.
         """
-        if source := source_of(self._model):
-            source.own_all(self._model)
-        if isinstance(self._model, CLaMP3Model):
+        self._towers.own_weights()
+        if self._towers.has_text:
             with contextlib.suppress(UserError):  # then texts cannot be embedded here either
                 _ = self.tokenizer
         return {**self.__dict__, "_audio_encoder": None}
 
     def __repr__(self) -> str:
         return f"Embedder({self.weights or 'unnamed weights'}, device={self.device}, precision={self.precision})"
+
+    @property
+    def device(self) -> Any:
+        """Where features are computed: a torch.device, or of ONNX files what is called cpu."""
+        return self._towers.device
+
+    @device.setter
+    def device(self, device: "torch.device") -> None:
+        self._towers.device = device
+
+    @property
+    def precision(self) -> str:
+        """In which the layers compute."""
+        return self._towers.precision
+
+    @property
+    def _model(self) -> "CLaMP3Model | M3Model":
+        """The model in PyTorch. Raises UserError where there is none."""
+        return self._towers.model
 
     @property
     def weights(self) -> Path | None:
@@ -248,15 +253,11 @@ class Embedder(InputEncoder):
     @weights.setter
     def weights(self, path: Path | None) -> None:
         self._weights = path
-        source = source_of(self._model)
-        if source and source.path == path:  # of what was loaded: the file may be another one by now
-            self.fingerprint: str | None = source.fingerprint
-        else:
-            self.fingerprint = fingerprint(path) if path else None
+        self.fingerprint = self._towers.fingerprint_of(path)
 
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+    def named_parameters(self) -> "Iterator[tuple[str, nn.Parameter]]":
         """The model's weights by their names in its file, but those that no feature needs."""
-        return ((name, weight) for name, weight in self._model.named_parameters() if ".pooler." not in name)
+        return self._towers.named_parameters()
 
     # ---------- sequences -> features ----------
 
@@ -313,17 +314,12 @@ class Embedder(InputEncoder):
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The text model's tokenizer. Raises UserError as `load_tokenizer` does, and where it is another model's."""
-        self._check_tower(TEXT.name)
-        tokenizer = load_tokenizer(self.sizes.text_model_name, self.tokenizer_folder)
-        if isinstance(self._model, CLaMP3Model):
-            check_vocabulary(self._model.text_model, tokenizer, self.sizes.text_model_name)
-        return tokenizer
+        return self._towers.load_tokenizer(self.sizes.text_model_name, self.tokenizer_folder)
 
     @property
     def tokenizer_folder(self) -> Path | None:
         """Where a tokenizer may lie beside the weights; None where they say themselves which they take."""
-        source = source_of(self._model)
-        return None if self.weights is None or (source and source.description) else self.weights.parent
+        return None if self.weights is None or self._towers.name_their_tokenizer else self.weights.parent
 
     @property
     def audio_encoder(self) -> AudioEncoder:
@@ -331,10 +327,10 @@ class Embedder(InputEncoder):
 
         Raises UserError where it cannot be had, or where the audio tower reads frames of another width.
         """
-        self._check_tower(AUDIO.name)
+        self._towers.check(AUDIO.name)
         with _preparing:
             if self._audio_encoder is None:
-                encoder = load_audio_encoder(self.audio_encoder_name, self.device, self.precision)
+                encoder = load_audio_encoder(self.audio_encoder_name, *self._towers.for_listening)
                 if encoder.width != self.sizes.audio_hidden_size:
                     raise UserError(
                         f"the audio encoder gives frames of {encoder.width} numbers, and this model's audio tower "
@@ -506,7 +502,7 @@ class Embedder(InputEncoder):
     @overloaded
     def embed_midi(
         self,
-        sources: Sequence["Midi"],
+        sources: "Sequence[Midi]",
         normalize: bool = False,
         pooled: bool = True,
         *,
@@ -538,7 +534,7 @@ class Embedder(InputEncoder):
     @overload
     def embed_audio(
         self,
-        sources: Sequence[Sound],
+        sources: "Sequence[Sound]",
         sampling_rate: int = ...,
         normalize: bool = ...,
         pooled: Literal[True] = ...,
@@ -552,7 +548,7 @@ class Embedder(InputEncoder):
     @overload
     def embed_audio(
         self,
-        sources: Sequence[Sound],
+        sources: "Sequence[Sound]",
         sampling_rate: int = ...,
         normalize: bool = ...,
         *,
@@ -566,7 +562,7 @@ class Embedder(InputEncoder):
     @overload
     def embed_audio(
         self,
-        sources: Sequence[Sound],
+        sources: "Sequence[Sound]",
         sampling_rate: int = ...,
         normalize: bool = ...,
         pooled: bool = ...,
@@ -579,7 +575,7 @@ class Embedder(InputEncoder):
 
     def embed_audio(
         self,
-        sources: Sequence[Sound],
+        sources: "Sequence[Sound]",
         sampling_rate: int = SAMPLING_RATE,
         normalize: bool = False,
         pooled: bool = True,
@@ -713,10 +709,10 @@ class Embedder(InputEncoder):
 
         return self.encode_symbolic(interleave(musicxml_to_abc(source, note), note), note)
 
-    def _read_sounds(self, sources: Sequence[Sound], sampling_rate: int) -> Iterator[Item]:
+    def _read_sounds(self, sources: "Sequence[Sound]", sampling_rate: int) -> Iterator[Item]:
         from clamp3.formats.audio import load_sound
 
-        def sound(source: Sound) -> Callable[[int, Note], np.ndarray]:
+        def sound(source: "Sound") -> Callable[[int, Note], np.ndarray]:
             return lambda rate, note: load_sound(as_sound(source), sampling_rate, rate, note)
 
         return read_sounds(self, self.audio_encoder, map(sound, sources))
@@ -811,59 +807,16 @@ class Embedder(InputEncoder):
                     del parts[segment.owner]
             return_freed_memory()
 
-    @torch.inference_mode()
     def _forward(self, modality: str, sequences: list[np.ndarray], output: Output) -> np.ndarray:
         """One padded batch through its tower -> (batch, …), as `Output` lists; lengths are those of the longest."""
-        _check_process()
-        self._prepare(modality)
-        inputs, masks = (torch.from_numpy(array) for array in pad(sequences, self._padding(modality)))
-        if output.layers == "all":
-            layers = self._model.get_hidden_states(modality, inputs, masks)
-            states = torch.stack([masked_mean(one, masks) for one in layers] if output.pooled else layers, dim=1)
-        else:
-            states = self._model.get_features(modality, inputs, masks, get_global=output.pooled)
-        if output.projected:
-            states = self._model.project(modality, states.float())
-        return states.float().cpu().numpy()
+        self._towers.prepare(modality)
+        return self._towers.forward(modality, *pad(sequences, self._towers.padding(modality)), output)
 
-    def _padding(self, modality: str) -> int:
-        """What fills up sequences; masks keep it from having an effect."""
-        config = getattr(self._model.towers[modality], "config", None)
-        return getattr(config, "pad_token_id", None) or PAD_ID
 
-    def _check_tower(self, modality: str) -> None:
-        """Raise UserError where the model has no tower of this modality."""
-        if modality in self._model.towers:
-            return
-        if isinstance(self._model, M3Model):
-            raise UserError(f"M3 reads symbolic music alone, not {modality}; load CLaMP 3 for that")
-        there = ", ".join(self._model.towers)
-        raise UserError(f"this Embedder has no {modality} tower, since it was loaded with {there} alone")
+def _in_torch(model: "CLaMP3Model | M3Model", device: "str | torch.device | None", precision: str) -> "Towers":
+    from clamp3.features.towers import Towers
 
-    def _prepare(self, modality: str) -> None:
-        """Bring a tower to the device and into the precision, once; leave out what features do not need."""
-        with _preparing:
-            if modality in self._ready:
-                return
-            self._check_tower(modality)
-            parts: list[nn.Module]
-            if isinstance(self._model, M3Model):
-                parts = [self._model.encoder]
-            else:
-                names = (MODALITIES[modality].tower, MODALITIES[modality].projection)
-                parts = [getattr(self._model, name) for name in names]
-            network = self._model.towers[modality]
-            if is_packable(network):
-                network.pooler = None  # type: ignore[assignment]  # its output is not used
-            for part in parts:
-                if source := source_of(self._model):
-                    source.own_all(part)
-                if isinstance(part, M3PatchEncoder):
-                    part.patch_embedding.store_by_character()
-                part.to(self.device)
-            if self.precision != "fp32":
-                lower_precision(network, PRECISIONS[self.precision])
-            self._ready.add(modality)
+    return Towers(model, device, precision)
 
 
 def checked_method(name: str) -> str:
@@ -871,37 +824,3 @@ def checked_method(name: str) -> str:
     if not (name.startswith("embed_") and hasattr(Embedder, name)):
         raise ValueError(f"an Embedder has no method {name}")
     return name
-
-
-def lower_precision(network: nn.Module, dtype: torch.dtype) -> None:
-    """Let the layers of `network` compute in `dtype`, while its embeddings stay in float32.
-
-    A network of another family than BERT and RoBERTa keeps its weights and computes under autocast.
-    """
-    if is_packable(network):
-        network.encoder.to(dtype)
-        network.embeddings.register_forward_hook(_Cast(dtype))
-    else:
-        network.forward = _Autocast(network, dtype)
-
-
-@dataclass(frozen=True)
-class _Cast:
-    """A forward hook that brings a module's output into `dtype`; unlike a closure it can be pickled."""
-
-    dtype: torch.dtype
-
-    def __call__(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        return output.to(self.dtype)
-
-
-@dataclass(frozen=True)
-class _Autocast:
-    """The `forward` of `network` under autocast; unlike a closure it can be pickled."""
-
-    network: nn.Module
-    dtype: torch.dtype
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(next(self.network.parameters()).device.type, self.dtype):
-            return type(self.network).forward(self.network, *args, **kwargs)

@@ -12,7 +12,7 @@ import numpy as np
 
 from clamp3.errors import UserError
 from clamp3.io.files import content_hash, matching_files, parse_json
-from clamp3.io.wrong_files import problem_in
+from clamp3.io.wrong_files import problem_in, problem_of_text_file
 from clamp3.sizes import XLM_R_BASE
 
 if TYPE_CHECKING:
@@ -107,6 +107,25 @@ def load_tokenizer(name: str, weights_folder: Path | None = None) -> Tokenizer:
                 f"name a {token} in its tokenizer_config.json"
             )
     return tokenizer
+
+
+def serialized(tokenizer: Any) -> tuple[str, dict[str, str]] | None:
+    """The text of a tokenizer.json for `tokenizer`, and its special tokens; None where it is of no such kind."""
+    inner = tokenizer._tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
+    if inner is None:
+        return None
+    tokens = {name: getattr(tokenizer, name, None) for name in SPECIAL_TOKENS if name != "mask_token"}  # has flags
+    return inner.to_str(), {name: str(token) for name, token in tokens.items() if token is not None}
+
+
+def read_serialized(path: Path, special_tokens: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of which `serialized` has given the text at `path` and the tokens. Raises UserError if damaged."""
+    import tokenizers
+
+    try:
+        return Tokenizer(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")), special_tokens)
+    except Exception as error:  # whatever a damaged file leads the reader to
+        raise UserError(f"no tokenizer in {path}: {problem_of_text_file(path) or error}") from None
 
 
 def tokenizer_identity(name: str, weights_folder: Path | None = None) -> str:

@@ -36,6 +36,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def own_cores() -> int:
+    """This process's share of the machine's cores, among those that a launcher has started."""
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 @dataclass(frozen=True)
 class Processes:
     """How many worker processes there are, and what one of them may take for one input."""

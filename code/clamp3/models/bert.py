@@ -82,7 +82,7 @@ class Embeddings(nn.Module):
         """`input_ids` (batch, length) or `inputs_embeds` (batch, length, hidden) -> (batch, length, hidden)."""
         embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.first_position and input_ids is not None:
-            words = input_ids != self.padding
+            words = (input_ids != self.padding).long()
             positions = words.cumsum(1) * words + self.padding
         else:
             positions = torch.arange(embeddings.shape[1], device=embeddings.device) + self.first_position

@@ -28,6 +28,7 @@ from clamp3.models.description import (
 )
 from clamp3.models.hub import HubModel
 from clamp3.models.m3 import M3Model
+from clamp3.models.onnx_files import is_onnx
 from clamp3.models.releases import RELEASES, TINY, ensure_weights
 from clamp3.models.weight_files import Source, Sources, Weights
 from clamp3.models.weights import is_m3, model_with, read_weights
@@ -120,6 +121,10 @@ class LocalFolder:
     def get(self, file_name: str) -> Path:
         """The file. Raises UserError where it is not there."""
         path = self.path / file_name
+        if not path.is_file() and is_onnx(self.path):
+            raise UserError(
+                f"{self.path} holds ONNX files, which embed: give the weights that they were exported from"
+            )
         if not path.is_file():
             raise UserError(f"{self.path} is no folder of a whole model: it has no {file_name}")
         return path

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from clamp3.distributed import own_cores
 from clamp3.io.files import atomic_write, content_hash, parse_json, user_cache
+from clamp3.io.workers import own_cores
 
 VERSION = 1  # of what is verified: to be raised with each change, so that files are verified again
 WORTH_REMEMBERING = 1_000_000  # bytes; smaller files are verified each time

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clamp3.errors import UserError
+from clamp3.errors import Note, UserError, warn
 from clamp3.features.cache import FeatureCache
 from clamp3.features.embedder import Embedder
 from clamp3.io.files import content_hash
@@ -41,6 +41,7 @@ class Question:
     k: int = 10
     diversity: float = 0.0  # the share of `combining.diverse`
     calibrate: str = "none"  # one of calibration.METHODS
+    note: Note = warn  # is told what there is to say of the queries: damage, say, or letters that no token stands for
 
     @property
     def files(self) -> list[Path]:
@@ -73,6 +74,8 @@ def load_question(
     """The feature of all queries together. Raises UserError as `load_query`, and where they do not compare."""
     queries = question.query, *question.also, *question.without
     parts = [load_query(query, load_embedder, cache, question.as_text) for query in queries]
+    for issue in (issue for part in parts for issue in part.repairs):
+        question.note(f"{issue.file}: {issue.reason}")
     for part in parts[1:]:
         check_comparable(parts[0], part)
     first, *others = (part.features[0] for part in parts)

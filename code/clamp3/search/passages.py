@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clamp3.distributed import own_cores
 from clamp3.features.passages import Passage
 from clamp3.inputs.passages import Span
+from clamp3.io.workers import own_cores
 from clamp3.search.ranking import normalized, spans
 
 BLOCK = 8192  # rows that are scored at once, by each thread

@@ -26,12 +26,17 @@ function nearest(pitch) {
   return KEYS.reduce((best, key) => (Math.abs(key - pitch) < Math.abs(best - pitch) ? key : best));
 }
 
+// A page that has no server brings its recordings along, in base64.
+async function recording(key) {
+  if (globalThis.PIANO) return Uint8Array.from(atob(PIANO[key]), (letter) => letter.charCodeAt(0)).buffer;
+  const answer = await fetch(`/static/piano/${key}.mp3`);
+  if (!answer.ok) throw new Error("The piano's sounds could not be loaded.");
+  return answer.arrayBuffer();
+}
+
 function sample(key) {
   if (!samples.has(key)) {
-    const loading = fetch(`/static/piano/${key}.mp3`).then((answer) => {
-      if (!answer.ok) throw new Error("The piano's sounds could not be loaded.");
-      return answer.arrayBuffer();
-    }).then((bytes) => context.decodeAudioData(bytes));
+    const loading = recording(key).then((bytes) => context.decodeAudioData(bytes));
     loading.catch(() => samples.delete(key)); // to be tried again
     samples.set(key, loading);
   }

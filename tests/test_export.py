@@ -1,0 +1,313 @@
+"""clamp3 export: ONNX files give the model's features, are its likes to nobody, and are refused below the bounds."""
+
+import json
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from unidecode import unidecode
+
+pytest.importorskip("onnx")  # which the oldest set of libraries lacks
+pytest.importorskip("onnxruntime")
+
+from clamp3.errors import UserError  # noqa: E402
+from clamp3.features.embedder import Embedder  # noqa: E402
+from clamp3.formats.abc import interleave, is_interleaved  # noqa: E402
+from clamp3.models.onnx_files import FP32, INT8, ONNX_FILE  # noqa: E402
+from clamp3.models.pretrained import load_pretrained  # noqa: E402
+from clamp3.tasks import exporting  # noqa: E402
+from clamp3.tasks.diagnosis.samples import TEXTS, TUNES, frames, mtf, sound  # noqa: E402
+from clamp3.tasks.exporting import export_model, neighbour_overlap, sequences  # noqa: E402
+from conftest import CODE, ROOT, run_forked  # noqa: E402
+from test_api import JIG, tone  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+RATE = 24_000
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory) -> dict[str, Path]:
+    """Folders of the small model, in fp32 and int8, by precision."""
+    folders = {}
+    for precision in (FP32, INT8):
+        folders[precision] = tmp_path_factory.mktemp("onnx") / precision
+        found = export_model("tiny", folders[precision], int8=precision == INT8)
+        assert all(one.is_good for one in found), found
+    return folders
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Embedder:
+    return Embedder.from_pretrained("tiny", "cpu")
+
+
+@pytest.fixture(scope="module", params=(FP32, INT8))
+def onnx(request, exported) -> Embedder:
+    return Embedder.from_pretrained(exported[request.param])
+
+
+def near(found: np.ndarray, expected: np.ndarray, precision: str) -> bool:
+    """Whether features are the same in fp32, and near in int8."""
+    if precision == FP32:
+        return np.allclose(found, expected, atol=1e-5)
+    cosines = (found * expected).sum(-1) / np.linalg.norm(found, axis=-1) / np.linalg.norm(expected, axis=-1)
+    return bool((cosines > 0.998).all())
+
+
+def embedded(embedder: Embedder, folder: Path) -> dict[str, np.ndarray]:
+    """Features of inputs of all kinds: short, empty but for one character, and of several segments."""
+    long_text = " ".join([*TEXTS.values(), *(tune.description for tune in TUNES)])
+    medley = exporting._medley(3)
+    lengths = (1, 2, 40, 126, 300)
+    (folder / "tune.abc").write_text(JIG)
+    (folder / "notes.txt").write_text("An Irish tune\nin D major\nAn Irish tune")
+    return {
+        "text": embedder.embed_text(["x", "a reel", *TEXTS.values(), long_text]),
+        "symbolic": embedder.embed_symbolic([JIG, mtf(3), medley, TUNES[0].abc]),
+        "frames": embedder.embed_audio_features([frames(n, embedder.sizes.audio_hidden_size, n) for n in lengths]),
+        "sound": embedder.embed_audio([sound(1, RATE, 0.4), tone(), sound(2, RATE, 11.0)], RATE),
+        "files": embedder.embed_files([folder / "tune.abc", folder / "notes.txt"], normalize=True),
+        **{f"state {n}": one for n, one in enumerate(embedder.embed_symbolic([JIG, medley], pooled=False))},
+    }
+
+
+@pytest.mark.filterwarnings("ignore::clamp3.errors.RepairWarning")
+def test_features_are_those_of_the_model(onnx, tiny, tmp_path):
+    expected = embedded(tiny, tmp_path)
+    for name, found in embedded(onnx, tmp_path).items():
+        assert found.shape == expected[name].shape and found.dtype == np.float32, name
+        if onnx.precision == FP32 or not name.startswith("state"):
+            assert near(found, expected[name], onnx.precision), name
+
+
+@pytest.mark.filterwarnings("ignore::clamp3.errors.RepairWarning")
+def test_features_do_not_depend_on_company(onnx):
+    """In int8 too, bit for bit there: activations are quantized by the range of one item alone."""
+    texts = ["x", "a slow air", *TEXTS.values()]
+    together = onnx.embed_text(texts)
+    alone = np.concatenate([onnx.embed_text([text]) for text in texts])
+    assert np.array_equal(together, alone) if onnx.precision == INT8 else np.allclose(together, alone, atol=1e-5)
+    sounds = [sound(piece, RATE) for piece in range(3)]
+    heard = np.concatenate([onnx.embed_audio([one], RATE) for one in sounds])
+    np.testing.assert_allclose(onnx.embed_audio(sounds, RATE), heard, atol=0 if onnx.precision == INT8 else 1e-5)
+
+
+def test_the_report_says_what_is_in_the_folder(exported):
+    for precision, folder in exported.items():
+        report = json.loads((folder / "parity.json").read_text())
+        assert [one["tower"] for one in report["towers"]] == ["text", "symbolic", "audio", "sound"]
+        assert report["processor"] in (folder / "parity.md").read_text()
+        for one in report["towers"]:
+            file = folder / ("mert.onnx" if one["tower"] == "sound" else f"{one['tower']}.onnx")
+            assert one["bytes_after"] == file.stat().st_size and one["items"] >= 12 and one["speed"] > 0
+            assert one["cosine_min"] >= report["bounds"]["cosine"] and one["overlap"] >= report["bounds"]["overlap"]
+            share = one["bytes_after"] / one["bytes_before"]
+            assert 0.9 < share < 1.1 if precision == FP32 else share < 0.52, (one, share)  # MERT's convolutions stay
+
+
+def test_the_overlap_of_neighbours_is_that_of_sets():
+    rng = np.random.default_rng(0)
+    first = rng.standard_normal((30, 16))
+    assert neighbour_overlap(first, 3 * first) == 1
+    unrelated = [neighbour_overlap(first, rng.standard_normal((30, 16))) for _ in range(20)]
+    assert abs(np.mean(unrelated) - 10 / 29) < 0.05
+
+
+def test_inputs_that_are_compared_are_of_many_lengths(tiny):
+    for modality, longest in tiny.max_lengths.items():
+        lengths = [len(one) for one in sequences(tiny, modality)]
+        assert len(lengths) > 20 and len(set(lengths)) > 4 and max(lengths) == lengths[-1] > longest
+
+
+def test_below_the_bounds_nothing_is_put_in_place(tmp_path, monkeypatch, capsys):
+    from clamp3.cli.commands import export
+
+    monkeypatch.setitem(exporting.LEAST_COSINE, FP32, 1.1)
+    monkeypatch.setattr(sys, "argv", ["clamp3 export", "tiny", str(tmp_path / "out"), "--towers", "audio"])
+    assert export.main() == 1
+    assert "not near enough to the weights: audio, sound" in capsys.readouterr().out and not any(tmp_path.iterdir())
+
+
+def test_what_loses_most_stays_wide_until_the_bound_is_met(tmp_path, monkeypatch):
+    monkeypatch.setitem(exporting.LEAST_COSINE, INT8, 0.99999)
+    [found] = export_model("tiny", tmp_path / "out", int8=True, towers=["text"])
+    assert found.is_good and 0 < len(found.wide) < 6 and found.bytes_after < 0.9 * found.bytes_before
+    assert found.wide == json.loads((tmp_path / "out" / "parity.json").read_text())["towers"][0]["wide"]
+
+
+def test_torch_is_not_imported_and_forks_say_that_they_cannot_compute(exported):
+    script = f"""
+import os, sys
+import numpy as np
+from clamp3 import Embedder
+for folder in {[str(folder) for folder in exported.values()]}:
+    embedder = Embedder.from_pretrained(folder)
+    embedder.embed_text(["a reel"])
+    embedder.embed_symbolic([{JIG!r}])
+    embedder.embed_audio([np.sin(np.arange(48_000) / 20).astype(np.float32)], {RATE})
+    assert not {{"torch", "transformers"}} & set(sys.modules)
+    if not (child := os.fork()):
+        try:
+            embedder.embed_text(["a reel"])
+        except ValueError as error:
+            os._exit(0 if "start processes by spawn" in str(error) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    done = subprocess.run(command, cwd=CODE, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_embedder_of_onnx_files_can_be_pickled(onnx):
+    again = pickle.loads(pickle.dumps(onnx))
+    assert np.array_equal(again.embed_text(["a reel"]), onnx.embed_text(["a reel"]))
+    assert again.identity == onnx.identity and repr(again) == repr(onnx)
+
+
+def test_they_have_an_identity_of_their_own(exported, tiny, tmp_path):
+    embedders = [tiny, *map(Embedder.from_pretrained, exported.values())]
+    assert len({one.identity for one in embedders}) == len({one.audio_encoder_identity for one in embedders}) == 3
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.txt").write_text("a reel")
+    words = "clamp3_embd.py", tmp_path / "in", tmp_path / "out", "--get_global"
+    run_forked(*words, "--weights", exported[FP32])
+    [expected] = embedders[1].embed_text(["a reel"])
+    assert np.allclose(np.load(tmp_path / "out" / "notes.npy")[0], expected, atol=1e-6)
+    (tmp_path / "in" / "more.txt").write_text("a jig")
+    assert "do not compare" in run_forked(*words, "--variant", "tiny", check=2).stderr
+    index = "clamp3_index.py", "build", tmp_path / "index", tmp_path / "in"
+    run_forked(*index, "--weights", exported[INT8])
+    (tmp_path / "in" / "third.txt").write_text("a march")
+    assert "not compare" in run_forked(*index, "--weights", exported[FP32], check=2).stderr
+    found = run_forked("clamp3_search.py", "a jig", tmp_path / "index", "--weights", exported[INT8]).stdout
+    assert found.index("more.txt") < found.index("notes.txt")
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda one: one.embed_text(["x"], layers="all"), 'ONNX files embed, and no more: layers="all"'),
+        (lambda one: one.embed_text(["x"], pooled=False, projected=True), "projected=True"),
+        (lambda one: one.explain("a reel", "a jig"), "projected=True, which explanations take"),
+        (lambda one: one.save_pretrained("folder"), "copy the folder"),
+        (lambda one: list(one.named_parameters()), "no names"),
+        (lambda one: load_pretrained(one.weights), "which embed"),
+        (lambda one: Embedder.from_pretrained(one.weights, "cuda"), "on the CPU here, not on cuda"),
+        (lambda one: Embedder.from_pretrained(one.weights, precision="bf16"), "in that, not in bf16"),
+        (lambda one: Embedder.from_pretrained(one.weights, towers=["dance"]), "no dance tower; it has: text"),
+        (lambda one: Embedder.from_pretrained(one.weights, towers=["text"]).embed_symbolic([JIG]), "no symbolic"),
+        (lambda one: export_model(one.weights, Path("new")), "holds ONNX files already"),
+        (lambda one: export_model("tiny", one.weights), "is there already"),
+        (lambda one: export_model("tiny", Path("new"), towers=["dance"]), "no dance tower"),
+    ],
+)
+def test_what_cannot_be_done_is_said(onnx, call, reason):
+    with pytest.raises(UserError, match=reason) as found:
+        call(onnx)
+    assert "\n" not in str(found.value) and not Path("new").exists()
+
+
+def test_m3_is_not_exported(small_model, tmp_path):
+    with pytest.raises(UserError, match="M3 has hidden states alone"):
+        export_model(small_model.m3, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "reason"),
+    [
+        ("text.onnx", lambda content: content[:-9] + b"123456789", "damaged or another file"),
+        ("text.onnx", lambda content: content[:1000], "damaged or another file"),
+        ("text.onnx", None, "No such file"),
+        ("text/tokenizer.json", lambda content: content.replace(b"a", b"b", 1), "damaged or another file"),
+        (ONNX_FILE, lambda content: content[:100], "cannot be used"),
+        (ONNX_FILE, lambda content: content.replace(b'"int8"', b'"int4"'), "precision 'int4'"),
+        (ONNX_FILE, lambda content: content.replace(b'"text.onnx"', b'"../text.onnx"'), "files"),
+        (ONNX_FILE, lambda content: content.replace(b'"format": 1', b'"format": 2'), "a later version"),
+        (ONNX_FILE, lambda content: b"<html>", "a web page"),
+    ],
+)
+def test_damaged_folders_are_refused(exported, tmp_path, file, damage, reason):
+    folder = tmp_path / "copy"
+    shutil.copytree(exported[INT8], folder)
+    (folder / file).write_bytes(damage((folder / file).read_bytes())) if damage else (folder / file).unlink()
+    with pytest.raises(UserError, match=reason) as found:
+        Embedder.from_pretrained(folder).embed_text(["a reel"])
+    assert str(folder) in str(found.value)
+
+
+# ---------- the browser's example ----------
+
+BROWSER = ROOT / "examples" / "browser"
+REPEATS = "X:1\nM:6/8\nL:1/8\nK:D\n|:dAF DFA|ded cBA|fdf ecA:|\n|:dfa b2a|1 abc def:|2 d6|]\n"
+
+
+PACKAGE = BROWSER / "node_modules" / "onnxruntime-web"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_package = pytest.mark.skipif(not PACKAGE.is_dir(), reason="needs `npm install` in examples/browser")
+
+
+@needs_package
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")
+def test_javascript_gives_the_features_of_python(exported, texts, tmp_path):
+    tunes = [abc for abc in texts.values() if is_interleaved(abc) and unidecode(abc) == abc]
+    assert len(tunes) > 3
+    tunes += [TUNES[0].abc, exporting._medley(3), interleave(REPEATS)]
+    refused = [JIG, mtf(1), TUNES[0].abc.replace("|", "|A|", 1), f"T:é\n{TUNES[0].abc}", "", "K:C\n"]
+    paths = [tmp_path / f"{number}.abc" for number in range(len(tunes) + len(refused))]
+    for path, text in zip(paths, [*tunes, *refused], strict=True):
+        path.write_bytes(text.encode())
+    for precision, folder in exported.items():
+        command = ["node", str(BROWSER / "embed.mjs"), str(folder), *map(str, paths)]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.splitlines()
+        found = [json.loads(line) for line in lines]
+        assert all("error" in one for one in found[len(tunes) :]), found[len(tunes) :]
+        assert not [one for one in found[: len(tunes)] if "error" in one]
+        expected = Embedder.from_pretrained(folder).embed_symbolic(tunes)
+        np.testing.assert_allclose(found[: len(tunes)], expected, atol=1e-4 if precision == FP32 else 0.05)
+
+
+@needs_package
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+def test_the_page_compares_tunes_and_asks_no_server(exported):
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
+    address = "http://page.invalid"
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page, asked = browser.new_page(), []
+        page.set_default_timeout(60_000)
+        page.on("request", lambda request: asked.append((request.method, request.url)))
+        page.route("**", lambda route: route.fulfill(path=BROWSER / route.request.url.removeprefix(f"{address}/")))
+        page.goto(f"{address}/index.html")
+        page.set_input_files("#files", [exported[INT8] / name for name in (ONNX_FILE, "symbolic.onnx")])
+        sync_api.expect(page.locator("#found")).to_have_text("ready", timeout=60_000)
+        page.click("#compare")
+        sync_api.expect(page.locator("#found")).to_contain_text("cosine", timeout=60_000)
+        shown = page.text_content("#found")
+        tunes = [page.input_value(name) for name in ("#one", "#other")]
+        page.fill("#one", JIG)
+        page.click("#compare")
+        sync_api.expect(page.locator("#found")).to_contain_text("not interleaved", timeout=60_000)
+        browser.close()
+    assert all(method == "GET" and url.startswith(f"{address}/") for method, url in asked)
+    [[expected]] = Embedder.from_pretrained(exported[INT8]).similarity(tunes[:1], tunes[1:])
+    assert abs(float(shown.split()[1]) - expected) < 0.005
+
+
+def test_the_documents_figures_and_python_are_true(exported, tmp_path, monkeypatch):
+    text = ROOT.joinpath("docs", "export.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "OUT").symlink_to(exported[FP32])
+    [block] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict = {}
+    exec(block, names)
+    assert names["features"].shape == (2, 128)
+    documented = re.findall(r"^\| (\w+)[^|]* \| (\d+) \| ([\d.]+) \| ([\d.]+) \|", text, re.MULTILINE)
+    report = json.loads((exported[INT8] / "parity.json").read_text())
+    for (tower, items, least, mean), found in zip(documented, report["towers"], strict=True):
+        assert (tower, int(items)) == (found["tower"], found["items"])
+        assert abs(float(least) - found["cosine_min"]) < 2e-4 and abs(float(mean) - found["cosine_mean"]) < 2e-4
