@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import re
 import shlex
@@ -207,6 +208,19 @@ def test_files_are_filtered_by_kind_and_metadata(described):
     assert found(where=["year<1830"], kind="audio") == []
     told = described.get("/search", params={"q": QUERY, "where": "colour=red"})
     assert told.status_code == 422 and "columns: <b>, year" in told.json()["error"]["message"]
+
+
+def test_what_an_index_gets_while_it_is_served_can_be_asked_for(embedder, music, tmp_path):
+    folder, tune = tmp_path / "index", next(music.glob("*.abc")).resolve()
+    with contextlib.closing(Index.create(folder)) as index:
+        update_index(index, tune, lambda: embedder)
+        with opened(Collection(folder, lambda: embedder)) as client:
+            wait_for(client)
+            asked = {"q": QUERY, "where": "year=1903", "passages": True}
+            assert "no passages" in client.get("/search", params=asked).json()["error"]["message"]
+            update_index(index, tune, lambda: embedder, metadata={tune: {"year": "1903"}}, passages=True)
+            (record,) = client.get("/search", params=asked).json()
+            assert record["passage"]["bars"] and record["metadata"] == {"year": "1903"}
 
 
 def test_the_closest_passage_of_each_file_is_told(described, embedder, music):

@@ -161,8 +161,7 @@ class Collection:
                 check_or_record_model(self._index, embedder.identity, embedder.weights)
             if not len(self._index):
                 raise UserError(f"nothing in {self.path} has a feature")
-            for entry in self._index.entries():
-                self._look_at(entry)
+            self._look_through()
             if not self._folder:
                 self.common = os.path.join(os.path.commonpath({path.parent for path in self._paths.values()}), "")
             if "with_passages" in self._index.meta:
@@ -179,13 +178,17 @@ class Collection:
         finally:
             self._ended.set()
 
-    def _look_at(self, entry: Entry) -> None:
+    def _look_through(self) -> None:
         """Note what there is to ask for."""
-        self._paths[id_of(entry.path)] = entry.path
-        kind = kind_of(entry.path, entry.modality) or entry.modality
-        self.kinds[kind] = self.kinds.get(kind, 0) + 1
-        for column, value in entry.metadata.items():
-            self.columns.setdefault(column, set()).add(str(value))
+        kinds: dict[str, int] = {}
+        columns: dict[str, set[str]] = {}
+        for entry in self._index.entries():
+            self._paths[id_of(entry.path)] = entry.path
+            kind = kind_of(entry.path, entry.modality) or entry.modality
+            kinds[kind] = kinds.get(kind, 0) + 1
+            for column, value in entry.metadata.items():
+                columns.setdefault(column, set()).add(str(value))
+        self.kinds, self.columns = kinds, columns
 
     def _indexed(self) -> Index:
         """A temporary index of the folder; features that the cache has are not made again."""
@@ -281,19 +284,25 @@ class Collection:
         ]
 
     def _check(self, terms: Terms) -> None:
-        """Raise ValueError for terms that this collection cannot meet."""
+        """Raise ValueError for terms that this collection, as it is now, cannot meet."""
         if terms.by_passage and self.progress.passages != "ready":
-            making = self.progress.passages == "making"
-            raise ValueError(
-                "the passages are still being made"
-                if making
-                else "there are no passages: clamp3_index.py build INDEX FOLDER --passages makes an index with them"
-            )
+            self._index.refresh()
+            if self.progress.passages == "making":
+                raise ValueError("the passages are still being made")
+            if "with_passages" not in self._index.meta:
+                raise ValueError(
+                    "there are no passages: clamp3_index.py build INDEX FOLDER --passages makes an index with them"
+                )
+            self.progress.passages = "ready"
         for condition in terms.only.where:
             try:
                 Condition.parse(condition, self.columns)
-            except UserError as error:
-                raise ValueError(str(error)) from None
+            except UserError:
+                self._look_through()  # the index may have been added to
+                try:
+                    Condition.parse(condition, self.columns)
+                except UserError as error:
+                    raise ValueError(str(error)) from None
 
     def _found(self, feature: np.ndarray, terms: Terms) -> list[tuple[float, Entry, Span | None]]:
         """The closest files, with their closest passages where there are any."""
