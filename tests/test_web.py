@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import re
 import shlex
@@ -24,20 +25,23 @@ import mido  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
 from clamp3.features.cache import FeatureCache  # noqa: E402
+from clamp3.features.captions import caption_of  # noqa: E402
 from clamp3.features.embedder import Embedder  # noqa: E402
 from clamp3.formats.abc import interleave, read_abc  # noqa: E402
 from clamp3.formats.midi import midi_to_mtf  # noqa: E402
 from clamp3.formats.musicxml import musicxml_to_abc  # noqa: E402
+from clamp3.inputs.passages import bars_of, spelled  # noqa: E402
 from clamp3.search.collection import load_collection  # noqa: E402
+from clamp3.search.combining import combined_query  # noqa: E402
 from clamp3.search.index import Index  # noqa: E402
 from clamp3.search.indexing import update_index  # noqa: E402
 from clamp3.web.batching import Batcher  # noqa: E402
 from clamp3.web.collection import DEMO, Collection, NotReady, id_of  # noqa: E402
 from clamp3.web.protection import Limits  # noqa: E402
 from clamp3.web.server import STATIC, create_app  # noqa: E402
-from clamp3.web.views import notes_view, on_lines  # noqa: E402
+from clamp3.web.views import laid_out, notes_view, on_lines, view  # noqa: E402
 from conftest import CODE, ROOT, run_forked  # noqa: E402
-from web_files import HOSTILE, SECRET, make_folder  # noqa: E402
+from web_files import HOSTILE, SECRET, make_captioner, make_folder  # noqa: E402
 
 QUERY = "a lively Irish reel"
 LOCAL = "http://127.0.0.1"
@@ -134,6 +138,130 @@ def test_an_index_is_searched_with_its_metadata(embedder, music, tmp_path):
         assert [record["file"] for record in described] == [str(tunes[0].resolve())]
         assert described[0]["metadata"] == {"year": "1903"}
         assert client.get(f"/files/{described[0]['id']}").json()["kind"] == "score"
+
+
+def test_several_queries_at_once(client, embedder, music, ids):
+    first, second = sorted(name for name in ids if name.endswith(".musicxml"))
+    asked = {"q": QUERY, "also": ids[first], "without": ids[second], "top_k": 200}
+    found = client.get("/search", params=asked).json()
+    text, *others = embedder.embed_any([QUERY, music / first, music / second], normalize=True)
+    query = combined_query(text, [others[0]], [others[1]])
+    files = [music / record["file"] for record in found]
+    np.testing.assert_allclose(
+        [record["cosine"] for record in found], embedder.embed_any(files, normalize=True) @ query, atol=1e-4
+    )
+    assert not {first, second} & {record["file"] for record in found} and len(found) == len(ids) - 2
+    assert found[0]["also"] == [first] and found[0]["without"] == [second] and found[0]["query"] == QUERY
+    same = client.get("/search", params={"like": ids[first], "without": ids[first]}).json()
+    assert same and first not in {record["file"] for record in same}
+    sent = {"file": (second, (music / second).read_bytes())}
+    by_file = client.post("/search", files=sent, data={"also": [ids[first]], "kind": "audio"}).json()
+    assert {record["kind"] for record in by_file} == {"audio"} and by_file[0]["also"] == [first]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "status", "said"),
+    [
+        ({"also": "b"}, 404, "no such file"),
+        ({"kind": "smell"}, 422, "kind"),
+        ({"where": "year<1900"}, 422, "no file has metadata"),
+        ({"passages": "true"}, 422, "no passages"),
+        ({"without": ["b"] * 21}, 422, "without"),
+    ],
+)
+def test_terms_that_cannot_be_met_are_said(client, parameters, status, said):
+    answer = client.get("/search", params={"q": QUERY, **parameters})
+    assert answer.status_code == status and said in answer.json()["error"]["message"]
+
+
+@pytest.fixture(scope="module")
+def described(embedder, music, tmp_path_factory):
+    """An index with passages and metadata, served."""
+    folder = tmp_path_factory.mktemp("described") / "index"
+    index, tunes = (
+        Index.create(folder),
+        sorted(path.resolve() for path in music.glob("*.abc") if not path.is_symlink()),
+    )
+    metadata = {path: {"year": str(1800 + 10 * place), "<b>": HOSTILE} for place, path in enumerate(tunes)}
+    update_index(index, music, lambda: embedder, metadata=metadata, passages=True)
+    index.close()
+    with opened(Collection(folder, lambda: embedder)) as client:
+        assert wait_for(client)["passages"]["state"] == "ready"
+        yield client
+
+
+def test_files_are_filtered_by_kind_and_metadata(described):
+    facts = described.get("/collection").json()
+    assert facts["columns"]["<b>"] == [HOSTILE] and facts["columns"]["year"][:2] == ["1800", "1810"]
+    assert facts["kinds"]["midi"] == 2 and facts["passages"] == "ready"
+    every = described.get("/search", params={"q": QUERY, "top_k": 200}).json()
+    assert all(record["file"].startswith(facts["folder"]) for record in every) and facts["folder"].endswith("music/")
+
+    def found(**terms):
+        return described.get("/search", params={"q": QUERY, "top_k": 200, **terms}).json()
+
+    for kind in ("score", "midi", "audio", "text"):
+        assert {record["kind"] for record in found(kind=kind)} == {kind}
+        assert len(found(kind=kind)) == facts["kinds"][kind]
+    assert {record["metadata"]["year"] for record in found(where=["year<1830", "year>1800"])} == {"1810", "1820"}
+    assert len(found(where=f"<b>={HOSTILE}")) == len(facts["columns"]["year"])
+    assert found(where=["year<1830"], kind="audio") == []
+    told = described.get("/search", params={"q": QUERY, "where": "colour=red"})
+    assert told.status_code == 422 and "columns: <b>, year" in told.json()["error"]["message"]
+
+
+def test_what_an_index_gets_while_it_is_served_can_be_asked_for(embedder, music, tmp_path):
+    folder, tune = tmp_path / "index", next(music.glob("*.abc")).resolve()
+    with contextlib.closing(Index.create(folder)) as index:
+        update_index(index, tune, lambda: embedder)
+        with opened(Collection(folder, lambda: embedder)) as client:
+            wait_for(client)
+            asked = {"q": QUERY, "where": "year=1903", "passages": True}
+            assert "no passages" in client.get("/search", params=asked).json()["error"]["message"]
+            update_index(index, tune, lambda: embedder, metadata={tune: {"year": "1903"}}, passages=True)
+            (record,) = client.get("/search", params=asked).json()
+            assert record["passage"]["bars"] and record["metadata"] == {"year": "1903"}
+
+
+def test_the_closest_passage_of_each_file_is_told(described, embedder, music):
+    (query,) = embedder.embed_text([QUERY], normalize=True)
+    records = described.get("/search", params={"q": QUERY, "top_k": 200}).json()
+    ranked = described.get("/search", params={"q": QUERY, "top_k": 200, "passages": True}).json()
+    assert {record["file"] for record in ranked} == {record["file"] for record in records}
+    assert "percentile" not in ranked[0] and ranked == sorted(ranked, key=lambda record: -record["cosine"])
+    best = {record["file"]: record for record in ranked}
+    for record in records[::5]:
+        made = embedder.passages(record["file"])
+        cosines = [float(one.feature @ query / np.linalg.norm(one.feature)) for one in made]
+        assert best[record["file"]]["cosine"] == pytest.approx(max(cosines), abs=0.005)
+        told = [one.span.as_json() for one, cosine in zip(made, cosines, strict=True) if cosine > max(cosines) - 0.01]
+        assert record["passage"] in told and best[record["file"]]["passage"] in told
+
+
+def test_a_folder_gets_its_passages_while_it_is_searched(embedder, music):
+    go_on = threading.Event()
+
+    class Slow:
+        def __getattr__(self, name):
+            return getattr(embedder, name)
+
+        def read_raw(self, paths):
+            assert not threading.current_thread().name.startswith("passages") or go_on.wait(20)
+            return embedder.read_raw(paths)
+
+    with opened(Collection(music, Slow, FeatureCache(10), passages=True)) as client:
+        wait_for(client)
+        asked = {"q": QUERY, "modality": "symbolic"}
+        assert "passage" not in client.get("/search", params=asked).json()[0]
+        early = client.get("/search", params={**asked, "passages": True})
+        assert early.status_code == 422 and "still being made" in early.json()["error"]["message"]
+        go_on.set()
+        for _ in range(600):
+            if (now := client.get("/healthz").json()["passages"])["state"] != "making":
+                break
+            time.sleep(0.05)
+        assert now["state"] == "ready" and now["done"] == now["total"] > 10
+        assert client.get("/search", params=asked).json()[0]["passage"]["bars"][0] >= 1
 
 
 def test_a_collection_of_other_weights_or_of_nothing_says_so(embedder, small_model, tmp_path, music):
@@ -278,6 +406,52 @@ def test_scores_are_set_on_lines_and_keep_every_bar():
     assert "T:Two\n" in on_lines(chorale) and on_lines(chorale).count("[V:2]") == 2
 
 
+def test_the_bars_that_are_marked_are_those_that_the_model_counts(embedder):
+    """Each place in the engraved ABC holds the bar that the model's patches hold."""
+    two = "X:1\nT:\U0001f3bb duo\nL:1/4\nK:G\nV:1\nG A B c|d4|e2 f2|g4|]\nw: o o o o\nV:2 bass\nG,4|B,4|C2 D2|G,4|]\n"
+    texts = [two, *(read_abc(path) for path in DEMO.glob("*.abc")), *map(musicxml_to_abc, DEMO.glob("*.musicxml"))]
+    for abc in texts:
+        shown, places = laid_out(abc)
+        patches = spelled(embedder.encode_symbolic(abc))
+        bars: dict[int, str] = {}
+        for patch, number in zip(patches, bars_of(patches), strict=True):
+            bars[number] = bars.get(number, "") + patch
+        assert len(places) == max(bars)
+        units = shown.encode("utf-16-le")
+        for number, place in enumerate(places, 1):
+            said = "".join(units[2 * begin : 2 * end].decode("utf-16-le") for begin, end in place)
+            said = re.sub(r"\s|(?<=[|:])[0-9]$", "", said)  # the number of an ending is a patch of the next bar
+            assert said == re.sub(r"\s|\[V:[^]]*\]|(?<=[|:])[0-9]$", "", bars[number])
+
+
+def test_a_song_whose_bars_are_told_is_shown_without_lyrics_and_says_so(tmp_path):
+    song = tmp_path / "song.abc"
+    song.write_text("X:1\nT:Song\nL:1/4\nM:4/4\nK:C\nC D E F|G4|]\nw: one two three four five\n")
+    plain, numbered = view(song), view(song, is_numbered=True)
+    assert "w: one" in plain["abc"] and "places" not in plain and not plain["remarks"]
+    assert "one" not in numbered["abc"] and len(numbered["places"]) == 2
+    assert numbered["remarks"] == ["shown without its lyrics, so that its bars are known"]
+
+
+@pytest.mark.parametrize("path", sorted(DEMO.glob("*.mid"))[:3], ids=lambda path: path.stem)
+def test_the_bars_of_midi_begin_where_mido_counts_them(path):
+    file = mido.MidiFile(path)
+    signature = next(message for track in file.tracks for message in track if message.type == "time_signature")
+    tempos = [message.tempo for track in file.tracks for message in track if message.type == "set_tempo"]
+    assert len(set(tempos)) <= 1
+    length = file.ticks_per_beat * 4 * signature.numerator / signature.denominator
+    second = mido.tick2second(length, file.ticks_per_beat, tempos[0] if tempos else 500_000)
+    bars = notes_view(midi_to_mtf(path))["bars"]
+    np.testing.assert_allclose(np.diff(bars), second, atol=1e-3)
+    assert bars[0] == 0 and bars[-2] < file.length <= bars[-1] + 1e-3
+
+
+def test_the_bars_of_midi_follow_its_metre_and_tempo():
+    lines = "ticks_per_beat 100\ntime_signature 3 4 24 8 0\nnote_on 0 0 60 90\ntime_signature 2 4 24 8 600\n"
+    lines += "set_tempo 1000000 0\nnote_off 400 0 60 0\nend_of_track 0"
+    assert notes_view(lines)["bars"] == [0, 1.5, 3, 5, 7]
+
+
 # ---------- safety ----------
 
 
@@ -330,7 +504,7 @@ def test_every_answer_has_a_policy_and_no_other_page_may_read_it(client, ids):
 
 
 def test_pages_name_nothing_elsewhere_and_hold_no_scripts():
-    for path in (*STATIC.glob("*.html"), *(STATIC / name for name in ("app.js", "views.js", "player.js", "docs.js"))):
+    for path in (*STATIC.glob("*.html"), *(path for path in STATIC.glob("*.js") if not path.name.startswith("abcjs"))):
         text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert "//" not in re.sub(r"(^|\s)// .*", "", text), path
         assert "innerHTML" not in text and not re.search(r"<script(?![^>]*src=)|\son\w+=|<style|style=", text), path
@@ -398,6 +572,7 @@ def test_an_upload_finds_its_own_file(client, music, extension):
         ("empty.abc", b"", "empty.abc: "),
         ("half.musicxml", b"<score-partwise><part>", "half.musicxml: "),
         ("program.exe", b"MZ", "program.exe: nothing here reads .exe"),
+        ("photo.JPG", b"\xff\xd8", "photo.JPG: pictures are not read"),
         ("none", b"a", "none: nothing here reads files without an extension"),
         ("object.npy", b"\x93NUMPY\x01\x00", "object.npy: "),
     ],
@@ -407,6 +582,30 @@ def test_a_bad_upload_is_refused_with_the_reason(client, name, content, said):
     message = answer.json()["error"]["message"]
     assert answer.status_code == 422 and message.startswith(said)
     assert "/tmp" not in message and "Traceback" not in message
+
+
+def test_pictures_are_searched_by_their_words_where_that_is_asked_for(client, embedder, music, tmp_path):
+    images = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3)).astype(np.uint8)
+    images.fromarray(pixels).save(tmp_path / "fiddler.JPG", format="jpeg")
+    refused = upload(client, tmp_path / "fiddler.JPG")
+    assert refused.status_code == 422 and "--captioner" in refused.json()["error"]["message"]
+    (tmp_path / "blip").mkdir()
+    captioner = str(make_captioner(tmp_path / "blip"))
+    with opened(Collection(music, lambda: embedder, FeatureCache(10), passages=False), captioner=captioner) as able:
+        wait_for(able)
+        records = upload(able, tmp_path / "fiddler.JPG", top_k=3).json()
+        caption = records[0]["caption"]
+        assert caption == caption_of(tmp_path / "fiddler.JPG", captioner) and records[0]["query"] == "fiddler.JPG"
+        by_text = able.get("/search", params={"q": caption, "top_k": 3}).json()
+        assert [record["id"] for record in records] == [record["id"] for record in by_text]
+        files = {"file": ("fiddler.JPG", (tmp_path / "fiddler.JPG").read_bytes())}
+        why = able.post("/explain", files=files, data={"id": records[0]["id"]}).json()
+        assert why["caption"] == caption and why["cosine"] == pytest.approx(records[0]["cosine"], abs=1e-4)
+        broken = able.post("/search", files={"file": ("broken.png", b"PNG")})
+        message = broken.json()["error"]["message"]
+        assert broken.status_code == 422 and message.startswith("broken.png: the picture cannot be read")
+        assert "/tmp" not in message
 
 
 def test_uploads_are_never_written_under_their_names(client, music, monkeypatch, tmp_path):
@@ -493,16 +692,46 @@ def test_files_are_embedded_as_the_command_does(client, embedder, music):
     assert records[2]["file"] == "broken.mid" and records[2]["error"]
 
 
-def test_explanations_are_given_where_there_are_any(client, embedder, music, ids):
-    answer = client.get("/explain", params={"q": QUERY, "id": ids[HOSTILE]})
-    assert answer.status_code == 501 and "cannot explain" in answer.json()["error"]["message"]
-    explain = lambda text, path: {"text": text, "file": path.name}  # noqa: E731
-    with opened(Collection(music, lambda: embedder, FeatureCache(10)), explain=explain) as able:
-        assert wait_for(able)["explain"] is True
-        able.get("/search", params={"q": QUERY})
-        found = able.get("/explain", params={"q": QUERY, "id": ids[HOSTILE]}).json()
-        assert found == {"text": QUERY, "file": HOSTILE}
-        assert able.get("/explain", params={"q": QUERY, "id": ids["link_out.txt"]}).status_code == 404
+def explained(client, identity, top_k=2000, **asked):
+    answer = client.get("/explain", params={**asked, "id": identity, "top_k": top_k})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_explanations_are_those_of_the_library(client, embedder, music, ids):
+    told = explained(client, ids[HOSTILE], q=QUERY)
+    found = embedder.explain(QUERY, music / HOSTILE)
+    assert told["file"] == HOSTILE and told["cosine"] == pytest.approx(found.cosine, abs=1e-5)
+    for side in ("query", "item"):
+        expected = sorted((one.share for one in getattr(found, side) if one.unit), reverse=True)
+        assert [one["share"] for one in told[side]] == pytest.approx(expected, abs=1e-5)
+    assert {one["text"] for one in told["query"]} == set(QUERY.split())
+    assert [len(explained(client, ids[HOSTILE], q=QUERY, top_k=3)[side]) for side in ("query", "item")] == [3, 3]
+    sent = {"file": ("tune.abc", (music / HOSTILE).read_bytes())}
+    by_file = client.post("/explain", files=sent, data={"id": ids["deep/tone.aiff"]}).json()
+    assert by_file["query"][0]["unit"] == "bars" and by_file["item"][0]["unit"] == "seconds"
+    broken = client.post("/explain", files={"file": ("a.mid", b"MThd")}, data={"id": ids[HOSTILE]})
+    assert broken.status_code == 422 and broken.json()["error"]["message"].startswith("a.mid: ")
+
+
+def test_explanations_of_several_queries_add_up_to_what_the_search_found(client, ids):
+    names = sorted(name for name in ids if name.endswith((".abc", ".musicxml")) and not name.startswith("link"))
+    asked = {"q": QUERY, "also": ids[names[0]], "without": ids[names[1]]}
+    first = client.get("/search", params={**asked, "top_k": 1, "kind": "score"}).json()[0]
+    told = explained(client, first["id"], **asked)
+    assert told["cosine"] == pytest.approx(first["cosine"], abs=1e-4)
+    assert {one["of"] for one in told["query"]} == {None, *names[:2]}
+    alone = [explained(client, first["id"], **one) for one in ({"q": QUERY}, {"like": asked["also"]})]
+    assert told["item"] != alone[0]["item"] and {len(one["item"]) for one in (told, *alone)} == {len(told["item"])}
+
+
+def test_nothing_is_explained_of_files_that_are_not_shown(client, ids):
+    secret = ids["link_out.txt"]
+    for asked in ({"id": secret}, {"id": ids[HOSTILE], "also": secret}, {"id": ids[HOSTILE], "without": secret}):
+        answer = client.get("/explain", params={"q": QUERY, **asked})
+        assert answer.status_code == 404 and "secret" not in answer.text
+    assert client.get("/explain", params={"like": secret, "id": ids[HOSTILE]}).status_code == 404
+    assert client.get("/explain", params={"q": QUERY, "like": secret, "id": ids[HOSTILE]}).status_code == 422
 
 
 def test_openapi_describes_what_programs_may_ask(client):

@@ -55,7 +55,7 @@ from clamp3.search.integrity import (
     write_facts,
 )
 from clamp3.search.nearest import Nearest
-from clamp3.search.passages import POOL, Slice, closest, decoded, encoded, slice_sum, unit_of
+from clamp3.search.passages import POOL, Slice, closest, cosines, decoded, encoded, slice_sum, unit_of
 from clamp3.search.ranking import normalized, spans, top_k_of_unit
 from clamp3.search.store import Store, is_index, missing_index
 
@@ -213,6 +213,23 @@ class Index(Store):
             entry = entries[one.row]
             check_slice(self.contents, one, entry.hash, str(entry.path))
         return [(cosine, entries[one.row], span) for cosine, one, span in found]
+
+    def closest_passages_of(self, feature: np.ndarray, entries: Sequence[Entry]) -> dict[Path, Span]:
+        """The passage of each of these files that is closest to `feature` (hidden,), of those that have any."""
+        found: dict[Path, Span] = {}
+        with self.snapshot():
+            query, paths = normalized(feature[None])[0], [os.fsencode(entry.path) for entry in entries]
+            for part in spans(len(paths), MOST_VALUES):
+                marks = ",".join("?" * len(paths[part]))
+                now = {entry.row: entry for entry in self.entries(f"path IN ({marks})", paths[part])}
+                for one in self.slices(f"row IN ({','.join('?' * len(now))})", list(now)):
+                    entry = now[one.row]
+                    check_slice(self.contents, one, entry.hash, str(entry.path))
+                    if one.count:
+                        passages = self.contents.passages[one.rows]
+                        best = int(np.argmax(cosines(query, passages)))
+                        found[entry.path] = Span(one.unit, *passages["place"][best].tolist())
+        return found
 
     def _passage_scores(
         self, query: np.ndarray, slices: Sequence[Slice], calibrate: str, own: str

@@ -1,5 +1,6 @@
 """The collection that the server searches: an index, or a folder for which a temporary one is made at the start."""
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -7,7 +8,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,17 +17,20 @@ import numpy as np
 from clamp3.errors import UserError
 from clamp3.features.cache import FeatureCache
 from clamp3.features.embedder import Embedder
+from clamp3.inputs.passages import Span
 from clamp3.io.reports import FileIssue
+from clamp3.search.combining import WITHOUT, combined_query
+from clamp3.search.filters import EVERYTHING, Condition, Filter, kind_of
 from clamp3.search.index import Entry, Index, is_index, sampled
 from clamp3.search.indexing import READY_MADE, check_or_record_model, update_index
 from clamp3.search.ranking import normalized
 
 LOG = logging.getLogger("clamp3")
-# What explains why a file matches a text: (text, path) -> an object of JSON.
-Explain = Callable[[str, Path], dict[str, Any]]
 DEMO = Path(__file__).parent / "demo"  # a collection to try it on
 MOST_FOUND = 200  # files that a search may ask for
-Kind = Literal["text", "symbolic", "audio", "feature"]  # of files, as the index has it
+MOST_VALUES = 100  # of a column of metadata, that are offered to be chosen from
+Modality = Literal["text", "symbolic", "audio", "feature"]  # of files, as the index has it
+Kind = Literal["score", "midi", "audio", "text"]  # of files, as filters have it
 
 
 class NotReady(Exception):
@@ -46,6 +50,31 @@ class Progress:
     total: int = 0
     reason: str = ""  # of "failed"
     failures: list[FileIssue] = field(default_factory=list)
+    passages: str = "none"  # or "making", as many files as the next two say, or "ready"
+    passages_done: int = 0
+    passages_total: int = 0
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is asked beside a query: files of the collection by their ids, and which files may be found."""
+
+    also: tuple[str, ...] = ()  # whose features are added to the query's
+    without: tuple[str, ...] = ()  # and subtracted (`combining.combined_query`)
+    only: Filter = EVERYTHING
+    by_passage: bool = False  # files are ranked by the closest of their passages
+    k: int = 10
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the queries that are asked together."""
+
+    weight: float
+    unit: np.ndarray  # its feature (hidden,), of length one
+    source: str | Path  # a text, or a file
+    name: str | None = None  # of the file, for people
+    entry: Entry | None = None  # where it is one of the collection
 
 
 def id_of(path: Path) -> str:
@@ -56,19 +85,33 @@ def id_of(path: Path) -> str:
 class Collection:
     """A folder of files, or an index of one; searched by features (hidden,).
 
-    The index has a thread of its own, in which all of its work is done. `close` ends it.
+    The index has a thread of its own, in which all of its work is done, and another makes the passages of a folder's
+    files, with an `Index` of its own. `close` ends both.
     """
 
-    def __init__(self, path: Path, load_embedder: Callable[[], Embedder], cache: FeatureCache | None = None):
-        """Raises UserError where there is nothing at `path`."""
+    def __init__(
+        self,
+        path: Path,
+        load_embedder: Callable[[], Embedder],
+        cache: FeatureCache | None = None,
+        passages: bool = False,
+    ):
+        """With `passages`, a folder gets them too, once it can be searched; an index has them or not.
+
+        Raises UserError where there is nothing at `path`.
+        """
         if not path.exists():
             raise UserError(f"there is no folder or index {path}")
         self.path = path.resolve()
         self.progress = Progress()
         self._load_embedder, self._cache = load_embedder, cache
-        self._thread = ThreadPoolExecutor(1, "index")
+        self._with_passages = passages
+        self._thread, self._passage_thread = ThreadPoolExecutor(1, "index"), ThreadPoolExecutor(1, "passages")
         self._folder: tempfile.TemporaryDirectory | None = None
         self._paths: dict[str, Path] = {}  # of the files, by their ids
+        self.kinds: dict[str, int] = {}  # how many files there are of each kind
+        self.columns: dict[str, set[str]] = {}  # of metadata, with their values
+        self.common = ""  # how the names of all files begin, to the end of a folder
         self._sample: tuple[Any, np.ndarray] = (None, np.zeros((0, 0), np.float32))  # of which state of the index
         self._is_closing = False
         self._ended = threading.Event()  # when it is ready or has failed
@@ -102,6 +145,7 @@ class Collection:
     def close(self) -> None:
         """End the thread; where it is still reading the collection, it ends with the files at hand."""
         self._is_closing = True
+        self._passage_thread.shutdown(wait=False, cancel_futures=True)
         self._thread.shutdown(wait=self._ended.is_set(), cancel_futures=True)
         if self._folder:
             self._folder.cleanup()
@@ -117,8 +161,14 @@ class Collection:
                 check_or_record_model(self._index, embedder.identity, embedder.weights)
             if not len(self._index):
                 raise UserError(f"nothing in {self.path} has a feature")
-            for entry in self._index.entries():
-                self._paths[id_of(entry.path)] = entry.path
+            self._look_through()
+            if not self._folder:
+                self.common = os.path.join(os.path.commonpath({path.parent for path in self._paths.values()}), "")
+            if "with_passages" in self._index.meta:
+                self.progress.passages = "ready"
+            elif self._folder and self._with_passages:
+                self.progress.passages = "making"
+                self._passage_thread.submit(self._make_passages, self._index.folder)
             self.progress.state = "ready"
         except Exception as error:  # the page and the log tell it; nobody waits for this thread
             self.progress.state, self.progress.reason = "failed", str(error) or type(error).__name__
@@ -127,6 +177,18 @@ class Collection:
                 LOG.error("error: %s", self.progress.reason, exc_info=None if is_expected else error)
         finally:
             self._ended.set()
+
+    def _look_through(self) -> None:
+        """Note what there is to ask for."""
+        kinds: dict[str, int] = {}
+        columns: dict[str, set[str]] = {}
+        for entry in self._index.entries():
+            self._paths[id_of(entry.path)] = entry.path
+            kind = kind_of(entry.path, entry.modality) or entry.modality
+            kinds[kind] = kinds.get(kind, 0) + 1
+            for column, value in entry.metadata.items():
+                columns.setdefault(column, set()).add(str(value))
+        self.kinds, self.columns = kinds, columns
 
     def _indexed(self) -> Index:
         """A temporary index of the folder; features that the cache has are not made again."""
@@ -142,45 +204,131 @@ class Collection:
         self.progress.failures = changes.failures
         return index
 
+    def _make_passages(self, folder: Path) -> None:
+        """Give the temporary index in `folder` the passages of its files, while it is searched."""
+
+        def count(done: int, total: int) -> None:
+            self.progress.passages_done, self.progress.passages_total = done, total
+            if self._is_closing:
+                raise NotReady("the server ends")
+
+        try:
+            with contextlib.closing(Index(folder)) as index:
+                update_index(index, self.path, self._load_embedder, self._cache, progress=count, passages=True)
+            self.progress.passages = "ready"
+        except Exception as error:  # the search goes on without them
+            self.progress.passages = "none"
+            if not self._is_closing:
+                LOG.warning("there will be no passages: %s", str(error) or type(error).__name__)
+
     # ---------- search ----------
 
-    def search(self, feature: np.ndarray, k: int, modality: str | None = None) -> list[dict]:
-        """The k files closest to `feature` (hidden,), of a modality or of all: records as those of `search_index`.
+    def search(self, query: np.ndarray | str, terms: Terms) -> list[dict]:
+        """The files closest to a feature (hidden,), or to a file of the collection, by its id: records.
 
-        Each has an id and a percentile too. Raises NotReady, and UserError as `Index.search` does.
+        They are those of `search_index`, with an id, and of whole files a percentile; "passage" is there where the
+        collection has passages. Files that are asked with, and copies of them, are not found. Raises NotReady,
+        Unknown, ValueError for terms that cannot be met, and UserError as `Index.search` does.
         """
         self.check_ready()
-        return self._thread.submit(self._search, feature, k, modality).result()
+        return self._thread.submit(self._search, query, terms).result()
 
-    def search_like(self, identity: str, k: int, modality: str | None = None) -> list[dict]:
-        """The k files closest to one of the collection, without itself. Raises Unknown where it is none of it."""
+    def parts(self, query: np.ndarray | str, terms: Terms, source: str | Path = "") -> list[Part]:
+        """What is asked, part by part; `source` is what `query` is the feature of.
+
+        Raises NotReady, and Unknown where a file is none of the collection's or may not be shown.
+        """
         self.check_ready()
-        return self._thread.submit(self._search_like, identity, k, modality).result()
+        for identity in (query, *terms.also, *terms.without):
+            if isinstance(identity, str):
+                self.served(identity)
+        return self._thread.submit(self._parts, query, terms, source).result()
 
-    def _search(self, feature: np.ndarray, k: int, modality: str | None, but: Path | None = None) -> list[dict]:
-        found = self._index.search(feature, k + (but is not None), modality=modality)
-        others = np.sort(self._sampled() @ normalized(feature[None])[0])
-        weights = self._index.meta.get("weights", "weights that are not known")
-        records = [self._record(entry, cosine, weights, others) for cosine, entry in found if entry.path != but][:k]
-        return [{"rank": rank, **record} for rank, record in enumerate(records, 1)]
+    def _parts(self, query: np.ndarray | str, terms: Terms, source: str | Path = "") -> list[Part]:
+        first = self._part(query, 1.0) if isinstance(query, str) else Part(1.0, normalized(query[None])[0], source)
+        others = [self._part(one, 1.0) for one in terms.also] + [self._part(one, -WITHOUT) for one in terms.without]
+        return [first, *others]
 
-    def _search_like(self, identity: str, k: int, modality: str | None) -> list[dict]:
+    def _part(self, identity: str, weight: float) -> Part:
+        """A file of the collection, whose feature is in the index."""
         path = self.path_of(identity)
         with self._index.snapshot():
             entries = list(self._index.entries("path = ?", (os.fsencode(path),)))
             if not entries:
                 raise Unknown("this file has left the collection")
-            feature = np.array(self._index.features[entries[0].row])
-        return self._search(feature, k, modality, but=path)
+            return Part(weight, np.array(self._index.features[entries[0].row]), path, self.name_of(path), entries[0])
 
-    def _record(self, entry: Entry, cosine: float, weights: str, others: np.ndarray) -> dict:
+    def _search(self, query: np.ndarray | str, terms: Terms) -> list[dict]:
+        self._check(terms)
+        parts = self._parts(query, terms)
+        first, *others = (part.unit for part in parts)
+        try:
+            feature = combined_query(first, others[: len(terms.also)], others[len(terms.also) :])
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        hashes = {part.entry.hash for part in parts if part.entry}
+        same = {entry.path for one in hashes for entry in self._index.entries("hash = ?", (one,))}
+        found = self._found(feature, replace(terms, k=terms.k + len(same)))
+        found = [one for one in found if one[1].path not in same][: terms.k]
+        weights = self._index.meta.get("weights", "weights that are not known")
+        everyone = None if terms.by_passage else np.sort(self._sampled() @ feature)
+        names = {
+            name: [part.name for part in parts[1:] if (part.weight > 0) == (name == "also")]
+            for name in ("also", "without")
+            if getattr(terms, name)
+        }
+        asked = {"query": parts[0].name, **names} if parts[0].name else names
+        return [
+            {"rank": rank, **asked, **self._record(entry, cosine, span, weights, everyone)}
+            for rank, (cosine, entry, span) in enumerate(found, 1)
+        ]
+
+    def _check(self, terms: Terms) -> None:
+        """Raise ValueError for terms that this collection, as it is now, cannot meet."""
+        if terms.by_passage and self.progress.passages != "ready":
+            self._index.refresh()
+            if self.progress.passages == "making":
+                raise ValueError("the passages are still being made")
+            if "with_passages" not in self._index.meta:
+                raise ValueError(
+                    "there are no passages: clamp3_index.py build INDEX FOLDER --passages makes an index with them"
+                )
+            self.progress.passages = "ready"
+        for condition in terms.only.where:
+            try:
+                Condition.parse(condition, self.columns)
+            except UserError:
+                self._look_through()  # the index may have been added to
+                try:
+                    Condition.parse(condition, self.columns)
+                except UserError as error:
+                    raise ValueError(str(error)) from None
+
+    def _found(self, feature: np.ndarray, terms: Terms) -> list[tuple[float, Entry, Span | None]]:
+        """The closest files, with their closest passages where there are any."""
+        index = self._index
+        if terms.by_passage:
+            return index.search(feature, terms.k, passages=True, per_file=1, only=terms.only)
+        found = index.search(feature, terms.k, only=terms.only)
+        spans = index.closest_passages_of(feature, [entry for _, entry in found])
+        return [(cosine, entry, spans.get(entry.path)) for cosine, entry in found]
+
+    def _record(
+        self, entry: Entry, cosine: float, span: Span | None, weights: str, others: np.ndarray | None
+    ) -> dict[str, Any]:
+        """`others`: cosines of the collection with the query, in order; None where they do not compare."""
         self._paths[id_of(entry.path)] = entry.path
-        below = np.searchsorted(others, cosine - 1e-6)  # what is as close is not below; the file itself is
+        rank = {}
+        if others is not None:
+            below = np.searchsorted(others, cosine - 1e-6)  # what is as close is not below; the file itself is
+            rank = {"percentile": round(100 * float(below) / max(len(others) - 1, 1), 1)}
         return {
             "cosine": cosine,
-            "percentile": round(100 * float(below) / max(len(others) - 1, 1), 1),
+            **rank,
             "file": self.name_of(entry.path),
+            **({"passage": span.as_json()} if span else {}),
             "modality": entry.modality,
+            "kind": kind_of(entry.path, entry.modality),
             "metadata": entry.metadata,
             "weights": weights,
             "id": id_of(entry.path),

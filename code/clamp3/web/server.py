@@ -19,20 +19,40 @@ from starlette.staticfiles import StaticFiles
 
 from clamp3 import __version__
 from clamp3.errors import UserError
+from clamp3.features.captions import is_picture
 from clamp3.formats.registry import extensions
 from clamp3.modalities import TEXT
+from clamp3.search.filters import Filter
 from clamp3.search.ranking import normalized
 from clamp3.web.batching import Batcher
-from clamp3.web.collection import MOST_FOUND, Collection, Explain, Kind, NotReady, Unknown
+from clamp3.web.collection import (
+    MOST_FOUND,
+    MOST_VALUES,
+    Collection,
+    Kind,
+    Modality,
+    NotReady,
+    Terms,
+    Unknown,
+)
+from clamp3.web.explaining import explain_match
 from clamp3.web.protection import Limits, Protection, problem
 from clamp3.web.recordings import Recordings
-from clamp3.web.uploads import Late, Workshop, embed_upload, shown_name
+from clamp3.web.uploads import Late, Workshop, caption_upload, embed_kept, embed_upload, kept_upload, shown_name
 from clamp3.web.views import BARS, View, view
 
 STATIC = Path(__file__).parent / "static"
 FILE_POLICY = "default-src 'none'; sandbox"  # of files of the collection, should a browser open one as a page
 MODEL = "clamp3"  # what requests may call the model, whichever it is
+MOST_PLACES = 2000  # of a file, that an explanation may be asked for
+MOST_PARTS = 20  # files that are added to a query, or subtracted
 TopK = Annotated[int, Query(ge=1, le=MOST_FOUND)]
+Text = Annotated[str | None, Query(max_length=Limits.characters, description="a text")]
+Like = Annotated[str | None, Query(max_length=64, description="the id of a file of the collection")]
+Ids = Annotated[tuple[str, ...], Query(max_length=MOST_PARTS, description="ids of files that count too, or against")]
+Where = Annotated[tuple[str, ...], Query(max_length=MOST_PARTS, description="conditions on metadata, as year<1850")]
+FormIds = Annotated[tuple[str, ...], Form(max_length=MOST_PARTS)]
+Places = Annotated[int, Query(ge=1, le=MOST_PLACES)]
 
 
 class EmbeddingsRequest(BaseModel):
@@ -45,11 +65,14 @@ class EmbeddingsRequest(BaseModel):
 
 
 def create_app(
-    collection: Collection, token: str | None = None, limits: Limits | None = None, explain: Explain | None = None
+    collection: Collection, token: str | None = None, limits: Limits | None = None, captioner: str | None = None
 ) -> Protection:
-    """The ASGI application over a collection, which starts and ends with it."""
+    """The ASGI application over a collection, which starts and ends with it.
+
+    `captioner`, as `captions.caption_of` takes it, puts pictures into words; without one they are refused.
+    """
     limits = limits or Limits()
-    state = Service(collection, limits, explain)
+    state = Service(collection, limits, captioner)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -68,6 +91,7 @@ def create_app(
     )
     add_errors(app)
     add_rest(app, state)
+    add_search(app, state)
     add_files(app, state)
     app.mount("/static", StaticFiles(directory=STATIC), "static")
     return Protection(app, limits, token)
@@ -76,8 +100,8 @@ def create_app(
 class Service:
     """What the routes share."""
 
-    def __init__(self, collection: Collection, limits: Limits, explain: Explain | None):
-        self.collection, self.limits, self.explain = collection, limits, explain
+    def __init__(self, collection: Collection, limits: Limits, captioner: str | None):
+        self.collection, self.limits, self.captioner = collection, limits, captioner
         self.recordings = Recordings()
         self.views = lru_cache(maxsize=256)(self._view)
 
@@ -115,11 +139,33 @@ class Service:
         self.collection.check_ready()
         return await self.texts(text)
 
-    async def search(self, feature: np.ndarray, k: int, kind: str | None) -> list[dict]:
-        return await run_in_threadpool(self.collection.search, feature, k, kind)
+    async def query_of(self, q: str | None, like: str | None) -> np.ndarray | str:
+        """The feature (hidden,) of a text, or the id: exactly one is given."""
+        if (q is None) == (like is None):
+            raise ValueError("give either q, a text, or like, the id of a file")
+        return like if like is not None else (await self.embed_text(q or ""))[0]
 
-    def _view(self, path: Path, bars: int, _changed: int) -> View:
-        return view(path, self.collection.embedder.processes, bars)
+    async def caption_of(self, file: UploadFile) -> str | None:
+        """What an uploaded picture shows, in words; None where it is no picture that this server reads."""
+        if self.captioner is None or not is_picture(Path(shown_name(file.filename))):
+            return None
+        return await self.workshop.run(partial(caption_upload, self.captioner, file.filename, file.file))
+
+    async def search(self, query: np.ndarray | str, terms: Terms) -> list[dict]:
+        return await run_in_threadpool(self.collection.search, query, terms)
+
+    async def explain(
+        self, query: np.ndarray | str, terms: Terms, source: str | Path, identity: str, count: int
+    ) -> dict:
+        """Why a file of the collection is close to what is asked."""
+        path = self.collection.served(identity)
+        parts = await run_in_threadpool(self.collection.parts, query, terms, source)
+        why = await self.workshop.run(partial(explain_match, self.collection.embedder, parts, path, count))
+        return {"file": self.collection.name_of(self.collection.path_of(identity)), **why}
+
+    def _view(self, path: Path, bars: int, is_numbered: bool, _changed: int) -> View:
+        embedder = self.collection.embedder
+        return view(path, embedder.processes, bars, is_numbered and not embedder.as_is)
 
 
 # ---------- errors ----------
@@ -168,40 +214,22 @@ def add_rest(app: FastAPI, service: Service) -> None:
             "failures": [{"file": issue.file, "reason": issue.reason} for issue in now.failures[:100]],
             "collection": collection.path.name,
             "extensions": extensions(),
-            "explain": service.explain is not None,
+            "explain": True,
+            "passages": {"state": now.passages, "done": now.passages_done, "total": now.passages_total},
             "batches": service.texts.batches,
             "texts": service.texts.items,
         }
 
-    @app.get("/search")
-    async def search(
-        q: Annotated[str | None, Query(max_length=limits.characters)] = None,
-        like: Annotated[str | None, Query(max_length=64, description="the id of a file of the collection")] = None,
-        top_k: TopK = 10,
-        modality: Kind | None = None,
-    ) -> list[dict]:
-        """The files closest to a text, or to a file of the collection: exactly one of `q` and `like` is given."""
-        if (q is None) == (like is None):
-            raise ValueError("give either q, a text, or like, the id of a file")
-        if like is not None:
-            collection.check_ready()
-            records = await run_in_threadpool(collection.search_like, like, top_k, modality)
-            return [{"query": collection.name_of(collection.path_of(like)), **record} for record in records]
-        feature, _ = await service.embed_text(q or "")
-        return [{"query": q, **record} for record in await service.search(feature, top_k, modality)]
+    @app.get("/collection")
+    async def facts() -> dict:
+        """What there is to ask for: how many files of each kind, and the columns of metadata with their values.
 
-    @app.post("/search")
-    async def search_by_file(
-        file: UploadFile,
-        top_k: Annotated[int, Form(ge=1, le=MOST_FOUND)] = 10,
-        modality: Annotated[Kind | None, Form()] = None,
-    ) -> list[dict]:
-        """The files of the collection closest to an uploaded one."""
-        name = shown_name(file.filename)
-        with named(name):
-            made = await service.workshop.run(partial(embed_upload, collection.embedder, file.filename, file.file))
-        records = await service.search(made.feature, top_k, modality)
-        return [{"query": name, "remarks": made.remarks, **record} for record in records]
+        "folder" is how the names of all files begin.
+        """
+        collection.check_ready()
+        columns = {name: sorted(values)[:MOST_VALUES] for name, values in sorted(collection.columns.items())}
+        passages = collection.progress.passages
+        return {"kinds": collection.kinds, "columns": columns, "passages": passages, "folder": collection.common}
 
     @app.post("/embed")
     async def embed(files: Annotated[list[UploadFile], File()]) -> list[dict]:
@@ -245,12 +273,80 @@ def add_rest(app: FastAPI, service: Service) -> None:
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
 
+
+def add_search(app: FastAPI, service: Service) -> None:
+    """The routes that search, and that say why something was found."""
+    collection = service.collection
+
+    @app.get("/search")
+    async def search(
+        q: Text = None,
+        like: Like = None,
+        also: Ids = (),
+        without: Ids = (),
+        top_k: TopK = 10,
+        modality: Modality | None = None,
+        kind: Kind | None = None,
+        where: Where = (),
+        passages: Annotated[bool, Query(description="rank files by the closest of their passages")] = False,
+    ) -> list[dict]:
+        """The files closest to a text, or to a file of the collection: exactly one of `q` and `like` is given."""
+        terms = Terms(also, without, Filter(modality, kind, where), passages, top_k)
+        query = await service.query_of(q, like)
+        return [{"query": q, **record} for record in await service.search(query, terms)]
+
+    @app.post("/search")
+    async def search_by_file(
+        file: UploadFile,
+        also: FormIds = (),
+        without: FormIds = (),
+        top_k: Annotated[int, Form(ge=1, le=MOST_FOUND)] = 10,
+        modality: Annotated[Modality | None, Form()] = None,
+        kind: Annotated[Kind | None, Form()] = None,
+        where: FormIds = (),
+        passages: Annotated[bool, Form()] = False,
+    ) -> list[dict]:
+        """The files of the collection closest to an uploaded one."""
+        name = shown_name(file.filename)
+        terms = Terms(also, without, Filter(modality, kind, where), passages, top_k)
+        with named(name):
+            if (caption := await service.caption_of(file)) is not None:
+                records = await service.search((await service.embed_text(caption))[0], terms)
+                return [{"query": name, "caption": caption, **record} for record in records]
+            made = await service.workshop.run(partial(embed_upload, collection.embedder, file.filename, file.file))
+        records = await service.search(made.feature, terms)
+        return [{"query": name, "remarks": made.remarks, **record} for record in records]
+
     @app.get("/explain")
-    async def explain(q: Annotated[str, Query(max_length=limits.characters)], id: str) -> dict:
-        """What in a file of the collection matches a text."""
-        if service.explain is None:
-            raise HTTPException(501, "this version of the server cannot explain matches")
-        return await service.workshop.run(partial(service.explain, q, collection.served(id)))
+    async def explain(
+        id: Annotated[str, Query(max_length=64, description="of the file that was found")],
+        q: Text = None,
+        like: Like = None,
+        also: Ids = (),
+        without: Ids = (),
+        top_k: Places = 3,
+    ) -> dict:
+        """Which places of a file, and which of the query, add most to their cosine, and how much."""
+        terms, query = Terms(also, without), await service.query_of(q, like)
+        return await service.explain(query, terms, q or "", id, top_k)
+
+    @app.post("/explain")
+    async def explain_upload(
+        file: UploadFile,
+        id: Annotated[str, Form(max_length=64)],
+        also: FormIds = (),
+        without: FormIds = (),
+        top_k: Annotated[int, Form(ge=1, le=MOST_PLACES)] = 3,
+    ) -> dict:
+        """The same of an uploaded file."""
+        name, terms = shown_name(file.filename), Terms(also, without)
+        with named(name):
+            if (caption := await service.caption_of(file)) is not None:
+                feature, _ = await service.embed_text(caption)
+                return {"caption": caption, **await service.explain(feature, terms, caption, id, top_k)}
+        with named(name), kept_upload(name, file.file) as path:
+            made = await service.workshop.run(partial(embed_kept, collection.embedder, path))
+            return await service.explain(made.feature, terms, path, id, top_k)
 
 
 @contextlib.contextmanager
@@ -295,13 +391,21 @@ def add_files(app: FastAPI, service: Service) -> None:
         return FileResponse(STATIC / "docs.html")
 
     @app.get("/files/{identity}")
-    async def shown(identity: str, bars: Annotated[int, Query(ge=1, le=16)] = BARS) -> dict:
-        """What the page shows of a file: a score in ABC, notes, a text or a recording's address."""
+    async def shown(identity: str, bars: Annotated[int, Query(ge=1, le=16)] = BARS, numbered: bool = False) -> dict:
+        """What the page shows of a file: a score in ABC, notes, a text or a recording's address.
+
+        With `numbered`, a score's ABC is laid out anew, and "places" tells where in it each bar is.
+        """
         path = collection.served(identity)
-        found = await service.workshop.run(partial(service.views, path, bars, path.stat().st_mtime_ns))
+        found = await service.workshop.run(partial(service.views, path, bars, numbered, path.stat().st_mtime_ns))
         name = collection.name_of(collection.path_of(identity))
         address = {"address": f"/files/{identity}/sound"} if found["kind"] == "sound" else {}
         return {"file": name, **found, **address}
+
+    @app.get("/files/{identity}/name")
+    async def name(identity: str) -> dict:
+        """What a file of the collection is called."""
+        return {"file": collection.name_of(collection.path_of(identity))}
 
     @app.get("/files/{identity}/raw")
     async def raw(identity: str) -> FileResponse:

@@ -12,14 +12,16 @@ from mcp.server.mcpserver.exceptions import ToolError
 
 from clamp3 import __version__
 from clamp3.features.cache import embed_files_once
-from clamp3.search.collection import load_query
-from clamp3.web.collection import MOST_FOUND, Collection, Explain, Kind
+from clamp3.search.collection import existing_path, load_query
+from clamp3.search.filters import Filter
+from clamp3.web.collection import MOST_FOUND, Collection, Modality, Terms
+from clamp3.web.explaining import explain_match
 
 ABOUT = """Searches a collection of sheet music (MusicXML, ABC), MIDI, recordings and texts about music, by what it
 sounds like or is about. Texts may be in any language that the model knows."""
 
 
-def create_tools(collection: Collection, explain: Explain | None = None) -> MCPServer:
+def create_tools(collection: Collection) -> MCPServer:
     """The server, which begins to read the collection when it starts to serve; calls wait until that is done."""
 
     @contextlib.asynccontextmanager
@@ -41,36 +43,69 @@ def create_tools(collection: Collection, explain: Explain | None = None) -> MCPS
             raise ToolError(str(error) or type(error).__name__) from error
 
     @server.tool()
-    async def search(query: str, top_k: int = 10, modality: str | None = None) -> list[dict[str, Any]]:
+    async def search(
+        query: str,
+        top_k: int = 10,
+        modality: str | None = None,
+        kind: str | None = None,
+        where: list[str] | None = None,
+        also: list[str] | None = None,
+        without: list[str] | None = None,
+    ) -> list[dict[str, Any]]:
         """Find the files closest to a text, or to a file of this machine given by its path.
 
-        modality: "symbolic" (scores and MIDI), "audio" or "text" for files of that kind alone. Each record has the
-        file, its cosine with the query, and the share of the collection (percentile) that is less close.
+        modality: "symbolic" (scores and MIDI), "audio" or "text" for files of that kind alone; kind: "score", "midi",
+        "audio" or "text". where: conditions on the files' metadata, such as "year<1850". also, without: ids of files
+        that were found, to which answers are to be close too, or not. Each record has the file, its id, its cosine
+        with the query, the share of the collection (percentile) that is less close, and the bars, seconds or lines
+        (passage) that are closest, where the collection has passages.
         """
-        return await in_thread(_search, collection, query, top_k, modality)
+        terms = (tuple(also or ()), tuple(without or ()))
+        return await in_thread(_search, collection, query, top_k, (modality, kind, tuple(where or ())), terms)
 
     @server.tool()
     async def embed(texts: list[str] | None = None, files: list[str] | None = None) -> list[dict[str, Any]]:
         """The embeddings of texts and of files of this machine, to be compared by their cosine."""
         return await in_thread(_embed, collection, texts or [], files or [])
 
-    @server.tool(name="explain")
-    async def explain_match(text: str, id: str) -> dict[str, Any]:
-        """What in a file that search has found, by its id, matches a text."""
-        if explain is None:
-            raise ToolError("this version cannot explain matches")
-        return await in_thread(lambda: explain(text, collection.served(id)))
+    @server.tool()
+    async def explain(text: str, id: str, top_k: int = 3) -> dict[str, Any]:
+        """Why a file that search has found, by its id, is close to a text, or to a file of this machine.
+
+        Gives the bars, seconds or words of the file (item) and those of the query that add most to their cosine.
+        """
+        return await in_thread(_explain, collection, text, id, top_k)
 
     return server
 
 
-def _search(collection: Collection, query: str, top_k: int, modality: str | None) -> list[dict[str, Any]]:
-    if not 1 <= top_k <= MOST_FOUND:
-        raise ValueError(f"top_k must be from 1 to {MOST_FOUND}")
-    if modality not in (None, *get_args(Kind)):
+def _search(
+    collection: Collection,
+    query: str,
+    top_k: int,
+    wanted: tuple[str | None, str | None, tuple[str, ...]],
+    others: tuple[tuple[str, ...], tuple[str, ...]],
+) -> list[dict[str, Any]]:
+    _check_count(top_k)
+    modality, kind, where = wanted
+    if modality not in (None, *get_args(Modality)):
         raise ValueError('modality must be "symbolic", "audio" or "text"')
-    wanted = load_query(query, lambda: collection.embedder)
-    return [{"query": query, **record} for record in collection.search(wanted.features[0], top_k, modality)]
+    feature = load_query(query, lambda: collection.embedder).features[0]
+    found = collection.search(feature, Terms(*others, Filter(modality, kind, where), k=top_k))
+    return [{"query": query, **record} for record in found]
+
+
+def _explain(collection: Collection, query: str, identity: str, count: int) -> dict[str, Any]:
+    _check_count(count)
+    path = collection.served(identity)
+    feature = load_query(query, lambda: collection.embedder).features[0]
+    parts = collection.parts(feature, Terms(), existing_path(query) or query)
+    return {"file": collection.name_of(path), **explain_match(collection.embedder, parts, path, count)}
+
+
+def _check_count(count: int) -> None:
+    if not 1 <= count <= MOST_FOUND:
+        raise ValueError(f"top_k must be from 1 to {MOST_FOUND}")
 
 
 def _embed(collection: Collection, texts: list[str], files: list[str]) -> list[dict[str, Any]]:

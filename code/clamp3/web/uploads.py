@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -13,15 +13,24 @@ import numpy as np
 
 from clamp3.errors import UserError
 from clamp3.features.cache import embed_files_once
+from clamp3.features.captions import caption_of
 from clamp3.features.embedder import Embedder
 from clamp3.features.reading import in_thread
-from clamp3.formats.registry import extensions, format_of
+from clamp3.formats.registry import extensions
 from clamp3.io.reports import describe_error, printable
 from clamp3.search.collection import ready_feature
 
 T = TypeVar("T")
 AT_ONCE = 2  # files that are worked on
 SHOWN_NAME = 80  # characters of an upload's name in sentences about it
+PICTURES = {
+    *(".png", ".jpg", ".jpeg", ".jfif", ".gif", ".webp", ".avif", ".heic", ".heif"),
+    *(".bmp", ".tif", ".tiff", ".svg", ".ico", ".pdf", ".psd"),
+}
+NO_PICTURES = (
+    "pictures are not read here. Started with --captioner, the server puts what they show into words, and searches by "
+    "these; of a page of sheet music, a program for optical music recognition makes MusicXML"
+)
 
 
 class Late(Exception):
@@ -69,30 +78,60 @@ def shown_name(name: str | None) -> str:
     return printable((name or "").replace("\\", "/").rsplit("/", 1)[-1])[:SHOWN_NAME] or "the upload"
 
 
-def embed_upload(embedder: Embedder, name: str | None, content: BinaryIO) -> Embedded:
-    """The feature of an uploaded file, of the kind that the extension of its `name` tells.
+@contextlib.contextmanager
+def kept_upload(name: str | None, content: BinaryIO) -> Iterator[Path]:
+    """An uploaded file, for the block: in a folder of its own, as "upload" with the extension of its `name`.
 
-    It lies in a folder of its own meanwhile, as "upload" with that extension. Raises ValueError with the reason where
-    it has no feature.
+    Raises ValueError where nothing reads files of that kind.
     """
-    known = format_of(Path(shown_name(name)))
     suffix = Path(shown_name(name)).suffix.lower()
-    if known is None or suffix not in extensions():
+    if suffix in PICTURES:
+        raise ValueError(NO_PICTURES)
+    if suffix not in extensions():
         raise ValueError(f"nothing here reads {suffix or 'files without an extension'}")
+    with _kept(suffix, content) as path:
+        yield path
+
+
+@contextlib.contextmanager
+def _kept(suffix: str, content: BinaryIO) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="clamp3-upload-") as folder:
         path = Path(folder, f"upload{suffix}")
         with path.open("wb") as file:
             shutil.copyfileobj(content, file)
-        if (feature := ready_feature(path)) is not None:
-            if feature.size != embedder.sizes.clamp3_hidden_size:
-                raise ValueError(f"a feature of {feature.size} numbers, not {embedder.sizes.clamp3_hidden_size}")
-            return Embedded(feature, "feature", [])
+        yield path
+
+
+def caption_upload(captioner: str, name: str | None, content: BinaryIO) -> str:
+    """What an uploaded picture shows, in the words of `captioner`. Raises ValueError with the reason for none."""
+    with _kept(Path(shown_name(name)).suffix.lower(), content) as path:
         try:
-            ((item, made),) = embed_files_once(embedder, [path], None)
-        except UserError:
-            raise
-        except OSError as error:
-            raise ValueError(describe_error(error)) from None
+            return caption_of(path, captioner)
+        except UserError as error:
+            raise ValueError(str(error).replace(str(path), "the picture")) from None
+
+
+def embed_upload(embedder: Embedder, name: str | None, content: BinaryIO) -> Embedded:
+    """The feature of an uploaded file, of the kind that the extension of its `name` tells.
+
+    Raises ValueError with the reason where it has no feature.
+    """
+    with kept_upload(name, content) as path:
+        return embed_kept(embedder, path)
+
+
+def embed_kept(embedder: Embedder, path: Path) -> Embedded:
+    """The feature of a kept upload. Raises ValueError with the reason where it has none."""
+    if (feature := ready_feature(path)) is not None:
+        if feature.size != embedder.sizes.clamp3_hidden_size:
+            raise ValueError(f"a feature of {feature.size} numbers, not {embedder.sizes.clamp3_hidden_size}")
+        return Embedded(feature, "feature", [])
+    try:
+        ((item, made),) = embed_files_once(embedder, [path], None)
+    except UserError:
+        raise
+    except OSError as error:
+        raise ValueError(describe_error(error)) from None
     if (reason := item.problem(made, embedder.precision)) or made is None:
         raise ValueError(reason)
-    return Embedded(made, known.modality, item.repairs)
+    return Embedded(made, item.modality, item.repairs)

@@ -39,6 +39,11 @@ def main() -> int:
     parser.add_argument(
         "--upload_limit", type=positive, metavar="MB", default=50, help="of a request; default: %(default)s"
     )
+    parser.add_argument(
+        "--captioner",
+        metavar="NAME_OR_FOLDER",
+        help="what puts uploaded pictures into words: an image-to-text model of transformers; default: none",
+    )
     args = parser.parse_args()
 
     check_installed("fastapi", "multipart", "uvicorn")
@@ -54,7 +59,7 @@ def main() -> int:
     if token and not re.fullmatch(r"[A-Za-z0-9._~+/=-]+", token):
         raise UserError("a token is made of the letters A to Z, digits and . _ ~ + / = -")
     limits = Limits(upload_megabytes=args.upload_limit, work_seconds=args.time_limit)
-    return serve(create_app(open_collection(args), token, limits), args.host, args.port, token)
+    return serve(create_app(open_collection(args), token, limits, args.captioner), args.host, args.port, token)
 
 
 def collection_parser(description: str) -> ArgumentParser:
@@ -62,6 +67,9 @@ def collection_parser(description: str) -> ArgumentParser:
     parser = script_parser(description)
     parser.add_argument("path", type=Path, nargs="?", help="an index, or a folder; default: a few old tunes")
     add_embedding_options(parser)
+    parser.add_argument(
+        "--no_passages", action="store_true", help="of a folder: do not look for bars and seconds in it"
+    )
     parser.set_defaults(time_limit=UPLOAD_SECONDS)
     return parser
 
@@ -78,7 +86,7 @@ def open_collection(args: Namespace, tell: bool = True) -> "Collection":
     if (args.path, args.variant, args.model_weights, args.epoch) == (None, None, None, None):
         args.variant = "tiny"
     load_embedder = embedder_loader(args, start_alone(args.device, args.threads), tell=tell)
-    return Collection(args.path or DEMO, load_embedder, feature_cache(args))
+    return Collection(args.path or DEMO, load_embedder, feature_cache(args), passages=not args.no_passages)
 
 
 def check_installed(*packages: str) -> None:
