@@ -7,6 +7,8 @@ Of features, with the music that they were made of, so that it can be engraved a
     python clamp3_map.py FEATURES --music FOLDER
 With what a CSV file says of them, in a column "file" (relative to the folder that is drawn) and any others:
     python clamp3_map.py FOLDER --metadata tunes.csv --colour metre
+With what some queries find in it, texts or files, as lists from which one goes to the pieces:
+    python clamp3_map.py INDEX --queries "Irish reel" "a slow air" recording.wav
 --help tells the rest; the code is in clamp3/cli/commands/map.py.
 """
 

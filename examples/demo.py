@@ -3,11 +3,12 @@
     make demo
     python examples/demo.py --output DIR --tunes 40 --scores 5
 It runs the documented commands with the small model, on tunes that its training has not seen, and shows what they
-write and what can be found with it. It takes a minute and a half on two CPU cores, without a network. A folder that an
-earlier run made is emptied first.
+write and what can be found with it; in the end there is a page, index.html, that engraves and plays. It takes a minute
+and a half on two CPU cores, without a network. A folder that an earlier run made is emptied first.
 """
 
 import argparse
+import csv
 import os
 import shlex
 import shutil
@@ -17,11 +18,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
 from clamp3.search.metrics import metrics
 from clamp3.search.ranking import normalized, ranks_of_pairs
 from corpus import COLLECTIONS, Tune, folk_tunes, scores, write
 from descriptions import full_description
+from notes import read_melody, to_sound
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ROOT / "code"
@@ -76,9 +79,20 @@ def main() -> int:
     show_neighbours(music, tunes)
 
     heading("7. Answers from raw files")
-    index, query = output / "index", QUERIES[-2]
-    run("python", shown(CODE / "clamp3_index.py"), "build", shown(index), shown(inputs / "abc"), *TINY_MODEL)
+    index, query, known = output / "index", QUERIES[-2], inputs / "tunes.csv"
+    write_table(known, tunes)
+    build = "build", shown(index), shown(inputs / "abc"), *TINY_MODEL, "--metadata", shown(known)
+    run("python", shown(CODE / "clamp3_index.py"), *build)
     run("python", shown(CODE / "clamp3_index.py"), "search", shown(index), query, "--top_k", "3", *TINY_MODEL)
+
+    heading("8. See and hear it")
+    recording = output / "a recording.flac"
+    soundfile.write(recording, to_sound(read_melody(tunes[0].abc), 20, 24_000, "fiddle"), 24_000)
+    print(f"{shown(recording)}: 20 s of {in_a_line(tunes[0])}, synthesized")
+    queries = "--queries", *QUERIES, shown(recording)
+    drawn = "--colour", "collection", "--output", shown(output / "index")
+    run("python", shown(CODE / "clamp3_map.py"), shown(index), *queries, *drawn, *TINY_MODEL)
+    print(f"Open {shown(output / 'index.html')}: the tunes as a map, engraved and playable, and what queries find.")
 
     heading(f"Done in {time.perf_counter() - start:.0f} s. What to do next")
     print(f"- Look around in {shown(output)}: inputs, features, hidden (CLaMP 3, per bar), m3 (M3, per bar).")
@@ -147,6 +161,14 @@ def write_texts(folder: Path, tunes: list[Tune]) -> None:
     folder.joinpath("queries").mkdir()
     for number, query in enumerate(QUERIES):
         folder.joinpath("queries", f"{number}.txt").write_text(query, encoding="utf-8")
+
+
+def write_table(path: Path, tunes: list[Tune]) -> None:
+    """What is known of the tunes, for the index."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("file", "title", "collection", "metre", "key"))
+        table.writerows((f"{tune.name}.abc", tune.title, tune.collection, tune.metre, tune.key) for tune in tunes)
 
 
 def launch(script: str, inputs: Path, outputs: Path, *options: str) -> None:

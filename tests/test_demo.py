@@ -37,7 +37,9 @@ def test_it_runs_through_and_says_what_it_does(demo):
     ):
         assert command.replace(f"{Path.cwd()}/", "") in process.stdout
     assert "         Irish reel\n" in process.stdout
-    assert f"{TUNES} files added" in process.stdout and process.stdout.count("features made by") == 1
+    page = folder.joinpath("index.html").read_text(encoding="utf-8")
+    assert "gigue irlandaise" in page and "a recording.flac" in page and "O'Neill's Music of Ireland" in page
+    assert f"{TUNES} files added" in process.stdout and process.stdout.count("features made by") == 2
 
 
 def test_descriptions_find_their_tunes(demo):

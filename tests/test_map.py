@@ -50,6 +50,7 @@ def drawn(music) -> Path:
     """The page of the features, as the command writes it, with `map.json` beside it."""
     folder = music.parent
     words = (folder / "features", "--music", music, "--colour", "folder", "--output", folder / "map")
+    words += ("--queries", sorted((folder / "features" / "abc").iterdir())[0], folder / "features" / "broken.npy")
     done = run_forked("clamp3_map.py", *words, "--json", folder / "map.json")
     assert "15 pieces by " in done.stdout and "13 pieces to see or hear" in done.stdout
     return folder / "map.html"
@@ -124,6 +125,10 @@ def test_the_page_holds_all_and_asks_for_nothing(drawn, music):
     data = json.loads(next(t for (tag, a), t in zip(tags.found, tags.texts, strict=True) if a.get("id") == "data"))
     place = {name: index for index, name in enumerate(data["names"])}
     assert len(place) == 15 and data["kinds"][place["mp3/" + next(music.glob("mp3/*")).stem + ".npy"]] == "audio"
+    first = min(name for name in place if name.startswith("abc/"))
+    for name, found in zip((first, "broken.npy"), data["answers"], strict=True):
+        (closest, cosine), *others = found["found"]
+        assert closest == place[name] and cosine > 0.9999 and len(others) == 4 and name in found["query"]
     hostile = data["music"][place[HOSTILE.replace(".abc", ".npy")]]
     assert hostile["kind"] == "score" and HOSTILE_TITLE in hostile["abc"]
     kinds = [view["kind"] for view in data["music"] if view]
@@ -193,14 +198,16 @@ def test_what_docs_say_runs(music, tmp_path, monkeypatch):
         path.unlink()  # of which features are there
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "map.md").read_text(encoding="utf-8"), re.DOTALL)
     commands = [line for block in blocks for line in block.splitlines()]
-    assert len(commands) == 3
+    assert len(commands) == 4
     for path in tmp_path.glob("FOLDER/**/*.npy"):
         path.unlink()
     for command in commands:
         _python, script, *words = shlex.split(command)
         module = importlib.import_module(f"clamp3.cli.commands.{script.removesuffix('.py').removeprefix('clamp3_')}")
         assert answer(monkeypatch, module, *words, "--variant", "tiny") == 0, command
-    assert {path.name for path in tmp_path.glob("*.html")} == {"map.html", "tunes.html", "by_features.html"}
+    assert {path.name for path in tmp_path.glob("*.html")} == {
+        *("map.html", "tunes.html", "by_features.html", "answers.html")
+    }
 
 
 # ---------- in a browser ----------
@@ -246,6 +253,10 @@ def test_pointing_engraves_and_clicking_plays_without_any_request(drawn, music):
         page.mouse.click(*at(midi))
         page.locator(".roll rect").first.wait_for(state="attached")
         assert "MIDI is not engraved" in page.text_content(".remarks")
+        page.locator("#answers summary").first.click()
+        page.locator("#answers details[open] button").first.click()
+        page.locator("#piece h2", has_text=jig).wait_for()
+        page.locator(".score svg").wait_for()
         page.fill("#find", "mp3/")
         assert page.text_content("#found") == "1 found" and "recording" in page.text_content(".remarks")
         browser.close()

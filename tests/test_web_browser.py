@@ -164,7 +164,7 @@ def search(page, text: str, kind: str = "") -> None:
 def test_progress_is_shown_and_then_what_could_not_be_read(page):
     page.goto("/")
     expect(page.locator("#progress")).to_be_hidden()
-    expect(page.locator("#failures summary")).to_have_text("1 files could not be read")
+    expect(page.locator("#failures summary")).to_have_text("1 file could not be read")
     page.click("#failures summary")
     expect(page.locator("#failures li")).to_contain_text("broken.mid")
 
@@ -320,7 +320,7 @@ def test_the_page_counts_the_files_while_a_folder_is_read(browser, embedder, tmp
         assert page.locator("#bar").get_attribute("value") == "3"
         go_on.set()
         expect(page.locator("#progress")).to_be_hidden()
-        expect(page.locator("#failures summary")).to_have_text("1 files could not be read")
+        expect(page.locator("#failures summary")).to_have_text("1 file could not be read")
 
 
 def test_what_else_is_asked_is_shown_as_chips_and_in_the_address(page, browser):

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,13 @@ NO_MUSIC = "its music is not known here; --music names the folder that it lies i
 NO_SOUND = "a recording, which this page does not hold"
 NO_ROOM = "this page has no room for its music (--music_limit)"
 TOO_LARGE = f"its music takes over {MOST_OF_ONE / 1e6} MB"
+
+
+class Answer(NamedTuple):
+    """What a query finds: the places of pieces, closest first, each with its cosine."""
+
+    query: str
+    found: list[tuple[int, float]]
 
 
 def music_of(pieces: Sequence[Piece], limit: int, processes: Processes) -> tuple[list[View | None], list[str]]:
@@ -74,7 +81,14 @@ def _views(paths: Sequence[Path | None], pool: Pool) -> Iterator[tuple[Path | No
         yield outcome.job.source, (view, outcome.failure or "")
 
 
-def page(chart: Map, title: str, facts: str, music: Sequence[View | None], reasons: Sequence[str]) -> str:
+def page(
+    chart: Map,
+    title: str,
+    facts: str,
+    music: Sequence[View | None],
+    reasons: Sequence[str],
+    answers: Sequence[Answer] = (),
+) -> str:
     """The HTML of a map, whose pieces have this music or these reasons for none, as `music_of` gives them."""
     data = {
         "points": np.round(chart.points, 4).tolist(),
@@ -88,6 +102,7 @@ def page(chart: Map, title: str, facts: str, music: Sequence[View | None], reaso
         "music": list(music),
         "reasons": list(reasons),
         "notes": _held_back(music, reasons),
+        "answers": [{"query": printable(answer.query), "found": answer.found} for answer in answers],
     }
     scripts = _scripts()
     hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts)

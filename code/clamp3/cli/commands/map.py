@@ -7,6 +7,8 @@ Of features, with the music that they were made of, so that it can be engraved a
     python clamp3_map.py FEATURES --music FOLDER
 With what a CSV file says of them, in a column "file" (relative to the folder that is drawn) and any others:
     python clamp3_map.py FOLDER --metadata tunes.csv --colour metre
+With what some queries find in it, texts or files, as lists from which one goes to the pieces:
+    python clamp3_map.py INDEX --queries "Irish reel" "a slow air" recording.wav
 It writes OUTPUT.png and OUTPUT.html. The page is one file that needs no network and no server: it engraves scores,
 draws MIDI as notes over time, and plays both on a piano; it holds no recordings. Points are placed by UMAP if there is
 umap-learn, else by scikit-learn's t-SNE, which the map says; the same features give the same map. See docs/map.md.
@@ -15,6 +17,7 @@ umap-learn, else by scikit-learn's t-SNE, which the map says; the same features 
 import os
 from argparse import Namespace
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
 
     from clamp3.search.collection import Collection
     from clamp3.tasks.maps import Piece
+    from clamp3.web.maps import Answer
+
+ANSWERS = 5  # that are listed of a query
 
 
 def main() -> int:
@@ -53,6 +59,9 @@ def main() -> int:
     parser.add_argument(
         "--music_limit", type=positive, metavar="MB", default=20, help="of the music in the page; default: %(default)s"
     )
+    parser.add_argument(
+        "--queries", nargs="+", default=[], metavar="TEXT_OR_FILE", help="list in the page what each of these finds"
+    )
     add_json_option(parser)
     add_embedding_options(parser)
     args = parser.parse_args()
@@ -60,19 +69,24 @@ def main() -> int:
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.cli.embedders import embedder_loader
     from clamp3.distributed import start_alone
+    from clamp3.search.answering import Question, search_collection, search_index
     from clamp3.search.collection import load_collection, provenance
-    from clamp3.search.index import is_index
+    from clamp3.search.index import Index, is_index
 
     collection = None
+    embedding = embedder_loader(args, start_alone(args.device, args.threads)), feature_cache(args)
     if is_index(args.source):
         pieces, features, origin = of_index(args)
+        find = partial(search_index, Index(args.source))
     else:
-        load_embedder = embedder_loader(args, start_alone(args.device, args.threads))
-        collection = load_collection(args.source, load_embedder, feature_cache(args), progress=True)
+        collection = load_collection(args.source, *embedding, progress=True)
         pieces, features, origin = of_collection(collection, args), collection.features, provenance(collection)
+        find = partial(search_collection, collection)
+    found = [(query, find(Question(query, k=ANSWERS), *embedding)) for query in args.queries]
+    answers = [answer(query, records, pieces) for query, records in found]
     if args.music:
         pieces = with_music(pieces, args.music)
-    draw(pieces, features, origin, args)
+    draw(pieces, features, origin, answers, args)
     print_weights(origin)
     if collection is None:
         return 0
@@ -142,7 +156,17 @@ def without_extension(file: str) -> str:
     return str(PurePosixPath(file).with_suffix(""))
 
 
-def draw(pieces: "list[Piece]", features: "np.ndarray", origin: dict, args: Namespace) -> None:
+def answer(query: str, found: list[dict], pieces: "list[Piece]") -> "Answer":
+    """What was found, by the places of the pieces."""
+    from clamp3.web.maps import Answer
+
+    places = {str(name): place for place, piece in enumerate(pieces) for name in (piece.name, piece.path)}
+    return Answer(query, [(places[record["file"]], record["cosine"]) for record in found])
+
+
+def draw(
+    pieces: "list[Piece]", features: "np.ndarray", origin: dict, answers: "list[Answer]", args: Namespace
+) -> None:
     """Write the picture, the page and the JSON lines."""
     from clamp3.io.files import atomic_write
     from clamp3.tasks.figures import draw_map
@@ -155,7 +179,7 @@ def draw(pieces: "list[Piece]", features: "np.ndarray", origin: dict, args: Name
     draw_map(chart, title, picture)
     music, reasons = music_of(pieces, args.music_limit * 10**6, worker_processes(args))
     facts = f"{len(pieces)} pieces, what is alike close together: by {chart.method}, of {features_of(origin)}"
-    content = page(chart, name, facts, music, reasons).encode(errors="backslashreplace")
+    content = page(chart, name, facts, music, reasons, answers).encode(errors="backslashreplace")
     try:
         with atomic_write(target) as file:
             file.write(content)

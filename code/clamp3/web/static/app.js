@@ -318,7 +318,7 @@ async function waitForCollection() {
     if (now.state === "ready") {
       const failures = find("#failures");
       failures.hidden = !now.failures.length;
-      failures.querySelector("summary").textContent = `${now.failures.length} files could not be read`;
+      failures.querySelector("summary").textContent = `${now.failures.length} ${now.failures.length === 1 ? "file" : "files"} could not be read`;
       failures.querySelector("ul").replaceChildren(...now.failures.map((failure) => (
         make("li", { textContent: `${failure.file}: ${failure.reason}` })
       )));

@@ -1,6 +1,6 @@
 // The map: draws the points, and shows the piece that is pointed at. Names and music are only ever set as text.
 
-const { points, names, kinds, groups, colours, group, labels, by, music, reasons, notes: heldBack } = JSON.parse(
+const { points, names, kinds, groups, colours, group, labels, by, music, reasons, notes: heldBack, answers } = JSON.parse(
   document.getElementById("data").textContent,
 );
 const canvas = document.getElementById("map");
@@ -165,6 +165,32 @@ groups.forEach((name, index) => {
   item.append(mark, `${name} (${group.filter((one) => one === index).length})`);
   document.getElementById("legend").append(item);
 });
+for (const { query, found } of answers) {
+  const item = document.createElement("details");
+  const summary = document.createElement("summary");
+  const list = document.createElement("ol");
+  summary.textContent = query;
+  for (const [index, cosine] of found) {
+    const line = document.createElement("li");
+    const button = document.createElement("button");
+    const figure = document.createElement("span");
+    button.type = "button";
+    button.textContent = names[index];
+    figure.textContent = ` ${cosine.toFixed(3)}`;
+    button.addEventListener("click", () => hold(index, true));
+    line.append(button, figure);
+    list.append(line);
+  }
+  item.append(summary, list);
+  item.addEventListener("toggle", () => {
+    if (!item.open) return;
+    for (const other of document.querySelectorAll("#answers details")) other.open = other === item;
+    marked = new Set(found.map(([index]) => index));
+    hold(found[0][0]);
+  });
+  document.getElementById("answers").append(item);
+}
+document.getElementById("answers").hidden = !answers.length;
 if (heldBack) document.getElementById("help").append(` ${heldBack}`);
 addEventListener("resize", redraw);
 redraw();
