@@ -180,6 +180,8 @@ def test_a_text_is_searched_its_scores_are_engraved_and_sound(page):
     expect(score.get_by_role("button", name="Pause")).to_be_visible()
     assert page.evaluate("document.body.dataset.audio") == "running"
     expect(score.locator(".sounding").first).to_be_attached()
+    page.locator(".result").last.scroll_into_view_if_needed()  # what is drawn meanwhile lets it go on
+    expect(page.locator(".view").last).not_to_be_empty()
     before = float(score.locator(".position").input_value())
     until(page, f"[...document.querySelectorAll('.position')].some(one => one.value > {before + 0.5})")
     score.get_by_role("button", name="Pause").click()

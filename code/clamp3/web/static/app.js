@@ -220,7 +220,7 @@ async function load(item, record, numbered) {
   try {
     const found = await ask(`/files/${record.id}?bars=${barsFor(view)}&numbered=${numbered}`);
     if (!view.isConnected) return;
-    silence();
+    if (view.firstChild) silence(); // it is drawn anew; others that are drawn later let what sounds go on
     view.replaceChildren();
     remarks = show(view, found, record.passage);
     view.isNumbered = numbered || found.kind !== "score";
