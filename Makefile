@@ -28,7 +28,7 @@ web: setup
 train-demo: setup
 	$(BIN)/python examples/train_tiny.py
 
-# Fine-tunes the small model on music that it has not seen, fully and by LoRA: some five minutes on two cores.
+# Fine-tunes the small model on music that it has not seen, fully and by LoRA: some four minutes on two cores.
 finetune-demo: setup
 	$(BIN)/python examples/finetune.py
 

@@ -3,7 +3,7 @@
     make finetune-demo
     python examples/finetune.py --work finetune-demo
 It runs the commands of docs/finetune.md twice, with all weights and with adapters (LoRA), and prints how well texts
-find chorales that no training has seen, before and after, with a bootstrap interval. It takes some five minutes on two
+find chorales that no training has seen, before and after, with a bootstrap interval. It takes some four minutes on two
 CPU cores, without a network. A run that is stopped is taken up by the same command.
 """
 
