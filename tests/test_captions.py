@@ -1,6 +1,5 @@
 """Pictures as queries, by small captioners that the tests build: BLIP and a vision encoder-decoder."""
 
-import json
 import os
 import re
 import shlex
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from answers import answer, lines
+from captioners import WORDS, make_blip, save_image_processor, save_words, talkative
 from clamp3.cli.commands import index as clamp3_index
 from clamp3.cli.commands import search as clamp3_search
 from clamp3.errors import UserError
@@ -25,43 +25,12 @@ from conftest import ROOT, run_forked
 Image = pytest.importorskip("PIL.Image")
 transformers = pytest.importorskip("transformers", minversion="4.48")
 
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a lively irish reel on the fiddle slow air harp old song piano".split()
 TINY = ("--variant", "tiny", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
 def blip(tmp_path_factory) -> Path:
-    """A BLIP with random weights in a folder, as transformers saves one."""
-    folder = tmp_path_factory.mktemp("blip")
-    save_words(folder)
-    torch.manual_seed(1)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    special = {"bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3, "pad_token_id": 0}
-    text = {"vocab_size": len(WORDS), "encoder_hidden_size": 32, "max_position_embeddings": 64, **special, **sizes}
-    vision = {"image_size": 32, "patch_size": 16, **sizes}
-    config = transformers.BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=32)
-    model = transformers.BlipForConditionalGeneration(config)
-    talkative(model.text_decoder)
-    model.save_pretrained(folder)
-    save_image_processor(folder, "BlipImageProcessor")
-    return folder
-
-
-def talkative(decoder: torch.nn.Module) -> None:
-    """Have a decoder of random weights say words, more often than it ends."""
-    with torch.no_grad():
-        decoder.cls.predictions.bias.copy_(torch.linspace(-4, 0, len(WORDS)))
-
-
-def save_words(folder: Path) -> None:
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
-
-
-def save_image_processor(folder: Path, kind: str) -> None:
-    settings = {"image_processor_type": kind, "do_resize": True, "do_normalize": True, "do_rescale": True}
-    settings |= {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (folder / "preprocessor_config.json").write_text(json.dumps({**settings, "rescale_factor": 1 / 255}))
+    return make_blip(tmp_path_factory.mktemp("blip"))
 
 
 @pytest.fixture

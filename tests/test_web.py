@@ -24,6 +24,7 @@ import httpx  # noqa: E402
 import mido  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
+from captioners import make_blip  # noqa: E402
 from clamp3.features.cache import FeatureCache  # noqa: E402
 from clamp3.features.captions import caption_of  # noqa: E402
 from clamp3.features.embedder import Embedder  # noqa: E402
@@ -41,7 +42,7 @@ from clamp3.web.protection import Limits  # noqa: E402
 from clamp3.web.server import STATIC, create_app  # noqa: E402
 from clamp3.web.views import laid_out, notes_view, on_lines, view  # noqa: E402
 from conftest import CODE, ROOT, run_forked  # noqa: E402
-from web_files import HOSTILE, SECRET, make_captioner, make_folder  # noqa: E402
+from web_files import HOSTILE, SECRET, make_folder  # noqa: E402
 
 QUERY = "a lively Irish reel"
 LOCAL = "http://127.0.0.1"
@@ -591,7 +592,7 @@ def test_pictures_are_searched_by_their_words_where_that_is_asked_for(client, em
     refused = upload(client, tmp_path / "fiddler.JPG")
     assert refused.status_code == 422 and "--captioner" in refused.json()["error"]["message"]
     (tmp_path / "blip").mkdir()
-    captioner = str(make_captioner(tmp_path / "blip"))
+    captioner = str(make_blip(tmp_path / "blip"))
     with opened(Collection(music, lambda: embedder, FeatureCache(10), passages=False), captioner=captioner) as able:
         wait_for(able)
         records = upload(able, tmp_path / "fiddler.JPG", top_k=3).json()
