@@ -22,6 +22,7 @@ from clamp3.errors import OneProcessError, UserError, is_out_of_memory
 
 if TYPE_CHECKING:
     from clamp3.features.cache import FeatureCache
+    from clamp3.io.shards import Shard
     from clamp3.io.workers import Processes
 
 FOLDER = "folder of raw files or of features, searched recursively"
@@ -64,6 +65,7 @@ def extraction_parser(description: str, variants: tuple[str, ...]) -> argparse.A
     )
     add_model_options(parser, variants)
     add_worker_options(parser)
+    add_shard_option(parser)
     return parser
 
 
@@ -91,6 +93,24 @@ def worker_processes(args: argparse.Namespace) -> "Processes":
     from clamp3.io.workers import Processes, own_cores
 
     return Processes(args.workers or own_cores(), args.time_limit, args.memory_limit)
+
+
+def add_shard_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="do the Ith of N shares, such as 3/16: as many runs share the folders, on any machines",
+    )
+
+
+def _shard(text: str) -> "Shard":
+    from clamp3.io.shards import Shard
+
+    try:
+        return Shard.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_model_options(parser: argparse.ArgumentParser, variants: tuple[str, ...]) -> None:

@@ -105,8 +105,6 @@ def print_issues(title: str, issues: "Sequence[FileIssue]", most: int | None = S
 
 def print_report(report: "Report") -> int:
     """Print what a run over a folder has done; returns the exit code."""
-    from clamp3.io.folders import FAILURES_FILE, WARNINGS_FILE
-
     failed = len(report.failures)
     rate = f" in {report.seconds:.1f} s ({report.written / report.seconds:.1f} files/s)" if report.written else ""
     print_line(
@@ -119,8 +117,8 @@ def print_report(report: "Report") -> int:
     damaged = [issue for issue in report.warnings if issue.reason != WAS_STANDARD]
     if standard := len(report.warnings) - len(damaged):
         print_line(f"{standard} file{'s were' if standard > 1 else ' was'} standard ABC and interleaved first")
-    print_issues(f"damaged, but read (all of them in {report.output_dir / WARNINGS_FILE})", damaged)
-    print_issues(f"failed (all of them in {report.output_dir / FAILURES_FILE})", report.failures)
+    print_issues(f"damaged, but read (all of them in {report.output_dir / report.warnings_file})", damaged)
+    print_issues(f"failed (all of them in {report.output_dir / report.failures_file})", report.failures)
     if report.stopped:
         print_line(f"stopped: {report.stopped}")
     return report.exit_code

@@ -19,6 +19,7 @@ from clamp3.inputs.encoder import InputEncoder
 from clamp3.io.files import load_array, read_text, save_array
 from clamp3.io.folders import Job, Outcome, Plan, Tally, plan, save_report, share, tally
 from clamp3.io.reports import Report, describe_error
+from clamp3.io.shards import Shard
 from clamp3.modalities import AUDIO, SYMBOLIC
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def extract(
     state: "PartialState",
     embed: Embed | None = None,
     progress: bool = False,
+    shard: Shard | None = None,
 ) -> Report:
     """Write a .npy for each input under `input_dir`: (1, clamp3_hidden_size) pooled, else (1, length, hidden).
 
@@ -65,7 +67,7 @@ def extract(
         }
 
     outcomes = partial(_outcomes, embed=embed or partial(embed_inputs, pooled=pooled))
-    return extract_folder(load, maker, outcomes, input_dir, output_dir, extensions, state, progress)
+    return extract_folder(load, maker, outcomes, input_dir, output_dir, extensions, state, progress, shard)
 
 
 def extract_folder(
@@ -77,28 +79,32 @@ def extract_folder(
     extensions: Collection[str],
     state: "PartialState",
     progress: bool = False,
+    shard: Shard | None = None,
 ) -> Report:
     """Write a .npy for each input under `input_dir`: `outcomes` does the jobs of this process with its model.
 
     Processes share the work; each loads what all jobs need, and each returns the report of all, which the first one
-    also writes into `output_dir`. `progress` shows a bar in the first. `maker` says what makes the features: it is
-    recorded in a new `output_dir`, and from then on inputs that change are done again. Raises UserError as `plan` and
-    `load` do, and where `output_dir` holds features of another maker.
+    also writes into `output_dir`. `progress` shows a bar in the first. Of a `shard`, they do its share, while
+    runs of other shares may be at work in the same folders. `maker` says what makes the features: it is recorded in a
+    new `output_dir`, and from then on inputs that change are done again. Raises UserError as `plan` and `load` do, and
+    where `output_dir` holds features of another maker.
     """
     start = time.perf_counter()
 
     def look() -> tuple[Plan, bool]:
         recorded = output_dir.is_dir() and load_manifest(output_dir) is not None
-        return plan(input_dir, output_dir, extensions, ".npy", redo_changed=recorded), recorded
+        return plan(input_dir, output_dir, extensions, ".npy", redo_changed=recorded, shard=shard), recorded
 
     todo, recorded = on_main(state, look)
     jobs = share(todo.jobs, state.num_processes, state.process_index)
     done = Tally()
     if todo.jobs or recorded:
         model = _agreed(lambda: load(todo.jobs), state)
-        is_new = not recorded and not todo.already_done
+        is_new = not recorded and todo.is_new
         on_main(state, lambda: check_or_record_maker(output_dir, maker(model, todo.jobs), is_new))
         done = tally(outcomes(model, jobs), len(jobs), progress and state.is_main_process)
+        if shard:  # two that began at the same moment may have recorded what made them over each other
+            on_main(state, lambda: check_or_record_maker(output_dir, maker(model, todo.jobs), is_new=False))
 
     stopped = next(filter(None, gather(state, [done.stopped])), None)
     written = sum(gather(state, [done.written]))
@@ -189,6 +195,7 @@ def extract_mert(
     mean_features: bool,
     state: "PartialState",
     progress: bool = False,
+    shard: Shard | None = None,
 ) -> Report:
     """Write a .npy for each audio file under `input_dir`: (layers, windows, hidden), or the layers' mean.
 
@@ -202,7 +209,7 @@ def extract_mert(
 
     outcomes = partial(_mert_outcomes, mean_features=mean_features)
     return extract_folder(
-        lambda _jobs: load_mert(), maker, outcomes, input_dir, output_dir, SOUND.extensions, state, progress
+        lambda _jobs: load_mert(), maker, outcomes, input_dir, output_dir, SOUND.extensions, state, progress, shard
     )
 
 

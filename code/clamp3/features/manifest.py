@@ -1,12 +1,15 @@
 """What made the features in a folder, recorded in it, so that no folder mixes features that do not compare."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from clamp3.errors import UserError
-from clamp3.io.files import atomic_write, parse_json
+from clamp3.io.files import parse_json, write_new, write_whole
 
 MANIFEST_FILE = ".clamp3.json"  # hidden, so that it is no input of anything
+T = TypeVar("T")
 Maker = dict[str, str | None]  # None where it is not known
 # What must be the same for all features of a folder; the other entries of a manifest are for people.
 COMPARED = ("kind", "weights", "precision", "audio_encoder")
@@ -31,14 +34,14 @@ def load_manifest(folder: Path) -> Maker | None:
 def check_or_record_maker(folder: Path, maker: Maker, is_new: bool) -> None:
     """Refuse to mix: raise UserError where `folder` holds features of another maker.
 
-    In a folder that `is_new`, that holds no features yet, `maker` is recorded. One that holds features and no record,
-    from an earlier version, stays as it is.
+    In a folder that `is_new`, that holds no features yet, `maker` is recorded; of several runs that start at once, the
+    first one's. One that holds features and no record, from an earlier version, stays as it is.
     """
     recorded = load_manifest(folder)
     if recorded is None:
-        if is_new:
-            _save_manifest(folder, maker)
-        return
+        if not is_new or _save_manifest(folder, maker, write_new):
+            return
+        recorded = load_manifest(folder) or {}
     for name in COMPARED:
         before, now = recorded.get(name), maker.get(name)
         if before is not None and now is not None and before != now:
@@ -49,16 +52,16 @@ def check_or_record_maker(folder: Path, maker: Maker, is_new: bool) -> None:
                 "they do not compare; give another output folder, or the options as they were, or delete the folder"
             )
     if any(recorded.get(name) is None and maker.get(name) is not None for name in COMPARED):
-        _save_manifest(folder, {**recorded, **{name: value for name, value in maker.items() if value is not None}})
+        known = {name: value for name, value in maker.items() if value is not None}
+        _save_manifest(folder, {**recorded, **known}, write_whole)
 
 
 def _described(maker: Maker) -> str:
     return f"{maker['kind']} by {maker.get('file') or 'unknown weights'} in {maker.get('precision')}"
 
 
-def _save_manifest(folder: Path, maker: Maker) -> None:
+def _save_manifest(folder: Path, maker: Maker, write: Callable[[Path, bytes], T]) -> T:
     try:
-        with atomic_write(folder / MANIFEST_FILE) as file:
-            file.write(json.dumps(maker, indent=2).encode() + b"\n")
+        return write(folder / MANIFEST_FILE, json.dumps(maker, indent=2).encode() + b"\n")
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from None

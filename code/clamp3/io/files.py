@@ -119,6 +119,30 @@ def _open_partial(folder: Path) -> BinaryIO:
         file.close()  # another process took it for an orphan before it was locked, and removes it
 
 
+def write_new(path: Path, content: bytes) -> bool:
+    """Write a file, whole or not at all, unless there is one already; whether it is this one that is there.
+
+    Of several processes, on one machine or many, one is the first. Where files have one name alone, as on some
+    file systems, two that start within the same moment may both take themselves for it; the last one wins.
+    """
+    with _open_partial(path.parent) as file:
+        try:
+            file.write(content)
+            file.flush()
+            try:
+                os.link(file.name, path)
+            except FileExistsError:
+                return False
+            except OSError:
+                if path.exists():
+                    return False
+                write_whole(path, content)
+            return True
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file.name)
+
+
 def atomic_link(source: Path, path: Path) -> None:
     """Let `path` be another name of the file `source`. Raises OSError where files have one name alone."""
     partial = path.with_name(_partial_name())

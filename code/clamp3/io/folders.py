@@ -12,11 +12,10 @@ from typing import Any
 from tqdm import tqdm
 
 from clamp3.errors import UserError
-from clamp3.io.files import PARTIAL_EXTENSION, remove_if_orphan, special_kind
+from clamp3.io.files import PARTIAL_EXTENSION, matching_files, remove_if_orphan, special_kind
 from clamp3.io.reports import FileIssue, Report, describe_error, load_issues, printable, save_issues
+from clamp3.io.shards import FAILURES_FILE, REPORT_NAME, WARNINGS_FILE, Shard, report_name
 
-FAILURES_FILE = "failures.jsonl"
-WARNINGS_FILE = "warnings.jsonl"
 # Errors of writing one output that any other would meet too; after so many in a row, a run stops.
 NO_ROOM = {errno.ENOSPC, errno.EROFS, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else [])}
 MAX_UNWRITTEN = 5
@@ -50,6 +49,8 @@ class Plan:
     ignored: Counter[str] = field(default_factory=Counter)  # files of other kinds, by extension
     failures: list[FileIssue] = field(default_factory=list)  # folders that cannot be listed
     special: list[FileIssue] = field(default_factory=list)  # FIFOs, devices and sockets
+    is_new: bool = True  # whether no input has an output yet, in any shard
+    shard: Shard | None = None  # the share of the inputs that is meant; None: all
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,15 @@ def plan(
     target_extension: str,
     count_pieces: Callable[[list[Job]], Iterable[Outcome]] | None = None,
     redo_changed: bool = False,
+    shard: Shard | None = None,
 ) -> Plan:
     """Find the files under `input_dir` whose extension, in any letter case, is one of `extensions`.
 
     A file of several pieces, as `count_pieces` gives for content, has as many outputs, numbered (name_01, name_02, …).
     Inputs whose outputs exist are left out, unless `redo_changed` and they are older than the input; what killed runs
-    left behind is removed. Raises UserError where there is no such folder or file, where two inputs would have the
-    same output, and where there is something to do and outputs cannot be written: all before anything is written.
+    left behind is removed. With a `shard`, only what is in its share is planned. Raises UserError where there is no
+    such folder or file, where two inputs would have the same output, and where there is something to do and outputs
+    cannot be written: all before anything is written.
     """
     if not input_dir.is_dir():
         raise UserError(f"there is no folder {input_dir}")
@@ -101,12 +104,12 @@ def plan(
         raise UserError(f"{output_dir} is a file; outputs need a folder")
     if input_dir.resolve() == output_dir.resolve():
         raise UserError(f"input and output folder are the same ({input_dir}): give the outputs a folder of their own")
-    result = Plan()
+    result = Plan(shard=shard)
     sources = []
     for source in walk(input_dir, result, output_dir):
         if source.suffix.lower() in extensions:
             sources.append(source)
-        elif source.name not in (FAILURES_FILE, WARNINGS_FILE) and not source.name.startswith("."):
+        elif not REPORT_NAME.fullmatch(source.name) and not source.name.startswith("."):
             result.ignored[source.suffix.lower() or "without extension"] += 1
     pieces = dict.fromkeys(sources, 1)
     for outcome in count_pieces([Job(source, (), 0) for source in sources]) if count_pieces else ():
@@ -131,6 +134,10 @@ def plan(
         raise UserError(f"there is no {' '.join(sorted(extensions))} file under {input_dir}")
 
     done = _outputs(output_dir)
+    result.is_new = not any(done.issuperset(job.targets) for job in jobs)
+    if shard is not None:
+        jobs = [job for job in jobs if shard.takes(job.source.relative_to(input_dir))]
+        result.special = [one for one in result.special if shard.takes(Path(one.file).relative_to(input_dir))]
     result.jobs = [job for job in jobs if not done.issuperset(job.targets) or (redo_changed and _has_changed(job))]
     result.already_done = len(jobs) - len(result.jobs)
     if result.jobs:
@@ -316,13 +323,19 @@ def save_report(output_dir: Path, todo: Plan, done: Tally, seconds: float) -> Re
     """What a run did; its failures and warnings are written into OUTPUT_DIR.
 
     failures.jsonl holds those of this run alone, since each run tries a failed input again; warnings.jsonl also holds
-    those of earlier runs on inputs that this one left as they were.
+    those of earlier runs on inputs that this one left as they were. A run of one shard has files of its own, such as
+    failures-3-of-16.jsonl; one of all inputs takes their place.
     """
     lost = _lost(output_dir, todo, done)
     failures = sorted(todo.failures + done.failures + lost, key=lambda failure: failure.file)
     tried = {str(job.source) for job in todo.jobs} | {issue.file for issue in todo.special}
-    earlier = [issue for issue in load_issues(output_dir / WARNINGS_FILE) if issue.file not in tried]
-    lists = {WARNINGS_FILE: earlier + todo.special + done.warnings, FAILURES_FILE: failures}
+    failures_file, warnings_file = (report_name(name, todo.shard) for name in (FAILURES_FILE, WARNINGS_FILE))
+    replaced = [] if todo.shard else [path.name for path in matching_files(output_dir, ["failures-*", "warnings-*"])]
+    replaced = [name for name in replaced if REPORT_NAME.fullmatch(name)]
+    warned = [warnings_file, *(name for name in replaced if name.startswith("warnings"))]
+    earlier = [issue for name in warned for issue in load_issues(output_dir / name) if issue.file not in tried]
+    lists = {warnings_file: earlier + todo.special + done.warnings, failures_file: failures}
+    lists |= {name: [] for name in replaced}
     for name, issues in lists.items():
         try:
             save_issues(output_dir / name, issues)
@@ -342,4 +355,6 @@ def save_report(output_dir: Path, todo: Plan, done: Tally, seconds: float) -> Re
         done.warnings,
         todo.special,
         stopped,
+        failures_file,
+        warnings_file,
     )

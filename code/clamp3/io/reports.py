@@ -9,6 +9,7 @@ from pathlib import Path
 
 from clamp3.errors import RepairWarning, is_out_of_memory
 from clamp3.io.files import atomic_write, parse_json
+from clamp3.io.shards import FAILURES_FILE, WARNINGS_FILE
 
 OUT_OF_MEMORY = "there is not enough memory for it"
 
@@ -34,6 +35,8 @@ class Report:
     warnings: list[FileIssue] = field(default_factory=list)
     skipped: list[FileIssue] = field(default_factory=list)  # FIFOs, devices and sockets that are named like inputs
     stopped: str | None = None  # why the run ended before its last input
+    failures_file: str = FAILURES_FILE  # in `output_dir`, where all of them are
+    warnings_file: str = WARNINGS_FILE
 
     @property
     def exit_code(self) -> int:

@@ -11,15 +11,17 @@ On four GPUs, in bf16; and in two processes on CPUs:
     torchrun --nproc_per_node 2 clamp3_embd.py INPUT_DIR OUTPUT_DIR --get_global
 It takes .txt, .xml .musicxml .mxl, .abc (interleaved or not), .mid .midi .kar .rmi .mtf, .wav .mp3 .flac .ogg .opus …
 and .npy of MERT features. Each input becomes OUTPUT_DIR/same/path.npy; outputs that are there already are skipped, so
-an interrupted run is taken up by the same command. Inputs that cannot be read are listed with the reason, also in
-OUTPUT_DIR/failures.jsonl, and the exit code is 1; damaged ones that can be read are, and are listed in
-OUTPUT_DIR/warnings.jsonl. Weights and sizes are set in config.py; weights that are missing are downloaded.
+an interrupted run is taken up by the same command; with --shard 3/16 it does a share. Inputs that cannot be read are
+listed with the reason, also in OUTPUT_DIR/failures.jsonl, and the exit code is 1; damaged ones that can be read are,
+and are listed in OUTPUT_DIR/warnings.jsonl. Weights and sizes are set in config.py; weights that are missing are
+downloaded.
 """
 
 from clamp3.cli.options import (
     add_cache_options,
     add_model_options,
     add_raw_options,
+    add_shard_option,
     feature_cache,
     folders_parser,
 )
@@ -31,6 +33,7 @@ def main() -> int:
     add_model_options(parser, ("saas", "c2", "tiny"))
     add_raw_options(parser)
     add_cache_options(parser)
+    add_shard_option(parser)
     parser.add_argument("--get_global", action="store_true", help="one vector a file: what retrieval needs")
     args = parser.parse_args()
 
@@ -55,5 +58,6 @@ def main() -> int:
             else embedder.embed_items(embedder.read_raw(paths), pooled=False)
         ),
         progress=True,
+        shard=args.shard,
     )
     return end_of_run(report, state)

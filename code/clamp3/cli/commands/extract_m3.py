@@ -35,5 +35,6 @@ def main() -> int:
         pooled=False,
         state=state,
         progress=True,
+        shard=args.shard,
     )
     return end_of_run(report, state)

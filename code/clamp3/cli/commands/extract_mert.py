@@ -17,7 +17,7 @@ OUT/warnings.jsonl. MERT is downloaded once. Everything that FFmpeg decodes is r
 
 from pathlib import Path
 
-from clamp3.cli.options import add_computing_options, positive, script_parser
+from clamp3.cli.options import add_computing_options, add_shard_option, positive, script_parser
 from clamp3.cli.output import end_of_run, print_line
 
 
@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--mean_features", action="store_true", help="the layers' mean: what extract_clamp3.py needs")
     parser.add_argument("--batch_seconds", type=positive, help="sound in a batch; lower it if memory runs out")
     add_computing_options(parser)
+    add_shard_option(parser)
     args = parser.parse_args()
 
     # Only now, so that --help and mistyped options answer at once.
@@ -52,5 +53,6 @@ def main() -> int:
         args.mean_features,
         state,
         progress=True,
+        shard=args.shard,
     )
     return end_of_run(report, state)
