@@ -18,7 +18,7 @@ from clamp3.features.reading import Item, is_sound
 from clamp3.formats.registry import extensions, format_of
 from clamp3.io.files import content_hash
 from clamp3.io.folders import Plan, refuse_special, special_inputs, walk
-from clamp3.io.reports import FileIssue, describe_error
+from clamp3.io.reports import FileIssue, describe_error, printable
 from clamp3.io.tables import csv_rows
 from clamp3.search.collection import ready_feature
 from clamp3.search.index import Entry, Index
@@ -303,7 +303,7 @@ def check_or_record_model(index: Index, identity: str | None, name: object, key:
     name_key = "mert_name" if key == "mert" else "weights"
     recorded = index.meta.get(key)
     if recorded is None:
-        index.record(**{key: identity, name_key: str(name)})
+        index.record(**{key: identity, name_key: printable(str(name))})
     elif recorded != identity:
         raise UserError(
             f"{index.folder} holds features made by {index.meta[name_key]}, not by {name} as they are now: these do "

@@ -22,6 +22,9 @@ See which files are there several times, byte by byte, note by note, in other ve
 Look whether all of it is as it was written, and mend what is not:
     python clamp3_index.py check INDEX
     python clamp3_index.py repair INDEX
+Give it to a vector database, or to whatever reads Parquet (docs/scaling.md):
+    python clamp3_index.py export INDEX rows.parquet --to parquet
+    python clamp3_index.py export INDEX http://localhost:6333 --to qdrant
 An index holds features of one model, and refuses others. Several processes may use it; one at a time changes it.
 Search is exact; from 100,000 files on it is approximate, if there is faiss (`pip install faiss-cpu`), unless --exact
 says otherwise. For approximate search in a smaller index, build it with --approximate. Files that cannot be read are
@@ -67,7 +70,7 @@ def main() -> int:
 def parse() -> Namespace:
     parser = script_parser(__doc__)
     commands = parser.add_subparsers(
-        dest="command", metavar="build|add|remove|info|search|duplicates|check|repair", required=True
+        dest="command", metavar="build|add|remove|info|search|duplicates|check|repair|export", required=True
     )
 
     def command(name: str, help_text: str) -> ArgumentParser:
@@ -103,6 +106,10 @@ def parse() -> Namespace:
     add_embedding_options(searching)
     finding = command("duplicates", "files that are there several times, or in other versions")
     add_duplicates_options(finding)
+    exporting = command("export", "give all files and features to another program")
+    exporting.add_argument("out", help="a new Parquet file; the folder of a database; the address of a Qdrant server")
+    exporting.add_argument("--to", choices=("parquet", "lance", "qdrant"), required=True)
+    exporting.add_argument("--name", default="clamp3", help="of the table or collection; default: %(default)s")
     for answering in (informing, searching, finding, checking, repairing):
         add_json_option(answering)
     args = parser.parse_args()
@@ -277,6 +284,16 @@ def mend(args: Namespace) -> int:
     return 0
 
 
+def export(args: Namespace) -> int:
+    """Write all files and features in another program's format."""
+    from clamp3.search import exporting
+    from clamp3.search.index import Index
+
+    count = exporting.export(Index(args.index), args.out, args.to, args.name)
+    print_line(f"{count} files -> {args.out}")
+    return 0
+
+
 COMMANDS = {
     "build": build,
     "add": add,
@@ -286,4 +303,5 @@ COMMANDS = {
     "duplicates": duplicates,
     "check": check,
     "repair": mend,
+    "export": export,
 }
