@@ -1,6 +1,8 @@
 """What an index is given to answers as the index does: Parquet read by pyarrow, LanceDB, and Qdrant's local mode."""
 
+import contextlib
 import json
+import re
 import sys
 
 import numpy as np
@@ -13,6 +15,7 @@ from clamp3.search import exporting
 from clamp3.search.index import Index
 from clamp3.search.indexing import update_index
 from clamp3.search.integrity import Damaged
+from conftest import ROOT
 
 QUERIES = np.random.default_rng(1).normal(size=(5, 8)).astype(np.float32)
 
@@ -98,6 +101,27 @@ def test_qdrant(index, tmp_path):
         exporting.export(index, out, "qdrant", "music")
     with pytest.raises(UserError, match="http://127.0.0.1:9 cannot be written: .*refused"):
         exporting.export(index, "http://127.0.0.1:9", "qdrant")
+
+
+def test_what_docs_scaling_says_runs(tmp_path, monkeypatch, capsys):
+    """Its exports but that to a server, and its Python, with the small model; Qdrant by a folder."""
+    for package in ("lancedb", "qdrant_client"):
+        pytest.importorskip(package)
+    text = ROOT.joinpath("docs", "scaling.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    save_features(tmp_path / "FOLDER", vectors("a", "b", hidden=128))
+    with contextlib.closing(Index.create(tmp_path / "INDEX")) as index:
+        update_index(index, tmp_path / "FOLDER", lambda: pytest.fail("nothing is to be embedded"))
+    commands = re.findall(r"^python code/clamp3_index.py (export .*)", text, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        words = command.replace("http://localhost:6333", "music.qdrant").split()
+        assert answer(monkeypatch, clamp3_index, *words) == 0
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block.replace('"saas"', '"tiny", "cpu"'), names)
+    shown = re.findall(r"^(-?0\.\d{3}) \S+/([ab])\.npy$", capsys.readouterr().out, re.MULTILINE)
+    assert len(shown) == 4 and shown[:2] == shown[2:]
 
 
 PACKAGES = {"parquet": "pyarrow", "lance": "lancedb", "qdrant": "qdrant_client"}

@@ -47,7 +47,7 @@ def help_of(name: str) -> str:
     text = run_forked(entry, *name.split(), "--help").stdout
     if name == "index":
         text += "".join(
-            run_forked(entry, name, part, "--help").stdout for part in ("build", "add", "search", "remove")
+            run_forked(entry, name, part, "--help").stdout for part in ("build", "add", "search", "remove", "export")
         )
     return text
 
