@@ -4,16 +4,18 @@ import json
 import os
 import shutil
 import subprocess
+import wave
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clamp3.errors import UserError
 from clamp3.features.manifest import MANIFEST_FILE, check_or_record_maker, load_manifest
 from clamp3.io.folders import plan
 from clamp3.io.shards import Shard
-from conftest import ROOT, run_forked
+from conftest import CODE, ROOT, run_forked
 from index_processes import forked
 
 
@@ -79,10 +81,9 @@ def test_shards_do_together_what_one_run_does(small_model, inputs, tmp_path):
     written = 0
     for number in (2, 3, 1, 3):
         before = contents(out)
-        codes = [int(any(Shard(number, 3).takes(Path(name)) for name in ("0/bad.abc", "2/empty.abc")))]
-        done = run_forked(
-            *("extract_clamp3.py", inputs, out, *options, "--shard", f"{number}/3"), env=env, check=codes[0]
-        )
+        code = int(any(Shard(number, 3).takes(Path(name)) for name in ("0/bad.abc", "2/empty.abc")))
+        command = ("extract_clamp3.py", inputs, out, *options, "--shard", f"{number}/3")
+        done = run_forked(*command, env=env, check=code, processes=2 if number == 2 else 1)
         written += int(done.stdout.split(" written")[0].split()[-1])
         assert before.items() <= contents(out).items()
     assert contents(out) == contents(whole) and written == len(contents(whole)) == 24
@@ -98,6 +99,26 @@ def test_shards_do_together_what_one_run_does(small_model, inputs, tmp_path):
     assert times == {path: path.stat().st_mtime_ns for path in out.rglob("*.npy")}
     wrong = run_forked("extract_clamp3.py", inputs, out, "--shard", "1/3", env=env, check=2)
     assert "they do not compare" in wrong.stderr  # hidden states, in a folder of global features
+
+
+@pytest.mark.parametrize("script", ["extract_m3.py", "clamp3_embd.py", "extract_mert.py"])
+def test_the_other_commands_have_shards_too(inputs, tmp_path, script):
+    out, names = tmp_path / "out", [f"{index % 3}/{index}.abc" for index in range(24)]
+    words = [script, inputs, out, "--variant", "tiny"]
+    if script == "extract_mert.py":
+        names = [f"{number}.wav" for number in range(6)]
+        for name in names:
+            with wave.open(str(inputs / name), "wb") as file:
+                file.setparams((1, 2, 24_000, 0, "NONE", ""))
+                file.writeframes(np.random.default_rng(0).integers(-999, 999, 30_000, np.int16).tobytes())
+        words = [ROOT / "preprocessing" / "audio" / script, "--input_path", inputs, "--output_path", out]
+        words += ["--model_path", CODE / "clamp3" / "tiny" / "mert"]
+    for number in (1, 2):
+        before = contents(out).keys()
+        done = run_forked(*words, "--shard", f"{number}/2", check=None)
+        share = {str(Path(name).with_suffix(".npy")) for name in names if Shard(number, 2).takes(Path(name))}
+        assert contents(out).keys() - before == share != set(), done.stderr
+    assert len(contents(out)) == len(names)
 
 
 def test_of_makers_that_start_at_once_one_is_recorded(tmp_path):
@@ -119,6 +140,7 @@ def test_of_makers_that_start_at_once_one_is_recorded(tmp_path):
         assert recorded and sorted(os.listdir(folder)) == sorted([MANIFEST_FILE, recorded["weights"]])
 
 
+@pytest.mark.skipif(not (ROOT / ".venv" / "bin" / "python").exists(), reason="the script runs what `make setup` makes")
 def test_jobs_of_slurm_start_at_once(inputs, tmp_path):
     """With the script as it stands, and an srun that starts what it is told."""
     tools = tmp_path / "bin"
