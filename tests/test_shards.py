@@ -4,19 +4,20 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import wave
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from clamp3.errors import UserError
-from clamp3.features.manifest import MANIFEST_FILE, check_or_record_maker, load_manifest
+from clamp3.features.manifest import MANIFEST_FILE, check_or_record_maker
 from clamp3.io.folders import plan
 from clamp3.io.shards import Shard
 from conftest import CODE, ROOT, run_forked
-from index_processes import forked
 
 
 @pytest.fixture
@@ -122,22 +123,23 @@ def test_the_other_commands_have_shards_too(inputs, tmp_path, script):
 
 
 def test_of_makers_that_start_at_once_one_is_recorded(tmp_path):
-    for turn in range(6):
-        folder = tmp_path / str(turn)
-        folder.mkdir()
+    def record(name: str) -> str | None:
+        begin.wait()
+        try:
+            check_or_record_maker(folder, {"kind": "global features", "weights": name}, is_new=True)
+        except UserError as error:
+            assert "they do not compare" in str(error)
+            return None
+        return name
 
-        def record(name: str, folder: Path = folder) -> None:
-            try:
-                check_or_record_maker(folder, {"kind": "global features", "weights": name}, is_new=True)
-            except UserError as error:
-                assert "they do not compare" in str(error)
-            else:
-                (folder / name).touch()
-
-        for child in [forked(lambda n=n: record(f"{n % 3}")) for n in range(6)]:
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        recorded = load_manifest(folder)
-        assert recorded and sorted(os.listdir(folder)) == sorted([MANIFEST_FILE, recorded["weights"]])
+    begin = threading.Barrier(4)
+    with ThreadPoolExecutor(4) as threads:
+        for turn in range(100):
+            folder = tmp_path / str(turn)
+            folder.mkdir()
+            accepted = [name for name in threads.map(record, "abcd") if name]
+            assert accepted == [json.loads((folder / MANIFEST_FILE).read_text())["weights"]]
+            assert os.listdir(folder) == [MANIFEST_FILE]
 
 
 @pytest.mark.skipif(not (ROOT / ".venv" / "bin" / "python").exists(), reason="the script runs what `make setup` makes")
