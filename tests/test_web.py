@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import io
+import os
 import re
 import shlex
 import shutil
@@ -805,3 +806,21 @@ def test_the_commands_of_the_documentation_run(tmp_path):
         finally:
             process.terminate()
         assert process.wait(20) == 143
+
+
+def test_names_that_are_not_utf8_are_found_and_saved(embedder, tmp_path):
+    content = sorted(DEMO.glob("*.abc"))[0].read_bytes()
+    for name in (b"caf\xe9.abc", b"m\xfcde.abc"):
+        try:
+            Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).write_bytes(content if b"caf" in name else b"no music")
+        except OSError:
+            pytest.skip("this file system has no such names")
+    with opened(Collection(tmp_path, lambda: embedder)) as client:
+        assert [issue["file"] for issue in wait_for(client)["failures"]] == [rf"{tmp_path}/m\xfcde.abc"]
+        [found] = client.get("/search", params={"q": QUERY}).json()
+        assert found["file"] == r"caf\xe9.abc"
+        assert client.get(f"/files/{found['id']}").json()["file"] == found["file"]
+        assert client.get(f"/files/{found['id']}/raw").content == content
+        Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.abc")).write_bytes(b"no music")
+        refused = client.get("/explain", params={"q": QUERY, "id": found["id"]})
+        assert refused.status_code == 422 and r"caf\xe9" in refused.json()["error"]["message"]

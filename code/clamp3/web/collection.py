@@ -82,6 +82,11 @@ def id_of(path: Path) -> str:
     return hashlib.blake2b(os.fsencode(path), digest_size=9).hexdigest()
 
 
+def readable(name: Path | str) -> str:
+    """The name of a file as it can be told in JSON: bytes that are not UTF-8 become escapes."""
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 class Collection:
     """A folder of files, or an index of one; searched by features (hidden,).
 
@@ -163,7 +168,8 @@ class Collection:
                 raise UserError(f"nothing in {self.path} has a feature")
             self._look_through()
             if not self._folder:
-                self.common = os.path.join(os.path.commonpath({path.parent for path in self._paths.values()}), "")
+                folder = os.path.commonpath({path.parent for path in self._paths.values()})
+                self.common = readable(os.path.join(folder, ""))
             if "with_passages" in self._index.meta:
                 self.progress.passages = "ready"
             elif self._folder and self._with_passages:
@@ -348,8 +354,8 @@ class Collection:
     def name_of(self, path: Path) -> str:
         """A file as people are told of it: relative to the folder, or as the index has it."""
         if self._folder and path.is_relative_to(self.path):
-            return path.relative_to(self.path).as_posix()
-        return str(path)
+            return readable(path.relative_to(self.path).as_posix())
+        return readable(path)
 
     def path_of(self, identity: str) -> Path:
         """The path of a file of the collection by its id. Raises Unknown."""

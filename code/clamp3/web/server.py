@@ -34,6 +34,7 @@ from clamp3.web.collection import (
     NotReady,
     Terms,
     Unknown,
+    readable,
 )
 from clamp3.web.explaining import explain_match
 from clamp3.web.protection import Limits, Protection, problem
@@ -211,8 +212,8 @@ def add_rest(app: FastAPI, service: Service) -> None:
             "done": now.done,
             "total": now.total,
             "reason": now.reason,
-            "failures": [{"file": issue.file, "reason": issue.reason} for issue in now.failures[:100]],
-            "collection": collection.path.name,
+            "failures": [{"file": readable(issue.file), "reason": issue.reason} for issue in now.failures[:100]],
+            "collection": readable(collection.path.name),
             "extensions": extensions(),
             "explain": True,
             "passages": {"state": now.passages, "done": now.passages_done, "total": now.passages_total},
@@ -412,7 +413,7 @@ def add_files(app: FastAPI, service: Service) -> None:
         """The file itself, to be saved."""
         path = collection.served(identity)
         return FileResponse(
-            path, 200, {"Content-Security-Policy": FILE_POLICY}, "application/octet-stream", filename=path.name
+            path, 200, {"Content-Security-Policy": FILE_POLICY}, "application/octet-stream", filename=readable(path.name)
         )
 
     @app.get("/files/{identity}/sound")
