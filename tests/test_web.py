@@ -736,6 +736,12 @@ def test_nothing_is_explained_of_files_that_are_not_shown(client, ids):
     assert client.get("/explain", params={"q": QUERY, "like": secret, "id": ids[HOSTILE]}).status_code == 422
 
 
+def test_queries_that_cancel_each_other_out_are_refused(client, ids):
+    asked = {"like": ids[HOSTILE], "without": [ids[HOSTILE]] * 2}
+    for answer in (client.get("/search", params=asked), client.get("/explain", params={**asked, "id": ids[HOSTILE]})):
+        assert answer.status_code == 422 and "cancel each other out" in answer.json()["error"]["message"]
+
+
 def test_openapi_describes_what_programs_may_ask(client):
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/search", "/embed", "/explain", "/healthz", "/v1/embeddings"} <= paths.keys()

@@ -10,6 +10,7 @@ import numpy as np
 from clamp3.features.embedder import Embedder
 from clamp3.features.explanation import Share
 from clamp3.search.collection import ready_feature
+from clamp3.search.combining import VANISHED
 from clamp3.web.collection import Part
 
 
@@ -18,12 +19,14 @@ def explain_match(embedder: Embedder, parts: Sequence[Part], path: Path, count: 
 
     Of several parts, the query is the direction of their sum, so that each counts by its weight over that sum's
     length; a place of theirs tells in "of" which file it is in, None: in the text. Raises ValueError and OSError
-    where the file or a part has no positions.
+    where the file or a part has no positions, and ValueError where the parts cancel each other out.
     """
     sources = [path, *(part.source for part in parts)]
     if any(isinstance(one, Path) and ready_feature(one) is not None for one in sources):
         raise ValueError("a feature that came ready-made has no positions")
     length = float(np.linalg.norm(sum(part.weight * part.unit for part in parts)))
+    if length < VANISHED:
+        raise ValueError("the queries cancel each other out: nothing is left to explain")
     cosine, item, query = 0.0, [], []
     for part in parts:
         found = embedder.explain(part.source, path)
