@@ -225,7 +225,14 @@ def _adds_prefix_space(name: str) -> bool:
 
 
 def token_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """`text` with the special tokens around it -> ids (tokens,). Safe in threads."""
+    """`text` with the special tokens around it -> ids (tokens,). Safe in threads.
+
+    Raises ValueError for half of a character (a lone surrogate), such as JSON and file names can hold.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"it holds {text[error.start]!a}, which is half of a character, and no text") from None
     with _lock:
         return np.array(tokenizer(text, verbose=False)["input_ids"], np.int64)
 
