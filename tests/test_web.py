@@ -835,4 +835,4 @@ def test_names_that_are_not_utf8_are_found_and_saved(embedder, tmp_path):
         assert client.get(f"/files/{found['id']}/raw").content == content
         Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.abc")).write_bytes(b"no music")
         refused = client.get("/explain", params={"q": QUERY, "id": found["id"]})
-        assert refused.status_code == 422 and r"caf\xe9" in refused.json()["error"]["message"]
+        assert refused.status_code == 422 and r"caf\udce9" in refused.json()["error"]["message"]
