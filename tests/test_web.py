@@ -742,6 +742,22 @@ def test_nothing_is_explained_of_files_that_are_not_shown(client, ids):
     assert client.get("/explain", params={"q": QUERY, "like": secret, "id": ids[HOSTILE]}).status_code == 422
 
 
+def test_a_file_that_cannot_be_opened_any_more_is_not_explained_with_the_reason(client, ids, embedder, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(embedder, "explain", refuse)
+    answer = client.get("/explain", params={"q": QUERY, "id": ids[HOSTILE]})
+    assert answer.status_code == 422 and "Permission denied" in answer.json()["error"]["message"]
+
+
+def test_no_score_is_converted_to_find_that_it_is_no_recording(client, ids, monkeypatch):
+    monkeypatch.setattr("clamp3.web.server.view", None)
+    name = next(name for name in ids if name.endswith(".musicxml"))
+    answer = client.get(f"/files/{ids[name]}/sound")
+    assert answer.status_code == 404 and answer.json()["error"]["message"] == "this file is no recording"
+
+
 def test_queries_that_cancel_each_other_out_are_refused(client, ids):
     asked = {"like": ids[HOSTILE], "without": [ids[HOSTILE]] * 2}
     for answer in (client.get("/search", params=asked), client.get("/explain", params={**asked, "id": ids[HOSTILE]})):
