@@ -311,3 +311,20 @@ def test_the_documents_figures_and_python_are_true(exported, tmp_path, monkeypat
     for (tower, items, least, mean), found in zip(documented, report["towers"], strict=True):
         assert (tower, int(items)) == (found["tower"], found["items"])
         assert abs(float(least) - found["cosine_min"]) < 2e-4 and abs(float(mean) - found["cosine_mean"]) < 2e-4
+
+
+def test_the_web_server_says_that_onnx_explains_nothing(exported, tmp_path):
+    pytest.importorskip("fastapi")
+    from starlette.testclient import TestClient
+
+    from clamp3.web.collection import Collection
+    from clamp3.web.server import create_app
+
+    (tmp_path / "a.txt").write_text("a slow air")
+    collection = Collection(tmp_path, lambda: Embedder.from_pretrained(exported[FP32]))
+    with TestClient(create_app(collection), base_url="http://127.0.0.1") as client:
+        collection.wait()
+        assert client.get("/healthz").json()["explain"] is False
+        [found] = client.get("/search", params={"q": "an air"}).json()
+        answer = client.get("/explain", params={"q": "an air", "id": found["id"]})
+        assert answer.status_code == 501 and "ONNX" in answer.json()["error"]["message"]

@@ -19,6 +19,7 @@ from clamp3.features.cache import FeatureCache
 from clamp3.features.embedder import Embedder
 from clamp3.inputs.passages import Span
 from clamp3.io.reports import FileIssue
+from clamp3.models.onnx_files import is_onnx
 from clamp3.search.combining import WITHOUT, combined_query
 from clamp3.search.filters import EVERYTHING, Condition, Filter, kind_of
 from clamp3.search.index import Entry, Index, is_index, sampled
@@ -118,6 +119,7 @@ class Collection:
         self.columns: dict[str, set[str]] = {}  # of metadata, with their values
         self.common = ""  # how the names of all files begin, to the end of a folder
         self._sample: tuple[Any, np.ndarray] = (None, np.zeros((0, 0), np.float32))  # of which state of the index
+        self.explains = True  # whether the model can say why something was found; once it is loaded
         self._is_closing = False
         self._ended = threading.Event()  # when it is ready or has failed
 
@@ -158,6 +160,7 @@ class Collection:
     def _prepare(self) -> None:
         try:
             embedder = self._load_embedder()
+            self.explains = not (embedder.weights and is_onnx(embedder.weights))
             embedder.embed_text(["ready"])  # so that the first search does not wait for the text tower
             self.progress.state = "indexing"
             self._index = Index(self.path) if is_index(self.path) else self._indexed()

@@ -159,6 +159,8 @@ class Service:
         self, query: np.ndarray | str, terms: Terms, source: str | Path, identity: str, count: int
     ) -> dict:
         """Why a file of the collection is close to what is asked."""
+        if not self.collection.explains:
+            raise HTTPException(501, "ONNX files cannot explain what was found: start the server with other weights")
         path = self.collection.served(identity)
         parts = await run_in_threadpool(self.collection.parts, query, terms, source)
         why = await self.workshop.run(partial(explain_match, self.collection.embedder, parts, path, count))
@@ -215,7 +217,7 @@ def add_rest(app: FastAPI, service: Service) -> None:
             "failures": [{"file": readable(issue.file), "reason": issue.reason} for issue in now.failures[:100]],
             "collection": readable(collection.path.name),
             "extensions": extensions(),
-            "explain": True,
+            "explain": collection.explains,
             "passages": {"state": now.passages, "done": now.passages_done, "total": now.passages_total},
             "batches": service.texts.batches,
             "texts": service.texts.items,
