@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -328,3 +329,9 @@ def test_the_web_server_says_that_onnx_explains_nothing(exported, tmp_path):
         [found] = client.get("/search", params={"q": "an air"}).json()
         answer = client.get("/explain", params={"q": "an air", "id": found["id"]})
         assert answer.status_code == 501 and "ONNX" in answer.json()["error"]["message"]
+
+
+def test_sizes_that_onnx_files_do_not_have_are_refused(exported, tiny):
+    assert Embedder.from_pretrained(exported[FP32], sizes=tiny.sizes).sizes.patch_length == tiny.sizes.patch_length
+    with pytest.raises(UserError, match="says its sizes itself"):
+        Embedder.from_pretrained(exported[FP32], sizes=replace(tiny.sizes, patch_length=7))
