@@ -852,3 +852,20 @@ def test_names_that_are_not_utf8_are_found_and_saved(embedder, tmp_path):
         Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.abc")).write_bytes(b"no music")
         refused = client.get("/explain", params={"q": QUERY, "id": found["id"]})
         assert refused.status_code == 422 and r"caf\udce9" in refused.json()["error"]["message"]
+
+
+def test_a_column_that_has_left_the_index_is_refused_with_the_reason(embedder, tmp_path):
+    folder = tmp_path / "music"
+    folder.mkdir()
+    for name in ("one", "other"):
+        folder.joinpath(f"{name}.txt").write_text(f"{name} slow air")
+    one = folder.resolve() / "one.txt"
+    with contextlib.closing(Index.create(tmp_path / "index")) as index:
+        update_index(index, folder, lambda: embedder, metadata={one: {"year": 1850}})
+        with opened(Collection(tmp_path / "index", lambda: embedder)) as client:
+            wait_for(client)
+            asked = {"q": QUERY, "where": "year=1850"}
+            assert len(client.get("/search", params=asked).json()) == 1
+            index.remove([one])
+            answer = client.get("/search", params=asked)
+    assert answer.status_code == 422 and "column year" in answer.json()["error"]["message"]

@@ -277,7 +277,12 @@ class Collection:
             raise ValueError(str(error)) from None
         hashes = {part.entry.hash for part in parts if part.entry}
         same = {entry.path for one in hashes for entry in self._index.entries("hash = ?", (one,))}
-        found = self._found(feature, replace(terms, k=terms.k + len(same)))
+        try:
+            found = self._found(feature, replace(terms, k=terms.k + len(same)))
+        except UserError:
+            self._look_through()  # a column that is asked for may have left the index
+            self._check(terms)
+            raise
         found = [one for one in found if one[1].path not in same][: terms.k]
         weights = self._index.meta.get("weights", "weights that are not known")
         everyone = None if terms.by_passage else np.sort(self._sampled() @ feature)
