@@ -85,7 +85,13 @@ def plain_folder(folder, **flags):
     inner.normalizer, inner.pre_tokenizer = tokenizers.normalizers.Lowercase(), tokenizers.pre_tokenizers.Whitespace()
     inner.add_special_tokens([tokenizers.AddedToken(token, **flags) for token in ("<s>", "</s>")])
     inner.save(str(folder / "tokenizer.json"))
-    special = {"sep_token": "</s>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    special = {
+        "sep_token": "</s>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+    }
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 

@@ -685,7 +685,9 @@ def test_bad_requests_for_embeddings_are_refused(client, request_, status):
     assert answer.status_code == status and answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("sent, status", [('{"input": ["a", "\\ud800"]}', 422), ('{"input": "a", "model": "\\ud800"}', 404)])
+@pytest.mark.parametrize(
+    "sent, status", [('{"input": ["a", "\\ud800"]}', 422), ('{"input": "a", "model": "\\ud800"}', 404)]
+)
 def test_halves_of_characters_are_refused_with_the_reason(client, sent, status):
     answer = client.post("/v1/embeddings", content=sent, headers={"Content-Type": "application/json"})
     assert answer.status_code == status and r"\ud800" in answer.json()["error"]["message"]

@@ -415,7 +415,11 @@ def add_files(app: FastAPI, service: Service) -> None:
         """The file itself, to be saved."""
         path = collection.served(identity)
         return FileResponse(
-            path, 200, {"Content-Security-Policy": FILE_POLICY}, "application/octet-stream", filename=readable(path.name)
+            path,
+            200,
+            {"Content-Security-Policy": FILE_POLICY},
+            "application/octet-stream",
+            filename=readable(path.name),
         )
 
     @app.get("/files/{identity}/sound")
