@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from clamp3.cli.commands import search as clamp3_search
 from clamp3.errors import UserError
 from clamp3.formats.midi import mtf_to_midi
 from clamp3.search.combining import combined_query, diverse
-from clamp3.search.filters import File, Filter
+from clamp3.search.filters import Condition, File, Filter
 from clamp3.search.index import Index
 from clamp3.search.indexing import update_index
 from clamp3.search.ranking import normalized
@@ -281,3 +282,12 @@ def test_what_there_is_to_say_of_queries_is_said(tunes):
 )
 def test_options_that_make_no_sense_are_refused(refused, words, said):
     assert said in refused(clamp3_index, "search", *words)
+
+
+def test_a_long_text_that_is_no_condition_is_refused_at_once():
+    started = time.perf_counter()
+    for text in ("a" + " " * 100_000 + "b", "a" + " " * 100_000):
+        with pytest.raises(UserError, match="is no condition"):
+            Condition.parse(text, ["year"])
+    assert time.perf_counter() - started < 1
+    assert Condition.parse("year  <\t1850", ["year"]) == Condition("year", "<", "1850")

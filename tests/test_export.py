@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -311,3 +312,26 @@ def test_the_documents_figures_and_python_are_true(exported, tmp_path, monkeypat
     for (tower, items, least, mean), found in zip(documented, report["towers"], strict=True):
         assert (tower, int(items)) == (found["tower"], found["items"])
         assert abs(float(least) - found["cosine_min"]) < 2e-4 and abs(float(mean) - found["cosine_mean"]) < 2e-4
+
+
+def test_the_web_server_says_that_onnx_explains_nothing(exported, tmp_path):
+    pytest.importorskip("fastapi")
+    from starlette.testclient import TestClient
+
+    from clamp3.web.collection import Collection
+    from clamp3.web.server import create_app
+
+    (tmp_path / "a.txt").write_text("a slow air")
+    collection = Collection(tmp_path, lambda: Embedder.from_pretrained(exported[FP32]))
+    with TestClient(create_app(collection), base_url="http://127.0.0.1") as client:
+        collection.wait()
+        assert client.get("/healthz").json()["explain"] is False
+        [found] = client.get("/search", params={"q": "an air"}).json()
+        answer = client.get("/explain", params={"q": "an air", "id": found["id"]})
+        assert answer.status_code == 501 and "ONNX" in answer.json()["error"]["message"]
+
+
+def test_sizes_that_onnx_files_do_not_have_are_refused(exported, tiny):
+    assert Embedder.from_pretrained(exported[FP32], sizes=tiny.sizes).sizes.patch_length == tiny.sizes.patch_length
+    with pytest.raises(UserError, match="says its sizes itself"):
+        Embedder.from_pretrained(exported[FP32], sizes=replace(tiny.sizes, patch_length=7))

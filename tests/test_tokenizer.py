@@ -5,6 +5,7 @@ import lzma
 import shutil
 
 import pytest
+import tokenizers
 
 from clamp3.errors import UserError
 from clamp3.inputs.encoder import InputEncoder
@@ -13,6 +14,8 @@ from clamp3.inputs.tokenizer import (
     Tokenizer,
     _from_transformers,
     load_tokenizer,
+    read_serialized,
+    serialized,
     shipped_tokenizer,
     unknown_letters,
 )
@@ -73,6 +76,44 @@ def test_small_models_ids_are_those_of_transformers(tmp_path):
         for name in ("bos", "cls", "eos", "sep", "pad", "unk", "mask"):
             assert getattr(ours, f"{name}_token") == getattr(theirs, f"{name}_token")
             assert getattr(ours, f"{name}_token_id") == getattr(theirs, f"{name}_token_id")
+
+
+def plain_folder(folder, **flags):
+    """A tokenizer.json in lower case, whose special tokens have `flags`, and settings without them all."""
+    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", "<unk>", "<pad>", "a", "music", *"s<>/"])}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.normalizer, inner.pre_tokenizer = tokenizers.normalizers.Lowercase(), tokenizers.pre_tokenizers.Whitespace()
+    inner.add_special_tokens([tokenizers.AddedToken(token, **flags) for token in ("<s>", "</s>")])
+    inner.save(str(folder / "tokenizer.json"))
+    special = {
+        "sep_token": "</s>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+    }
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize("flags", [{"normalized": True}, {"single_word": True}, {"lstrip": True, "rstrip": True}])
+def test_special_tokens_keep_the_flags_of_tokenizer_json(tmp_path, flags):
+    plain_folder(tmp_path, **flags)
+    ours, theirs = load_tokenizer(str(tmp_path)), _from_transformers(str(tmp_path))
+    again, special = serialized(theirs)
+    (tmp_path / "again.json").write_text(again)
+    assert isinstance(ours, Tokenizer)
+    for one in (ours, read_serialized(tmp_path / "again.json", special)):
+        for text in ("a<S>music", "a <s> music", "a </s>a"):
+            assert one(text)["input_ids"] == theirs(text)["input_ids"]
+
+
+def test_files_of_older_transformers_are_not_passed_over(tmp_path):
+    plain_folder(tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"music a": 10}))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"sep_token": "<s>"}))
+    ours, theirs = load_tokenizer(str(tmp_path)), _from_transformers(str(tmp_path))
+    assert ours("music a")["input_ids"] == theirs("music a")["input_ids"] and ours.sep_token == theirs.sep_token
 
 
 def test_scripts_that_a_model_does_not_know_are_said(encoder):

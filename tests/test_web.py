@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import io
+import os
 import re
 import shlex
 import shutil
@@ -684,6 +685,14 @@ def test_bad_requests_for_embeddings_are_refused(client, request_, status):
     assert answer.status_code == status and answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "sent, status", [('{"input": ["a", "\\ud800"]}', 422), ('{"input": "a", "model": "\\ud800"}', 404)]
+)
+def test_halves_of_characters_are_refused_with_the_reason(client, sent, status):
+    answer = client.post("/v1/embeddings", content=sent, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status and r"\ud800" in answer.json()["error"]["message"]
+
+
 def test_files_are_embedded_as_the_command_does(client, embedder, music):
     names = [next(music.glob(pattern)) for pattern in ("*.abc", "*.txt")] + [music / "broken.mid"]
     records = client.post("/embed", files=[("files", (path.name, path.read_bytes())) for path in names]).json()
@@ -733,6 +742,28 @@ def test_nothing_is_explained_of_files_that_are_not_shown(client, ids):
         assert answer.status_code == 404 and "secret" not in answer.text
     assert client.get("/explain", params={"like": secret, "id": ids[HOSTILE]}).status_code == 404
     assert client.get("/explain", params={"q": QUERY, "like": secret, "id": ids[HOSTILE]}).status_code == 422
+
+
+def test_a_file_that_cannot_be_opened_any_more_is_not_explained_with_the_reason(client, ids, embedder, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(embedder, "explain", refuse)
+    answer = client.get("/explain", params={"q": QUERY, "id": ids[HOSTILE]})
+    assert answer.status_code == 422 and "Permission denied" in answer.json()["error"]["message"]
+
+
+def test_no_score_is_converted_to_find_that_it_is_no_recording(client, ids, monkeypatch):
+    monkeypatch.setattr("clamp3.web.server.view", None)
+    name = next(name for name in ids if name.endswith(".musicxml"))
+    answer = client.get(f"/files/{ids[name]}/sound")
+    assert answer.status_code == 404 and answer.json()["error"]["message"] == "this file is no recording"
+
+
+def test_queries_that_cancel_each_other_out_are_refused(client, ids):
+    asked = {"like": ids[HOSTILE], "without": [ids[HOSTILE]] * 2}
+    for answer in (client.get("/search", params=asked), client.get("/explain", params={**asked, "id": ids[HOSTILE]})):
+        assert answer.status_code == 422 and "cancel each other out" in answer.json()["error"]["message"]
 
 
 def test_openapi_describes_what_programs_may_ask(client):
@@ -805,3 +836,38 @@ def test_the_commands_of_the_documentation_run(tmp_path):
         finally:
             process.terminate()
         assert process.wait(20) == 143
+
+
+def test_names_that_are_not_utf8_are_found_and_saved(embedder, tmp_path):
+    content = sorted(DEMO.glob("*.abc"))[0].read_bytes()
+    for name in (b"caf\xe9.abc", b"m\xfcde.abc"):
+        try:
+            Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).write_bytes(content if b"caf" in name else b"no music")
+        except OSError:
+            pytest.skip("this file system has no such names")
+    with opened(Collection(tmp_path, lambda: embedder)) as client:
+        assert [issue["file"] for issue in wait_for(client)["failures"]] == [rf"{tmp_path}/m\xfcde.abc"]
+        [found] = client.get("/search", params={"q": QUERY}).json()
+        assert found["file"] == r"caf\xe9.abc"
+        assert client.get(f"/files/{found['id']}").json()["file"] == found["file"]
+        assert client.get(f"/files/{found['id']}/raw").content == content
+        Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.abc")).write_bytes(b"no music")
+        refused = client.get("/explain", params={"q": QUERY, "id": found["id"]})
+        assert refused.status_code == 422 and r"caf\udce9" in refused.json()["error"]["message"]
+
+
+def test_a_column_that_has_left_the_index_is_refused_with_the_reason(embedder, tmp_path):
+    folder = tmp_path / "music"
+    folder.mkdir()
+    for name in ("one", "other"):
+        folder.joinpath(f"{name}.txt").write_text(f"{name} slow air")
+    one = folder.resolve() / "one.txt"
+    with contextlib.closing(Index.create(tmp_path / "index")) as index:
+        update_index(index, folder, lambda: embedder, metadata={one: {"year": 1850}})
+        with opened(Collection(tmp_path / "index", lambda: embedder)) as client:
+            wait_for(client)
+            asked = {"q": QUERY, "where": "year=1850"}
+            assert len(client.get("/search", params=asked).json()) == 1
+            index.remove([one])
+            answer = client.get("/search", params=asked)
+    assert answer.status_code == 422 and "column year" in answer.json()["error"]["message"]

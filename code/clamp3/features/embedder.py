@@ -172,6 +172,8 @@ class Embedder(InputEncoder):
         """
         if is_onnx(weights):
             onnx = OnnxTowers.load(Path(weights), device, precision, towers)
+            if sizes is not None and replace(sizes, text_model_name=onnx.sizes.text_model_name) != onnx.sizes:
+                raise UserError(f"{weights} says its sizes itself, and they are not those that are given")
             listener = mert if mert is not None else onnx.mert
             return cls(onnx, onnx.sizes, batch_tokens=batch_tokens, mert=listener, weights=onnx.path, as_is=as_is)
         from clamp3.features.towers import check_process

@@ -30,6 +30,7 @@ SPECIAL_TOKENS = {
 PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 # What a tokenizer_config.json may say, beside the special tokens, that changes no ids.
 IDLE_SETTINGS = {"add_prefix_space", "backend", "model_max_length", "tokenizer_class", "clean_up_tokenization_spaces"}
+OLDER_FILES = ("special_tokens_map.json", "added_tokens.json")  # which say more, for transformers alone
 MANY_UNKNOWN = 1 / 3  # of a text's letters
 SHOWN_LETTERS = 10
 _lock = threading.Lock()  # a tokenizer that encodes in one thread refuses to in another ("Already borrowed")
@@ -56,7 +57,9 @@ class Tokenizer:
         """`special_tokens` by their names, such as sep_token."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        tokenizer.add_special_tokens(list(dict.fromkeys(special_tokens.values())))
+        there = {token.content for token in tokenizer.get_added_tokens_decoder().values()}  # with flags of their own
+        added = [token for token in special_tokens.values() if not (isinstance(token, str) and token in there)]
+        tokenizer.add_special_tokens(list(dict.fromkeys(added)))
         self._tokenizer = tokenizer
         for name in SPECIAL_TOKENS:
             token = str(special_tokens[name]) if name in special_tokens else None
@@ -193,6 +196,8 @@ def _plain(folder: Path) -> Tokenizer | None:
 
     if not (folder / TOKENIZER_FILE).is_file() or not (folder / SETTINGS_FILE).is_file():
         return None
+    if any((folder / name).exists() for name in OLDER_FILES):
+        return None
     settings = parse_json((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     if not isinstance(settings, dict) or settings.get("tokenizer_class") not in PLAIN_CLASSES:
         return None
@@ -225,7 +230,14 @@ def _adds_prefix_space(name: str) -> bool:
 
 
 def token_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """`text` with the special tokens around it -> ids (tokens,). Safe in threads."""
+    """`text` with the special tokens around it -> ids (tokens,). Safe in threads.
+
+    Raises ValueError for half of a character (a lone surrogate), such as JSON and file names can hold.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"it holds {text[error.start]!a}, which is half of a character, and no text") from None
     with _lock:
         return np.array(tokenizer(text, verbose=False)["input_ids"], np.int64)
 

@@ -3,7 +3,7 @@
 onnx.json     format, precision, sizes, and of each file its SHA-256; what the files were exported from
 text.onnx symbolic.onnx audio.onnx    a tower each: inputs and masks -> features, hidden_states
 mert.onnx     what listens to sound, where it was at hand: waves -> features
-text/         the tokenizer, unless it is XLM-R's, which comes with the library
+text/         the text tower's tokenizer, whose SHA-256 is in onnx.json too
 parity.json parity.md    how near the features are to those of the original
 """
 

@@ -14,7 +14,7 @@ from clamp3.modalities import AUDIO, SYMBOLIC, TEXT
 SCORE, MIDI_KIND = "score", "midi"
 KINDS = (SCORE, MIDI_KIND, AUDIO.name, TEXT.name)
 OPERATORS = {"<": lt, ">": gt, "<=": le, ">=": ge}  # of numbers; = and != compare texts too
-CONDITION = re.compile(r"(?P<column>.*?)\s*(?P<operator>!=|<=|>=|=|<|>)\s*(?P<value>.*)", re.DOTALL)
+CONDITION = re.compile(r"(?P<column>.*?)(?P<operator>!=|<=|>=|=|<|>)\s*(?P<value>.*)", re.DOTALL)
 
 
 class File(NamedTuple):
@@ -46,13 +46,13 @@ class Condition:
         """From "COLUMN OPERATOR VALUE". Raises UserError, with the `columns` there are, where it names none."""
         for column in sorted(columns, key=len, reverse=True):  # whose name may hold an operator
             rest = text.strip().removeprefix(column)
-            if rest != text.strip() and (found := CONDITION.fullmatch(rest)) and not found["column"]:
+            if rest != text.strip() and (found := CONDITION.fullmatch(rest)) and not found["column"].strip():
                 return cls(column, found["operator"], found["value"]).checked()
         found = CONDITION.fullmatch(text.strip())
         if not found or not found["column"]:
             raise UserError(f'"{text}" is no condition: say COLUMN=VALUE, or != < <= > >= in place of =')
         known = ", ".join(sorted(columns)) or "none; clamp3_index.py add INDEX FOLDER --metadata FILE.csv gives some"
-        raise UserError(f"no file has metadata in a column {found['column']}; columns: {known}")
+        raise UserError(f"no file has metadata in a column {found['column'].strip()}; columns: {known}")
 
     def checked(self) -> "Condition":
         if self.operator not in ("=", "!=") and number(self.value) is None:

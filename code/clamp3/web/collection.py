@@ -19,6 +19,7 @@ from clamp3.features.cache import FeatureCache
 from clamp3.features.embedder import Embedder
 from clamp3.inputs.passages import Span
 from clamp3.io.reports import FileIssue
+from clamp3.models.onnx_files import is_onnx
 from clamp3.search.combining import WITHOUT, combined_query
 from clamp3.search.filters import EVERYTHING, Condition, Filter, kind_of
 from clamp3.search.index import Entry, Index, is_index, sampled
@@ -82,6 +83,11 @@ def id_of(path: Path) -> str:
     return hashlib.blake2b(os.fsencode(path), digest_size=9).hexdigest()
 
 
+def readable(name: Path | str) -> str:
+    """The name of a file as it can be told in JSON: bytes that are not UTF-8 become escapes."""
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 class Collection:
     """A folder of files, or an index of one; searched by features (hidden,).
 
@@ -113,6 +119,7 @@ class Collection:
         self.columns: dict[str, set[str]] = {}  # of metadata, with their values
         self.common = ""  # how the names of all files begin, to the end of a folder
         self._sample: tuple[Any, np.ndarray] = (None, np.zeros((0, 0), np.float32))  # of which state of the index
+        self.explains = True  # whether the model can say why something was found; once it is loaded
         self._is_closing = False
         self._ended = threading.Event()  # when it is ready or has failed
 
@@ -153,6 +160,7 @@ class Collection:
     def _prepare(self) -> None:
         try:
             embedder = self._load_embedder()
+            self.explains = not (embedder.weights and is_onnx(embedder.weights))
             embedder.embed_text(["ready"])  # so that the first search does not wait for the text tower
             self.progress.state = "indexing"
             self._index = Index(self.path) if is_index(self.path) else self._indexed()
@@ -163,7 +171,8 @@ class Collection:
                 raise UserError(f"nothing in {self.path} has a feature")
             self._look_through()
             if not self._folder:
-                self.common = os.path.join(os.path.commonpath({path.parent for path in self._paths.values()}), "")
+                folder = os.path.commonpath({path.parent for path in self._paths.values()})
+                self.common = readable(os.path.join(folder, ""))
             if "with_passages" in self._index.meta:
                 self.progress.passages = "ready"
             elif self._folder and self._with_passages:
@@ -268,7 +277,12 @@ class Collection:
             raise ValueError(str(error)) from None
         hashes = {part.entry.hash for part in parts if part.entry}
         same = {entry.path for one in hashes for entry in self._index.entries("hash = ?", (one,))}
-        found = self._found(feature, replace(terms, k=terms.k + len(same)))
+        try:
+            found = self._found(feature, replace(terms, k=terms.k + len(same)))
+        except UserError:
+            self._look_through()  # a column that is asked for may have left the index
+            self._check(terms)
+            raise
         found = [one for one in found if one[1].path not in same][: terms.k]
         weights = self._index.meta.get("weights", "weights that are not known")
         everyone = None if terms.by_passage else np.sort(self._sampled() @ feature)
@@ -348,8 +362,8 @@ class Collection:
     def name_of(self, path: Path) -> str:
         """A file as people are told of it: relative to the folder, or as the index has it."""
         if self._folder and path.is_relative_to(self.path):
-            return path.relative_to(self.path).as_posix()
-        return str(path)
+            return readable(path.relative_to(self.path).as_posix())
+        return readable(path)
 
     def path_of(self, identity: str) -> Path:
         """The path of a file of the collection by its id. Raises Unknown."""

@@ -151,6 +151,7 @@ class _Bounded:
 
 def problem(status: int, sentence: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """An answer that says what is wrong."""
+    sentence = sentence.encode("utf-8", "backslashreplace").decode()  # it may hold a name that is not UTF-8
     return JSONResponse({"error": {"message": sentence, "code": status}}, status, headers)
 
 

@@ -20,7 +20,7 @@ from starlette.staticfiles import StaticFiles
 from clamp3 import __version__
 from clamp3.errors import UserError
 from clamp3.features.captions import is_picture
-from clamp3.formats.registry import extensions
+from clamp3.formats.registry import extensions, format_of
 from clamp3.modalities import TEXT
 from clamp3.search.filters import Filter
 from clamp3.search.ranking import normalized
@@ -34,6 +34,7 @@ from clamp3.web.collection import (
     NotReady,
     Terms,
     Unknown,
+    readable,
 )
 from clamp3.web.explaining import explain_match
 from clamp3.web.protection import Limits, Protection, problem
@@ -158,6 +159,8 @@ class Service:
         self, query: np.ndarray | str, terms: Terms, source: str | Path, identity: str, count: int
     ) -> dict:
         """Why a file of the collection is close to what is asked."""
+        if not self.collection.explains:
+            raise HTTPException(501, "ONNX files cannot explain what was found: start the server with other weights")
         path = self.collection.served(identity)
         parts = await run_in_threadpool(self.collection.parts, query, terms, source)
         why = await self.workshop.run(partial(explain_match, self.collection.embedder, parts, path, count))
@@ -211,10 +214,10 @@ def add_rest(app: FastAPI, service: Service) -> None:
             "done": now.done,
             "total": now.total,
             "reason": now.reason,
-            "failures": [{"file": issue.file, "reason": issue.reason} for issue in now.failures[:100]],
-            "collection": collection.path.name,
+            "failures": [{"file": readable(issue.file), "reason": issue.reason} for issue in now.failures[:100]],
+            "collection": readable(collection.path.name),
             "extensions": extensions(),
-            "explain": True,
+            "explain": collection.explains,
             "passages": {"state": now.passages, "done": now.passages_done, "total": now.passages_total},
             "batches": service.texts.batches,
             "texts": service.texts.items,
@@ -412,14 +415,19 @@ def add_files(app: FastAPI, service: Service) -> None:
         """The file itself, to be saved."""
         path = collection.served(identity)
         return FileResponse(
-            path, 200, {"Content-Security-Policy": FILE_POLICY}, "application/octet-stream", filename=path.name
+            path,
+            200,
+            {"Content-Security-Policy": FILE_POLICY},
+            "application/octet-stream",
+            filename=readable(path.name),
         )
 
     @app.get("/files/{identity}/sound")
     async def sound(identity: str) -> FileResponse:
         """A recording, as a browser plays it."""
         path = collection.served(identity)
-        if view(path)["kind"] != "sound":
+        known = format_of(path)
+        if not (known and known.decode):  # to look at it by `view` would convert a score, in the loop of the server
             raise Unknown("this file is no recording")
         playable, kind = await service.workshop.run(partial(service.recordings.playable, path))
         return FileResponse(playable, 200, {"Content-Security-Policy": FILE_POLICY}, kind)

@@ -10,6 +10,7 @@ const LISTS = ["also", "without", "where"]; // of what an address may name sever
 const STRONGEST = 5; // places that an explanation shows
 const names = new Map(); // of files, by their ids
 let folder = ""; // in which all files are
+let explains = true; // whether the server can say why something was found
 let searches = 0; // that were begun: the answer to an earlier one is not shown any more
 let uploaded = null; // the file that is searched with, if it is one; it has no address
 
@@ -207,6 +208,7 @@ function add(record, wanted) {
       goTo({ [name]: [...some, record.id], [other]: others.filter((one) => one !== record.id) });
     });
   }
+  part("explain").hidden = !explains;
   onClick("explain", () => explain(item, record, wanted));
   view.load = () => load(item, record, Boolean(record.passage));
   find("#results").append(item);
@@ -309,6 +311,7 @@ async function waitForCollection() {
   for (;;) {
     const now = await ask("/healthz");
     find("#collection").textContent = now.collection;
+    explains = now.explain;
     file.accept = [...now.extensions, "image/*"].join(",");
     if (now.state === "failed") {
       progress.hidden = true;
