@@ -275,6 +275,7 @@ def test_what_there_is_to_say_of_queries_is_said(tunes):
         (("q", "index", "--diverse", "2"), "invalid"),
         (("q", "index", "--diverse", "--passages"), "does not go with --passages"),
         (("q", "index", "--diverse", "--per_file", "1"), "does not go with --passages and --per_file"),
+        (("q", "index", "--text", "--captioner", "x"), "--text takes QUERY for a text"),
         (("q", "index", "--not_itself"), "this query is a text"),
         (("q", "index", "--json", "-", "--csv", "-"), "standard output takes answers of one kind"),
         (("q", "index", "--where", "year"), "is no condition"),

@@ -60,6 +60,8 @@ def check_search_options(parser: ArgumentParser, args: Namespace) -> None:
             "--diverse chooses among files: it does not go with --passages and --per_file; --per_file 1 alone "
             "gives passages of different files"
         )
+    if args.text and args.captioner:
+        parser.error("--captioner puts a picture into words, and --text takes QUERY for a text")
     if getattr(args, "explain", False) and (args.also or args.without):
         parser.error("--explain explains one query, and does not go with --also and --without")
 
