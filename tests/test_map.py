@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from answers import answer, lines, save_features
+from answers import answer, lines, save_features, vectors
 from clamp3.cli.commands import index as clamp3_index
 from clamp3.cli.commands import map as clamp3_map
 from clamp3.errors import UserError
@@ -164,6 +164,13 @@ def test_an_index_is_coloured_by_its_metadata_and_music_has_a_limit(music, tmp_p
         with pytest.raises(UserError, match=message):
             answer(monkeypatch, clamp3_map, *options)
     capsys.readouterr()
+
+
+def test_answers_are_those_of_files_whose_paths_others_have_as_names(tmp_path, monkeypatch):
+    save_features(tmp_path, vectors("t/t/z/a", "t/z/a"))
+    monkeypatch.chdir(tmp_path)
+    assert answer(monkeypatch, clamp3_map, "t", "--queries", "t/t/z/a.npy") == 0
+    assert re.search(r'"found":\[\[0,.*?\],\[1,', Path("map.html").read_text(encoding="utf-8"))
 
 
 def test_music_that_has_no_room_is_named(music):

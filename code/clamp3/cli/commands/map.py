@@ -160,7 +160,8 @@ def answer(query: str, found: list[dict], pieces: "list[Piece]") -> "Answer":
     """What was found, by the places of the pieces."""
     from clamp3.web.maps import Answer
 
-    places = {str(name): place for place, piece in enumerate(pieces) for name in (piece.name, piece.path)}
+    places = {str(piece.path): place for place, piece in enumerate(pieces)}
+    places |= {piece.name: place for place, piece in enumerate(pieces)}  # a folder's files are found by these
     return Answer(query, [(places[record["file"]], record["cosine"]) for record in found])
 
 
