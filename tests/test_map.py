@@ -163,7 +163,11 @@ def test_an_index_is_coloured_by_its_metadata_and_music_has_a_limit(music, tmp_p
     ):
         with pytest.raises(UserError, match=message):
             answer(monkeypatch, clamp3_map, *options)
-    capsys.readouterr()
+    for folder in (".", "..", "/"):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            answer(monkeypatch, clamp3_map, features, "--output", folder)
+        assert f"and {folder} is a folder" in capsys.readouterr().err
 
 
 def test_answers_are_those_of_files_whose_paths_others_have_as_names(tmp_path, monkeypatch):

@@ -65,6 +65,8 @@ def main() -> int:
     add_json_option(parser)
     add_embedding_options(parser)
     args = parser.parse_args()
+    if args.output.name in ("", ".."):
+        parser.error(f"--output is what the files are called, such as map, and {args.output} is a folder")
 
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.cli.embedders import embedder_loader
