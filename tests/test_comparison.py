@@ -259,6 +259,8 @@ def test_one_file_is_scored_with_each_of_a_folder(sets, tmp_path, monkeypatch, c
         assert one["cosine"] == pytest.approx(own @ other / np.linalg.norm(own) / np.linalg.norm(other), abs=1e-5)
     assert cosines == sorted(cosines, reverse=True)
     assert f"mean of 60 files: cosine {np.mean(cosines):.4f}" in printed
+    with pytest.raises(UserError, match="no file 5.mid; a search takes a text of this name by --text"):  # not this one
+        answer(monkeypatch, clamp3_score, "5.mid", sets["references"])
     with pytest.raises(UserError, match="there is no file or folder texts/queries"):
         answer(monkeypatch, clamp3_score, "texts/queries", sets["references"])
 

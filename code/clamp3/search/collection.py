@@ -101,12 +101,12 @@ def load_query(
     if not as_text and (path := existing_path(query)):
         if path.is_dir():
             raise UserError(
-                f"{query} is a folder; to compare folders, use clamp3_score.py or clamp3_eval.py; for a text of this "
-                "name, say --text"
+                f"{query} is a folder; to compare folders, use clamp3_score.py or clamp3_eval.py; a search "
+                "takes a text of this name by --text"
             )
         return load_collection(path, load_embedder, cache)
     if not as_text and format_of(Path(query)):
-        raise UserError(f"there is no file {query}; for a text of this name, say --text")
+        raise UserError(f"there is no file {query}; a search takes a text of this name by --text")
     if not query.strip():
         raise UserError("the query is empty: give a text in quotes, or a file")
     embedder = load_embedder()
