@@ -113,6 +113,13 @@ def test_filters_let_through_what_they_say(options, found):
     assert "".join(file.path.stem for file, passes in zip(FILES, passed, strict=True) if passes) == found
 
 
+@pytest.mark.parametrize(("condition", "found"), [("id={}7", [True, False]), ("id>{}7", [False, True])])
+def test_long_numbers_are_told_apart(condition, found):
+    """Those that are one as floating-point numbers."""
+    files = [File(Path("a"), "text", "", {"id": f"1234567890123456{digit}"}) for digit in "78"]
+    assert Filter(where=(condition.format("1234567890123456"),)).passed(files) == found
+
+
 @pytest.mark.parametrize(
     ("condition", "said"),
     [
