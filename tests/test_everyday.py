@@ -285,6 +285,7 @@ def test_what_there_is_to_say_of_queries_is_said(tunes):
         (("q", "index", "--text", "--captioner", "x"), "--text takes QUERY for a text"),
         (("q", "index", "--not_itself"), "this query is a text"),
         (("q", "index", "--json", "-", "--csv", "-"), "standard output takes answers of one kind"),
+        (("q", "index", "--json", "found", "--csv", "./found"), "found cannot hold answers of two kinds"),
         (("q", "index", "--where", "year"), "is no condition"),
     ],
 )
