@@ -183,7 +183,8 @@ def test_pictures_and_chance_of_one_set(sets, tmp_path, monkeypatch, capsys):
     assert "chance" in capsys.readouterr().out and b"<svg" in tmp_path.joinpath("r.svg").read_bytes()
     assert lines(tmp_path / "e.jsonl")[0]["chance"]["median rank"] == 30.5
     with pytest.raises(UserError, match="cannot be drawn"):
-        answer(monkeypatch, clamp3_eval, *words, tmp_path / "r.nothing")
+        answer(monkeypatch, clamp3_eval, *words, tmp_path / "r.nothing", "--json", tmp_path / "other.jsonl")
+    assert len(lines(tmp_path / "other.jsonl")) == 2  # what was measured is saved all the same
     with pytest.raises(UserError, match="one text has no right answers"):
         answer(monkeypatch, clamp3_eval, "a lively reel", sets["references"])
 
