@@ -15,6 +15,9 @@ from clamp3.cli.commands import index as clamp3_index
 from clamp3.cli.commands import search as clamp3_search
 from clamp3.errors import UserError
 from clamp3.formats.midi import mtf_to_midi
+from clamp3.io.files import content_hash
+from clamp3.search.answering import Question, search_collection
+from clamp3.search.collection import load_collection
 from clamp3.search.combining import combined_query, diverse
 from clamp3.search.filters import File, Filter
 from clamp3.search.index import Index
@@ -291,3 +294,13 @@ def test_what_there_is_to_say_of_queries_is_said(tunes):
 )
 def test_options_that_make_no_sense_are_refused(refused, words, said):
     assert said in refused(clamp3_index, "search", *words)
+
+
+def test_contents_that_are_not_to_be_found_are_not_in_a_folder_either(tmp_path):
+    """Whatever the sizes of the files that are asked with."""
+    save_features(tmp_path, vectors("a", "b", "c"))
+    but = frozenset({content_hash(tmp_path / "a.npy")})
+    references = load_collection(tmp_path, None)
+    np.save(tmp_path / "q.npy", np.ones(HIDDEN, np.float64))
+    found = search_collection(references, Question(str(tmp_path / "q.npy"), only=Filter(but=but)), None)
+    assert {record["file"] for record in found} == {"b.npy", "c.npy"}

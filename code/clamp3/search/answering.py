@@ -124,12 +124,17 @@ def search_collection(
 
 
 def _passed(references: Collection, kinds: list[str], only: Filter, asked_with: list[Path]) -> list[bool]:
-    """For each file of a folder, whether it may be an answer; only those of the size of a query's file are hashed."""
+    """For each file of a folder, whether it may be an answer.
+
+    Of `asked_with`, only files of the same size are hashed; with other contents that are not to be found, all.
+    """
+    given = only.but - {content_hash(path) for path in asked_with} if only.but else only.but
+    are_given = any(isinstance(one, str) for one in given)
     sizes = {path.stat().st_size for path in asked_with} if only.but else set()
     files = []
     for name, kind in zip(references.files, kinds, strict=True):
         path = references.folder / name
-        may_be_copy = only.but and path.stat().st_size in sizes
+        may_be_copy = only.but and (are_given or path.stat().st_size in sizes)
         files.append(File(path.resolve(), kind, content_hash(path) if may_be_copy else "", {}))
     return only.passed(files)
 
