@@ -304,3 +304,12 @@ def test_contents_that_are_not_to_be_found_are_not_in_a_folder_either(tmp_path):
     np.save(tmp_path / "q.npy", np.ones(HIDDEN, np.float64))
     found = search_collection(references, Question(str(tmp_path / "q.npy"), only=Filter(but=but)), None)
     assert {record["file"] for record in found} == {"b.npy", "c.npy"}
+
+
+def test_mert_features_are_audio_in_a_folder_as_in_an_index(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    save_features(tmp_path, {"in/mert.npy": rng.normal(size=(1, 6, 128)).astype(np.float32)})
+    save_features(tmp_path, {"in/ready.npy": rng.normal(size=(1, 128)).astype(np.float32)})
+    words = ("a reel", tmp_path / "in", "--kind", "audio", "--json", tmp_path / "found.jsonl", *TINY)
+    assert answer(monkeypatch, clamp3_search, *words) == 0
+    assert [record["file"] for record in lines(tmp_path / "found.jsonl")] == ["mert.npy"]

@@ -17,7 +17,6 @@ from clamp3.search.collection import (
     check_comparable,
     existing_path,
     load_query,
-    modality_of,
     provenance,
     query_modality,
 )
@@ -104,7 +103,7 @@ def search_collection(
     wanted = load_question(question, load_embedder, cache)
     for part in wanted.parts:
         check_comparable(part, references)
-    kinds = [modality_of(Path(file)) for file in references.files]
+    kinds = references.modalities
     space = Space.of(references.features, kinds, question.calibrate)
     places = np.flatnonzero(_passed(references, kinds, question.filter(), question.files))
     if not len(places):

@@ -16,7 +16,7 @@ from clamp3.inputs.tokenizer import unknown_letters
 from clamp3.io.files import load_array
 from clamp3.io.folders import Plan, refuse_special, special_inputs, walk
 from clamp3.io.reports import FileIssue, describe_error
-from clamp3.modalities import SYMBOLIC, TEXT
+from clamp3.modalities import AUDIO, SYMBOLIC, TEXT
 
 
 @dataclass
@@ -34,6 +34,13 @@ class Collection:
     fingerprint: str | None = None  # of these weights
     recorded: Maker | None = None  # what made the features that were read, where their folder says so
     skipped: list[FileIssue] = field(default_factory=list)  # FIFOs, devices and sockets that are named like inputs
+    made: frozenset[str] = frozenset()  # those of `files` whose features were made, not read
+
+    @property
+    def modalities(self) -> list[str]:
+        """Of each file: that of MERT features is audio's, and ready-made features are one of their own."""
+        own = {file: modality_of(Path(file)) for file in self.files}
+        return [AUDIO.name if kind == "feature" and file in self.made else kind for file, kind in own.items()]
 
 
 class NoFeatures(UserError):
@@ -88,6 +95,7 @@ def load_collection(
     ordered = [file for file in taken if file in features]
     result.files = [file.relative_to(folder).as_posix() for file in ordered]
     result.features = np.stack([features[file] for file in ordered])
+    result.made = frozenset(file.relative_to(folder).as_posix() for file in raw)
     return result
 
 
