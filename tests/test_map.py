@@ -177,6 +177,11 @@ def test_answers_are_those_of_files_whose_paths_others_have_as_names(tmp_path, m
     assert re.search(r'"found":\[\[0,.*?\],\[1,', Path("map.html").read_text(encoding="utf-8"))
 
 
+def test_an_index_that_changes_meanwhile_is_said():
+    with pytest.raises(UserError, match="was changed meanwhile"):
+        clamp3_map.answer("a reel", [{"file": "/new.abc", "cosine": 0.5}], [])
+
+
 def test_music_that_has_no_room_is_named(music):
     from clamp3.io.workers import Processes
     from clamp3.tasks.maps import Piece

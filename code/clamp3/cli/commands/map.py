@@ -164,6 +164,8 @@ def answer(query: str, found: list[dict], pieces: "list[Piece]") -> "Answer":
 
     places = {str(piece.path): place for place, piece in enumerate(pieces)}
     places |= {piece.name: place for place, piece in enumerate(pieces)}  # a folder's files are found by these
+    if not all(record["file"] in places for record in found):
+        raise UserError("the index was changed meanwhile: the same command draws it as it is now")
     return Answer(query, [(places[record["file"]], record["cosine"]) for record in found])
 
 
