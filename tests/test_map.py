@@ -182,6 +182,17 @@ def test_an_index_that_changes_meanwhile_is_said():
         clamp3_map.answer("a reel", [{"file": "/new.abc", "cosine": 0.5}], [])
 
 
+def test_what_is_known_of_a_score_is_not_known_of_a_text_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.abc").write_text(ABC.format("x"))
+    (tmp_path / "in" / "x.txt").write_text("a slow song")
+    (tmp_path / "known.csv").write_text("file,metre\nx.abc,6/8\n")
+    monkeypatch.chdir(tmp_path)
+    words = ("in", "--metadata", "known.csv", "--colour", "metre", "--json", "m.jsonl", "--variant", "tiny")
+    assert answer(monkeypatch, clamp3_map, *words) == 0
+    assert [record["label"] for record in lines(tmp_path / "m.jsonl")] == ["6/8", UNKNOWN]
+
+
 def test_music_that_has_no_room_is_named(music):
     from clamp3.io.workers import Processes
     from clamp3.tasks.maps import Piece

@@ -125,15 +125,18 @@ def of_collection(collection: "Collection", args: Namespace) -> "list[Piece]":
     from clamp3.tasks.maps import Piece
 
     known: dict[str, dict] = {}
+    made_of: dict[str, dict] = {}  # what features may have been made of, without the extension
     if args.metadata:
         for path, described in read_metadata(args.metadata, collection.folder).items():
             if path.is_relative_to(collection.folder.resolve()):
                 name = path.relative_to(collection.folder.resolve()).as_posix()
-                known |= {name: described, without_extension(name): described}
-    return [
-        Piece(file, collection.folder / file, known.get(file) or known.get(without_extension(file)) or {})
-        for file in collection.files
-    ]
+                known[name] = made_of[without_extension(name)] = described
+    found = []
+    for file in collection.files:
+        bare = without_extension(file)
+        own = known.get(file) or known.get(bare) or (made_of.get(bare) if file.endswith(".npy") else None)
+        found.append(Piece(file, collection.folder / file, own or {}))
+    return found
 
 
 def with_music(pieces: "list[Piece]", folder: Path) -> "list[Piece]":
