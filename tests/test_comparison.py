@@ -183,7 +183,8 @@ def test_pictures_and_chance_of_one_set(sets, tmp_path, monkeypatch, capsys):
     assert "chance" in capsys.readouterr().out and b"<svg" in tmp_path.joinpath("r.svg").read_bytes()
     assert lines(tmp_path / "e.jsonl")[0]["chance"]["median rank"] == 30.5
     with pytest.raises(UserError, match="cannot be drawn"):
-        answer(monkeypatch, clamp3_eval, *words, tmp_path / "r.nothing")
+        answer(monkeypatch, clamp3_eval, *words, tmp_path / "r.nothing", "--json", tmp_path / "other.jsonl")
+    assert len(lines(tmp_path / "other.jsonl")) == 2  # what was measured is saved all the same
     with pytest.raises(UserError, match="one text has no right answers"):
         answer(monkeypatch, clamp3_eval, "a lively reel", sets["references"])
 
@@ -259,6 +260,8 @@ def test_one_file_is_scored_with_each_of_a_folder(sets, tmp_path, monkeypatch, c
         assert one["cosine"] == pytest.approx(own @ other / np.linalg.norm(own) / np.linalg.norm(other), abs=1e-5)
     assert cosines == sorted(cosines, reverse=True)
     assert f"mean of 60 files: cosine {np.mean(cosines):.4f}" in printed
+    with pytest.raises(UserError, match="no file 5.mid; a search takes a text of this name by --text"):  # not this one
+        answer(monkeypatch, clamp3_score, "5.mid", sets["references"])
     with pytest.raises(UserError, match="there is no file or folder texts/queries"):
         answer(monkeypatch, clamp3_score, "texts/queries", sets["references"])
 

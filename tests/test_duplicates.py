@@ -33,6 +33,13 @@ def keys(text: str) -> set[bytes]:
     return set(heard_of(scores_of(text)).exact)
 
 
+@pytest.mark.parametrize("cosine", ["nan", "95", "-2"])
+def test_what_no_cosine_can_reach_is_refused(monkeypatch, capsys, cosine):
+    with pytest.raises(SystemExit):
+        answer(monkeypatch, clamp3_index, "duplicates", "index", f"--cosine={cosine}")
+    assert f"--cosine: invalid cosine value: '{cosine}'" in capsys.readouterr().err
+
+
 # ---------- notes ----------
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from answers import answer, lines, save_features
+from answers import answer, lines, save_features, vectors
 from clamp3.cli.commands import index as clamp3_index
 from clamp3.cli.commands import map as clamp3_map
 from clamp3.errors import UserError
@@ -163,7 +163,34 @@ def test_an_index_is_coloured_by_its_metadata_and_music_has_a_limit(music, tmp_p
     ):
         with pytest.raises(UserError, match=message):
             answer(monkeypatch, clamp3_map, *options)
-    capsys.readouterr()
+    for folder in (".", "..", "/"):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            answer(monkeypatch, clamp3_map, features, "--output", folder)
+        assert f"and {folder} is a folder" in capsys.readouterr().err
+
+
+def test_answers_are_those_of_files_whose_paths_others_have_as_names(tmp_path, monkeypatch):
+    save_features(tmp_path, vectors("t/t/z/a", "t/z/a"))
+    monkeypatch.chdir(tmp_path)
+    assert answer(monkeypatch, clamp3_map, "t", "--queries", "t/t/z/a.npy") == 0
+    assert re.search(r'"found":\[\[0,.*?\],\[1,', Path("map.html").read_text(encoding="utf-8"))
+
+
+def test_an_index_that_changes_meanwhile_is_said():
+    with pytest.raises(UserError, match="was changed meanwhile"):
+        clamp3_map.answer("a reel", [{"file": "/new.abc", "cosine": 0.5}], [])
+
+
+def test_what_is_known_of_a_score_is_not_known_of_a_text_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.abc").write_text(ABC.format("x"))
+    (tmp_path / "in" / "x.txt").write_text("a slow song")
+    (tmp_path / "known.csv").write_text("file,metre\nx.abc,6/8\n")
+    monkeypatch.chdir(tmp_path)
+    words = ("in", "--metadata", "known.csv", "--colour", "metre", "--json", "m.jsonl", "--variant", "tiny")
+    assert answer(monkeypatch, clamp3_map, *words) == 0
+    assert [record["label"] for record in lines(tmp_path / "m.jsonl")] == ["6/8", UNKNOWN]
 
 
 def test_music_that_has_no_room_is_named(music):

@@ -29,7 +29,7 @@ def captions_of(queries: Sequence[str], captioner: str | None) -> dict[str, str]
     captions = {}
     for picture in pictures:
         if not Path(picture).is_file():
-            raise UserError(f"there is no file {picture}; for a text of this name, say --text")
+            raise UserError(f"there is no file {picture}; a search takes a text of this name by --text")
         from transformers.utils import logging
 
         logging.set_verbosity_error()  # of what it would rather have installed

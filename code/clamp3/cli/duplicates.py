@@ -17,10 +17,17 @@ def add_duplicates_options(parser: ArgumentParser) -> None:
         help="the last level to look at: the same bytes, notes or music, or alike for the model; default: %(default)s",
     )
     parser.add_argument(
-        "--cosine", type=float, default=0.995, help="of files that are alike, at least; default: %(default)s"
+        "--cosine", type=cosine, default=0.995, help="of files that are alike, at least; default: %(default)s"
     )
     add_csv_option(parser)
     add_worker_options(parser)
+
+
+def cosine(text: str) -> float:
+    """An argparse type: a number from -1 to 1."""
+    if not -1 <= (number := float(text)) <= 1:
+        raise ValueError
+    return number
 
 
 def show_duplicates(args: Namespace) -> int:

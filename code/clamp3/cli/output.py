@@ -190,11 +190,14 @@ def _cell(value: object) -> str:
 def answers_alone(*paths: Path | None) -> Iterator[None]:
     """A block in which, if one of `paths` is "-", saved answers alone go to standard output: the rest to the error.
 
-    Raises UserError where several are.
+    Raises UserError where several are, or where several are one file.
     """
     wanted = paths.count(STANDARD_OUTPUT)
     if wanted > 1:
         raise UserError("standard output takes answers of one kind: give the others a file")
+    files = [path.resolve() for path in paths if path is not None]
+    if len(set(files)) < len(files):
+        raise UserError(f"{files[0]} cannot hold answers of two kinds: give the others a file of their own")
     if not wanted:
         yield
         return

@@ -55,8 +55,13 @@ def check_search_options(parser: ArgumentParser, args: Namespace) -> None:
     """End with a sentence where options do not go together."""
     if args.diverse and args.calibrate != "none":
         parser.error("--diverse and --calibrate do not go together")
-    if args.diverse and getattr(args, "passages", False):
-        parser.error("--diverse chooses among files: it does not go with --passages; --per_file 1 does")
+    if args.diverse and (getattr(args, "passages", False) or getattr(args, "per_file", None)):
+        parser.error(
+            "--diverse chooses among files: it does not go with --passages and --per_file; --per_file 1 alone "
+            "gives passages of different files"
+        )
+    if args.text and args.captioner:
+        parser.error("--captioner puts a picture into words, and --text takes QUERY for a text")
     if getattr(args, "explain", False) and (args.also or args.without):
         parser.error("--explain explains one query, and does not go with --also and --without")
 

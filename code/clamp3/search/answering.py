@@ -17,7 +17,6 @@ from clamp3.search.collection import (
     check_comparable,
     existing_path,
     load_query,
-    modality_of,
     provenance,
     query_modality,
 )
@@ -104,7 +103,7 @@ def search_collection(
     wanted = load_question(question, load_embedder, cache)
     for part in wanted.parts:
         check_comparable(part, references)
-    kinds = [modality_of(Path(file)) for file in references.files]
+    kinds = references.modalities
     space = Space.of(references.features, kinds, question.calibrate)
     places = np.flatnonzero(_passed(references, kinds, question.filter(), question.files))
     if not len(places):
@@ -124,12 +123,17 @@ def search_collection(
 
 
 def _passed(references: Collection, kinds: list[str], only: Filter, asked_with: list[Path]) -> list[bool]:
-    """For each file of a folder, whether it may be an answer; only those of the size of a query's file are hashed."""
+    """For each file of a folder, whether it may be an answer.
+
+    Of `asked_with`, only files of the same size are hashed; with other contents that are not to be found, all.
+    """
+    given = only.but - {content_hash(path) for path in asked_with} if only.but else only.but
+    are_given = any(isinstance(one, str) for one in given)
     sizes = {path.stat().st_size for path in asked_with} if only.but else set()
     files = []
     for name, kind in zip(references.files, kinds, strict=True):
         path = references.folder / name
-        may_be_copy = only.but and path.stat().st_size in sizes
+        may_be_copy = only.but and (are_given or path.stat().st_size in sizes)
         files.append(File(path.resolve(), kind, content_hash(path) if may_be_copy else "", {}))
     return only.passed(files)
 

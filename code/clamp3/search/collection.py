@@ -16,7 +16,7 @@ from clamp3.inputs.tokenizer import unknown_letters
 from clamp3.io.files import load_array
 from clamp3.io.folders import Plan, refuse_special, special_inputs, walk
 from clamp3.io.reports import FileIssue, describe_error
-from clamp3.modalities import SYMBOLIC, TEXT
+from clamp3.modalities import AUDIO, SYMBOLIC, TEXT
 
 
 @dataclass
@@ -34,6 +34,13 @@ class Collection:
     fingerprint: str | None = None  # of these weights
     recorded: Maker | None = None  # what made the features that were read, where their folder says so
     skipped: list[FileIssue] = field(default_factory=list)  # FIFOs, devices and sockets that are named like inputs
+    made: frozenset[str] = frozenset()  # those of `files` whose features were made, not read
+
+    @property
+    def modalities(self) -> list[str]:
+        """Of each file: that of MERT features is audio's, and ready-made features are one of their own."""
+        own = {file: modality_of(Path(file)) for file in self.files}
+        return [AUDIO.name if kind == "feature" and file in self.made else kind for file, kind in own.items()]
 
 
 class NoFeatures(UserError):
@@ -88,6 +95,7 @@ def load_collection(
     ordered = [file for file in taken if file in features]
     result.files = [file.relative_to(folder).as_posix() for file in ordered]
     result.features = np.stack([features[file] for file in ordered])
+    result.made = frozenset(file.relative_to(folder).as_posix() for file in raw)
     return result
 
 
@@ -101,12 +109,12 @@ def load_query(
     if not as_text and (path := existing_path(query)):
         if path.is_dir():
             raise UserError(
-                f"{query} is a folder; to compare folders, use clamp3_score.py or clamp3_eval.py; for a text of this "
-                "name, say --text"
+                f"{query} is a folder; to compare folders, use clamp3_score.py or clamp3_eval.py; a search "
+                "takes a text of this name by --text"
             )
         return load_collection(path, load_embedder, cache)
     if not as_text and format_of(Path(query)):
-        raise UserError(f"there is no file {query}; for a text of this name, say --text")
+        raise UserError(f"there is no file {query}; a search takes a text of this name by --text")
     if not query.strip():
         raise UserError("the query is empty: give a text in quotes, or a file")
     embedder = load_embedder()

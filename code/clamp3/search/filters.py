@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from operator import ge, gt, le, lt
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,13 +72,13 @@ class Condition:
         return ours is not None and theirs is not None and OPERATORS[self.operator](ours, theirs)
 
 
-def number(value: object) -> float | None:
-    """The finite number that a value is or says, if any."""
+def number(value: object) -> Decimal | None:
+    """The finite number that a value is or says, if any; with all its digits, as identifiers may have many."""
     try:
-        found = float(str(value))
-    except ValueError:
+        found = Decimal(str(value))
+    except InvalidOperation:
         return None
-    return found if abs(found) < float("inf") else None
+    return found if found.is_finite() else None
 
 
 @dataclass(frozen=True)

@@ -166,13 +166,15 @@ def evaluate_sets(
             records += compared(measured, head, sets, origins)
         else:
             records += evaluated(measured[0], head, origins[0])
-        if folder is None and args.picture:
-            draw(measured, sets, positives, args.picture)
+        if folder is None:
+            whole = measured, positives
     for origin in origins:
         print_weights(origin)
     save_json(args.json, records)
     print_issues("left out, since only one side has them", one_sided)
     print_issues("without a partner, so only candidates", without_partner)
+    if args.picture:  # last, so that a picture that cannot be drawn takes nothing along
+        draw(whole[0], sets, whole[1], args.picture)
 
 
 def evaluated(measured: "Mapping[str, Measured]", head: dict, origin: dict) -> list[dict]:

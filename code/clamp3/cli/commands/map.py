@@ -65,6 +65,8 @@ def main() -> int:
     add_json_option(parser)
     add_embedding_options(parser)
     args = parser.parse_args()
+    if args.output.name in ("", ".."):
+        parser.error(f"--output is what the files are called, such as map, and {args.output} is a folder")
 
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.cli.embedders import embedder_loader
@@ -123,15 +125,18 @@ def of_collection(collection: "Collection", args: Namespace) -> "list[Piece]":
     from clamp3.tasks.maps import Piece
 
     known: dict[str, dict] = {}
+    made_of: dict[str, dict] = {}  # what features may have been made of, without the extension
     if args.metadata:
         for path, described in read_metadata(args.metadata, collection.folder).items():
             if path.is_relative_to(collection.folder.resolve()):
                 name = path.relative_to(collection.folder.resolve()).as_posix()
-                known |= {name: described, without_extension(name): described}
-    return [
-        Piece(file, collection.folder / file, known.get(file) or known.get(without_extension(file)) or {})
-        for file in collection.files
-    ]
+                known[name] = made_of[without_extension(name)] = described
+    found = []
+    for file in collection.files:
+        bare = without_extension(file)
+        own = known.get(file) or known.get(bare) or (made_of.get(bare) if file.endswith(".npy") else None)
+        found.append(Piece(file, collection.folder / file, own or {}))
+    return found
 
 
 def with_music(pieces: "list[Piece]", folder: Path) -> "list[Piece]":
@@ -160,7 +165,10 @@ def answer(query: str, found: list[dict], pieces: "list[Piece]") -> "Answer":
     """What was found, by the places of the pieces."""
     from clamp3.web.maps import Answer
 
-    places = {str(name): place for place, piece in enumerate(pieces) for name in (piece.name, piece.path)}
+    places = {str(piece.path): place for place, piece in enumerate(pieces)}
+    places |= {piece.name: place for place, piece in enumerate(pieces)}  # a folder's files are found by these
+    if not all(record["file"] in places for record in found):
+        raise UserError("the index was changed meanwhile: the same command draws it as it is now")
     return Answer(query, [(places[record["file"]], record["cosine"]) for record in found])
 
 
