@@ -18,7 +18,7 @@ from clamp3.formats.midi import midi_to_mtf, mtf_to_midi
 from clamp3.formats.notes import scores_of
 from clamp3.formats.registry import MUSICXML
 from clamp3.search.duplicates import find_duplicates
-from clamp3.search.hearing import heard_of
+from clamp3.search.hearing import hear, heard_of
 from clamp3.search.index import Entry, Index
 from clamp3.search.versions import figures, same_music
 from conftest import CODE, run_forked
@@ -112,6 +112,15 @@ def test_ten_thousand_entries_take_seconds(tmp_path):
     assert all(len(group.members) == 2 and group.members[1].cosine > 0.999 for group in found.groups)
     assert len(found.issues) == count and {issue.reason for issue in found.issues} == {"is no longer there"}
     index.close()
+
+
+@pytest.mark.parametrize(
+    ("header", "music"), [("L:1/8", "CDE3/0 F"), ("L:1/0", "CDEF"), ("L:1/8", "CE99999999999999999999F")]
+)
+def test_what_no_music_has_is_said(tmp_path, header, music):
+    (path := tmp_path / "odd.abc").write_text(f"X:1\n{header}\nM:4/4\nK:C\n{music}|GABc|\n")
+    with pytest.raises(ValueError, match="beyond all music"):
+        hear(path, pytest.fail)
 
 
 # ---------- the commands ----------

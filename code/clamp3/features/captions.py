@@ -2,6 +2,7 @@
 
 import os
 from contextlib import closing
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,7 @@ def read_picture(path: Path) -> "Image":
     return Image.alpha_composite(white, picture).convert("RGB")
 
 
+@lru_cache(maxsize=1)
 def load_captioner(captioner: str | Path) -> tuple[Any, Any, Any]:
     """The image processor, the tokenizer and the network of a captioner. Raises UserError where it cannot be had."""
     from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer

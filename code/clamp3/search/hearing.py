@@ -27,7 +27,10 @@ def hear(path: Path, note: Note) -> Heard:
     text = read_content(path, note)
     if not isinstance(text, str):
         raise ValueError("no score")
-    return heard_of(scores_of(text))
+    try:
+        return heard_of(scores_of(text))
+    except (ZeroDivisionError, OverflowError):
+        raise ValueError("a length or a pitch in it is beyond all music") from None
 
 
 def heard_of(scores: Sequence[Score]) -> Heard:
