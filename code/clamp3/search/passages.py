@@ -16,7 +16,7 @@ from clamp3.inputs.passages import Span
 from clamp3.io.workers import own_cores
 from clamp3.search.ranking import normalized, spans
 
-BLOCK = 8192  # rows that are scored at once, by each thread
+BLOCK = 2048  # rows that are scored at once, by each thread: as floats they stay in its cache
 POOL = 5000  # passages that a calibration looks at, of those closest without it
 LOW = 9.0  # below any cosine
 MOST = 127  # of a number in a row
@@ -98,11 +98,12 @@ def closest(
     if not slices:
         return []
     scores = cosines(query, rows)
-    starts = np.array([one.first for one in slices])
-    alive = np.zeros(len(rows) + 1, np.int32)  # what lies between the slices belongs to no file
-    np.add.at(alive, starts, 1)
-    np.add.at(alive, starts + [one.count for one in slices], -1)
-    scores[np.cumsum(alive[:-1]) == 0] = -np.inf
+    starts, counts = (np.array(values) for values in zip(*((one.first, one.count) for one in slices), strict=True))
+    if counts.sum() < len(rows):  # what lies between the slices belongs to no file
+        alive = np.zeros(len(rows) + 1, np.int32)
+        np.add.at(alive, starts, 1)
+        np.add.at(alive, starts + counts, -1)
+        scores[np.cumsum(alive[:-1]) == 0] = -np.inf
     if rescored is not None:
         pool = np.argpartition(-scores, POOL)[:POOL] if len(scores) > POOL else np.arange(len(scores))
         pool = np.sort(pool[np.isfinite(scores[pool])])
