@@ -703,6 +703,27 @@ HOSTILE_FILES = {
 }
 HOSTILE_FILES["abc/batch_interleaved_abc.py"] = HOSTILE_FILES["abc/batch_abc2xml.py"]
 MOST_MEMORY = 1_000_000  # kB, of any process
+# Between this process and the command, for what getrusage tells of one starts from the peak of that which started it.
+LAUNCH = (
+    "import os, subprocess, sys; process = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)\n"
+    "_, status, used = os.wait4(process.pid, 0); print(os.waitstatus_to_exitcode(status), used.ru_maxrss)"
+)
+
+
+def test_a_run_that_is_killed_loses_no_warning(tmp_path):
+    """Killed once the output is written, and once before: then the warning comes again, and is told once."""
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for name in ("a", "b"):
+        (source / f"{name}.abc").write_text("mend a-spot")
+    todo = plan(source, target, (".abc",), ".txt")
+    for job in todo.jobs:
+        _convert(converters.obey, False, job)
+    (target / "b.txt").unlink()
+    report = convert_folder(converters.obey, source, target, (".abc",), ".txt", workers=1)
+    assert (report.written, report.already_done) == (1, 1)
+    told = [json.loads(line)["file"] for line in (target / "warnings.jsonl").open()]
+    assert sorted(told) == [str(source / "a.abc"), str(source / "b.abc")]
 
 
 @pytest.mark.parametrize("command", HOSTILE_FILES)
@@ -712,14 +733,12 @@ def test_small_inputs_take_neither_gigabytes_nor_for_ever(tmp_path, command):
     for name, content in HOSTILE_FILES[command].items():
         (tmp_path / "in" / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     words = [sys.executable, CODE.parent / "preprocessing" / command, tmp_path / "in", tmp_path / "out"]
-    with open(tmp_path / "said", "wb") as file:
-        process = subprocess.Popen([*map(str, words), "--workers", "1"], stdout=file, stderr=file)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    said = (tmp_path / "said").read_text()
-    assert process.returncode == 1 and "Traceback" not in said
+    launch = [sys.executable, "-c", LAUNCH, *map(str, words), "--workers", "1"]
+    done = subprocess.run(launch, capture_output=True, text=True, errors="replace")
+    (code, memory), said = map(int, done.stdout.split()), done.stderr
+    assert code == 1 and "Traceback" not in said
     assert "takes more than" not in said and "takes longer than" not in said and "exit code" not in said
-    assert used.ru_maxrss < MOST_MEMORY  # the largest of this process and its workers
+    assert memory < MOST_MEMORY  # the largest of this process and its workers
     failed = {Path(json.loads(line)["file"]).stem for line in (tmp_path / "out" / "failures.jsonl").open()}
     made = {path.stem for path in (tmp_path / "out").iterdir()} - {"failures", "warnings"}
     assert failed | made == {Path(name).stem for name in HOSTILE_FILES[command]} and not failed & made

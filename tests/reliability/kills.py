@@ -24,7 +24,7 @@ TIME_LIMIT = 300  # seconds for a run, on a machine that does other things too
 MOST_KILLS_A_RUN = 3
 SHARED_MEMORY = Path("/dev/shm")
 # What launchers and libraries keep in the temporary folder while they run, and nobody but the system removes.
-NOT_OURS = ("torchelastic_", "pymp-")
+NOT_OURS = ("torchelastic_", "torchinductor_", "pymp-")
 UNFINISHED = (PARTIAL_EXTENSION, "-journal", "-wal", "-shm")  # files that runs have begun to write in a cache
 
 

@@ -139,6 +139,7 @@ def save_feature(job: Job, feature: np.ndarray, precision: str, repairs: tuple[s
     """Write `feature`, if it is a number throughout and can be written; `repairs` are what its input needed."""
     if not np.isfinite(feature).all():
         return Outcome(job, f"the feature is not finite in {precision}", repairs)
+    job.warn_first(repairs)
     try:
         save_array(job.target, feature)
     except OSError as error:

@@ -77,9 +77,11 @@ def _convert(convert: Convert, strict: bool, job: Job) -> Outcome:
         contents = [piece if isinstance(piece, bytes) else piece.encode("utf-8") for piece in pieces]
     except (Exception, SystemExit) as error:  # whatever a damaged file leads a converter to, the others go on
         return Outcome(job, describe_error(error), tuple(dict.fromkeys(repairs)))
+    warnings = tuple(dict.fromkeys(repairs))
+    job.warn_first(warnings)
     for target, content in zip(job.targets, contents, strict=True):
         try:
             write_whole(target, content)
         except OSError as error:
-            return Outcome.unwritten(job, target, error, tuple(dict.fromkeys(repairs)))
-    return Outcome(job, warnings=tuple(dict.fromkeys(repairs)))
+            return Outcome.unwritten(job, target, error, warnings)
+    return Outcome(job, warnings=warnings)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from clamp3.errors import UserError
 from clamp3.io.files import PARTIAL_EXTENSION, matching_files, remove_if_orphan, special_kind
-from clamp3.io.reports import FileIssue, Report, describe_error, load_issues, printable, save_issues
+from clamp3.io.reports import FileIssue, Report, append_issues, describe_error, load_issues, printable, save_issues
 from clamp3.io.shards import FAILURES_FILE, REPORT_NAME, WARNINGS_FILE, Shard, report_name
 
 # Errors of writing one output that any other would meet too; after so many in a row, a run stops.
@@ -32,12 +32,21 @@ class Job:
     source: Path
     targets: tuple[Path, ...]
     size: int  # bytes of the source: a measure of the work
+    warnings_file: Path | None = None  # of the run's report
 
     @property
     def target(self) -> Path:
         """The only output."""
         (target,) = self.targets
         return target
+
+    def warn_first(self, warnings: Iterable[str]) -> None:
+        """Put warnings into the report before the output is written, so that a run that is killed loses none.
+
+        The report of a run that comes to its end replaces them.
+        """
+        if self.warnings_file is not None:
+            append_issues(self.warnings_file, [FileIssue(str(self.source), warning) for warning in warnings])
 
 
 @dataclass
@@ -123,7 +132,8 @@ def plan(
     jobs, clashes = [], []
     for source, count in pieces.items():
         mirrored = output_dir / source.relative_to(input_dir)
-        job = Job(source, tuple(_targets(mirrored, count, target_extension)), _size(source))
+        targets = tuple(_targets(mirrored, count, target_extension))
+        job = Job(source, targets, _size(source), output_dir / report_name(WARNINGS_FILE, shard))
         clashes += [_clash(owners[target], source, target) for target in job.targets if target in owners]
         owners |= dict.fromkeys(job.targets, source)
         jobs.append(job)
@@ -333,7 +343,8 @@ def save_report(output_dir: Path, todo: Plan, done: Tally, seconds: float) -> Re
     replaced = [] if todo.shard else [path.name for path in matching_files(output_dir, ["failures-*", "warnings-*"])]
     replaced = [name for name in replaced if REPORT_NAME.fullmatch(name)]
     warned = [warnings_file, *(name for name in replaced if name.startswith("warnings"))]
-    earlier = [issue for name in warned for issue in load_issues(output_dir / name) if issue.file not in tried]
+    known = dict.fromkeys(issue for name in warned for issue in load_issues(output_dir / name))
+    earlier = [issue for issue in known if issue.file not in tried]
     lists = {warnings_file: earlier + todo.special + done.warnings, failures_file: failures}
     lists |= {name: [] for name in replaced}
     for name, issues in lists.items():

@@ -1,5 +1,6 @@
 """What happened to single files: issues and their reasons, the report of a run, and names that are safe to show."""
 
+import contextlib
 import json
 import shlex
 import unicodedata
@@ -63,6 +64,17 @@ def load_issues(path: Path) -> list[FileIssue]:
         return [FileIssue(str(record["file"]), str(record["reason"])) for record in records]
     except (OSError, ValueError, TypeError, KeyError):
         return []
+
+
+def append_issues(path: Path, issues: list[FileIssue]) -> None:
+    """Add `issues` to those at `path`, in one piece; where that is not possible they stay out."""
+    if not issues or (path.exists() and not path.is_file()):
+        return
+    lines = b"".join(json.dumps(asdict(issue)).encode() + b"\n" for issue in issues)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab", buffering=0) as file:
+            file.write(lines)
 
 
 def save_issues(path: Path, issues: list[FileIssue]) -> None:
