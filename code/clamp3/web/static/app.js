@@ -362,7 +362,10 @@ async function waitForPassages() {
 async function start() {
   await waitForCollection();
   await offerColumns();
-  await fromAddress();
+  const typed = text.value; // meanwhile
+  const shown = fromAddress();
+  text.value ||= typed;
+  await shown;
   await waitForPassages();
 }
 
