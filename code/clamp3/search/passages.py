@@ -98,7 +98,8 @@ def closest(
     if not slices:
         return []
     scores = cosines(query, rows)
-    starts, counts = (np.array(values) for values in zip(*((one.first, one.count) for one in slices), strict=True))
+    starts = np.fromiter((one.first for one in slices), np.int64, len(slices))
+    counts = np.fromiter((one.count for one in slices), np.int64, len(slices))
     if counts.sum() < len(rows):  # what lies between the slices belongs to no file
         alive = np.zeros(len(rows) + 1, np.int32)
         np.add.at(alive, starts, 1)
