@@ -17,9 +17,10 @@ from clamp3.cli.output import print_line
 from clamp3.cli.settings import Knobs, configured_path, load_knobs
 from clamp3.errors import UserError
 from clamp3.features.embedder import Embedder
-from clamp3.features.onnx_towers import OnnxTowers, is_onnx
+from clamp3.features.onnx_towers import OnnxTowers
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.m3 import M3Model
+from clamp3.models.onnx_files import is_onnx
 from clamp3.models.pretrained import load_pretrained
 from clamp3.models.releases import RELEASES, TINY, ensure_weights, release_named, tiny_sizes
 from clamp3.sizes import ModelSizes
@@ -78,7 +79,6 @@ def _of_onnx(path: Path, model_class: type[CLaMP3Model] | type[M3Model], options
     if model_class is M3Model:
         raise UserError(f"{path} holds towers of CLaMP 3 in ONNX, and M3Model's weights are needed")
     towers = OnnxTowers.load(path, options.pop("device"), options.pop("precision"), None)
-    options["mert"] = options.get("mert") or towers.mert
     return Embedder(towers, towers.sizes, weights=path, **options)
 
 

@@ -36,7 +36,7 @@ from clamp3.features.calls import (
     overloaded,
 )
 from clamp3.features.memory import return_freed_memory
-from clamp3.features.onnx_towers import OnnxTowers, is_onnx
+from clamp3.features.onnx_towers import OnnxTowers
 from clamp3.features.reading import READING_VERSION, Item, in_thread, is_sound, read_item, read_raw, read_sounds
 from clamp3.formats.registry import format_of
 from clamp3.inputs.encoder import InputEncoder
@@ -47,6 +47,7 @@ from clamp3.io.reports import describe_error
 from clamp3.io.workers import Processes
 from clamp3.modalities import AUDIO, MODALITIES, SAMPLING_RATE, SYMBOLIC, TEXT
 from clamp3.models.hub import upload_folder
+from clamp3.models.onnx_files import is_onnx
 from clamp3.sizes import ModelSizes
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class Embedder(InputEncoder):
     ):
         """The model is taken over: it goes to the device and into evaluation mode, and loses its unused poolers.
 
-        It may be OnnxTowers in its place, whose device and precision are their own.
+        It may be OnnxTowers in its place, whose device and precision are their own, as is their MERT by default.
         `batch_tokens` bounds a padded batch (tokens, patches or frames); None takes what suits the device. `mert` is
         what listens to raw sound: a MERT's folder or name on the hub, by default the released one's, which is loaded
         when sound is first embedded, or any AudioEncoder. `weights` is the file that the model was loaded from; a
@@ -140,7 +141,8 @@ class Embedder(InputEncoder):
         self._towers = model if isinstance(model, OnnxTowers) else _in_torch(model, device, precision)
         given = None if batch_tokens is None else checked_count("batch_tokens", batch_tokens, 1)
         self.batch_tokens = given or BATCH_TOKENS["cpu" if self.device.type == "cpu" else "other"]
-        self.audio_encoder_name = mert
+        own_mert = model.mert if isinstance(model, OnnxTowers) else None
+        self.audio_encoder_name = own_mert if mert is None else mert
         self.processes = processes
         self.weights = weights
         self._audio_encoder: AudioEncoder | None = None
@@ -174,8 +176,7 @@ class Embedder(InputEncoder):
             onnx = OnnxTowers.load(Path(weights), device, precision, towers)
             if sizes is not None and replace(sizes, text_model_name=onnx.sizes.text_model_name) != onnx.sizes:
                 raise UserError(f"{weights} says its sizes itself, and they are not those that are given")
-            listener = mert if mert is not None else onnx.mert
-            return cls(onnx, onnx.sizes, batch_tokens=batch_tokens, mert=listener, weights=onnx.path, as_is=as_is)
+            return cls(onnx, onnx.sizes, batch_tokens=batch_tokens, mert=mert, weights=onnx.path, as_is=as_is)
         from clamp3.features.towers import check_process
         from clamp3.models.pretrained import find_pretrained
 

@@ -28,12 +28,9 @@ from clamp3.models.onnx_files import (
     TEXT_FOLDER,
     Session,
     fingerprint_of,
-    is_onnx,
     read_description,
 )
 from clamp3.sizes import ModelSizes
-
-__all__ = ["OnnxTowers", "is_onnx"]
 
 NOT_HERE = "ONNX files embed, and no more"
 

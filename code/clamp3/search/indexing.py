@@ -110,10 +110,13 @@ def check_indexable(folder: Path, index: Path) -> None:
     """Raise UserError where no file under `folder`, or it itself, is of a kind that an index takes."""
     if not folder.exists():
         raise UserError(f"there is no file or folder {folder}")
-    paths = list(walk(folder, Plan(), index)) if folder.is_dir() else [folder]
-    if not any(map(format_of, paths)):
-        others = f" (it holds {len(paths)} files of other kinds)" if folder.is_dir() and paths else ""
-        raise UserError(f"nothing in {folder} can be indexed{others}; what can be read: {' '.join(extensions())}")
+    count = 0
+    for path in walk(folder, Plan(), index) if folder.is_dir() else [folder]:
+        if format_of(path):
+            return
+        count += 1
+    others = f" (it holds {count} files of other kinds)" if folder.is_dir() and count else ""
+    raise UserError(f"nothing in {folder} can be indexed{others}; what can be read: {' '.join(extensions())}")
 
 
 def _new_entries(

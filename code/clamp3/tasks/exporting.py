@@ -3,12 +3,12 @@
 import json
 import logging
 import os
-import platform
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +26,8 @@ from clamp3.modalities import AUDIO, MODALITIES, SAMPLING_RATE, SYMBOLIC, TEXT
 from clamp3.models.onnx_files import FORMAT, FP32, INT8, MERT_KEY, ONNX_FILE, TEXT_FOLDER, Session, is_onnx
 from clamp3.models.onnx_quantization import quantize_well
 from clamp3.models.pretrained import Pretrained, find_pretrained
+from clamp3.search.ranking import normalized
+from clamp3.tasks.diagnosis.machine import processor_facts
 from clamp3.tasks.diagnosis.samples import PIECES, TEXTS, TUNES, frames, mtf, sound
 
 LEAST_COSINE = {FP32: 0.9999, INT8: 0.998}
@@ -133,10 +135,10 @@ class _Exporter:
         parities = [self.tower(name) for name in chosen]
         if AUDIO.name in chosen and mert is not None:
             parities.append(self.mert(mert))
-        self.described["versions"] = {**versions(), "onnxruntime": _version("onnxruntime")}
+        self.described["versions"] = {**versions(), "onnxruntime": version("onnxruntime")}
         self._describe()
         report: dict[str, Any] = {"bounds": {"cosine": LEAST_COSINE[self.precision], "overlap": LEAST_OVERLAP}}
-        report |= {"processor": processor(), "towers": [asdict(one) for one in parities]}
+        report |= {"processor": processor_facts()[0], "towers": [asdict(one) for one in parities]}
         write_whole(self.folder / REPORT_JSON, json.dumps(report, indent=2).encode() + b"\n")
         write_whole(self.folder / REPORT_TABLE, markdown(parities).encode())
         return parities
@@ -237,7 +239,7 @@ class _Exporter:
         return _features(embedder, AUDIO.name, encoded)[0], seconds
 
     def _parity(self, tower: str, expected: np.ndarray, found: np.ndarray, before: int, path: Path) -> Parity:
-        cosines = (_unit(expected) * _unit(found)).sum(axis=1)
+        cosines = (normalized(expected) * normalized(found)).sum(axis=1)
         overlap, after = neighbour_overlap(expected, found), path.stat().st_size
         least, mean = float(cosines.min()), float(cosines.mean())
         return Parity(tower, self.precision, len(found), least, mean, overlap, before, after, speed=1.0)
@@ -249,12 +251,6 @@ class _Exporter:
 
     def _describe(self) -> None:
         write_whole(self.folder / ONNX_FILE, json.dumps(self.described, indent=2).encode() + b"\n")
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)
 
 
 # ---------- what is compared ----------
@@ -294,14 +290,10 @@ def _features(embedder: Embedder, modality: str, items: Sequence[np.ndarray]) ->
     return np.stack([found[index] for index in range(len(items))]), time.perf_counter() - start
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
-    return features / np.linalg.norm(features, axis=1, keepdims=True)
-
-
 def neighbour_overlap(first: np.ndarray, second: np.ndarray) -> float:
     """Of the 10 nearest neighbours of each row by cosine, among the other rows, the share that both have."""
     nearest = []
-    for features in map(_unit, (first, second)):
+    for features in map(normalized, (first, second)):
         cosines = features @ features.T
         np.fill_diagonal(cosines, -np.inf)
         nearest.append(np.argsort(-cosines, axis=1, kind="stable")[:, : min(NEIGHBOURS, len(features) - 1)])
@@ -340,16 +332,5 @@ def markdown(parities: Sequence[Parity]) -> str:
         + "".join(f"| {' | '.join(line)} |\n" for line in lines)
         + f"\nBounds: cosine {LEAST_COSINE[precision]}, neighbours {LEAST_OVERLAP} (of the {NEIGHBOURS} nearest of "
         "each item). Sound is what the listening network and the audio tower make of it together. Speed is the "
-        f"model's time over that of the ONNX file, on {processor()}.\n"
-    )
-
-
-def processor() -> str:
-    """The name of this machine's processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+        f"model's time over that of the ONNX file, on {processor_facts()[0]}.\n"
     )

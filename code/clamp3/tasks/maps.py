@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from clamp3.errors import UserError
-from clamp3.formats.registry import MIDI, MTF, format_of
-from clamp3.modalities import SYMBOLIC
+from clamp3.formats.registry import format_of
+from clamp3.search.filters import kind_of
 from clamp3.search.ranking import normalized
 from clamp3.tasks.extras import needs_classify
 
@@ -35,11 +35,7 @@ class Piece:
     def kind(self) -> str:
         """ "score", "midi", "audio" or "text"; "feature" where only that is known."""
         known = format_of(self.path) if self.path and self.path.suffix.lower() != ".npy" else None
-        if known is None:
-            return "feature"
-        if known.modality == SYMBOLIC.name:
-            return "midi" if known in (MIDI, MTF) else "score"
-        return known.modality
+        return (self.path and known and kind_of(self.path, known.modality)) or "feature"
 
     @property
     def folder(self) -> str:

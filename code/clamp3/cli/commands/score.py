@@ -60,8 +60,9 @@ def main() -> int:
         complete = score_one(queries, references, args, captions)
     if path:
         print_collection(queries)
-    for remark in () if path else queries.repairs:
-        print_line(f"{remark.file}: {remark.reason}")
+    else:
+        for remark in queries.repairs:
+            print_line(f"{remark.file}: {remark.reason}")
     print_collection(references)
     return 0 if complete and not queries.failures and not references.failures else 1
 

@@ -36,7 +36,7 @@ def processor(_subject: Subject) -> Iterator[Finding]:
     """The processor's vector instructions, and how fast it computes in bf16."""
     import torch
 
-    name, flags = _processor_facts()
+    name, flags = processor_facts()
     known = [feature for feature in FEATURES.get(platform.machine(), ()) if feature in flags]
     capability = torch.backends.cpu.get_cpu_capability()
     speed = _bf16_speed()
@@ -53,7 +53,7 @@ def processor(_subject: Subject) -> Iterator[Finding]:
         yield ok(described)
 
 
-def _processor_facts() -> tuple[str, set[str]]:
+def processor_facts() -> tuple[str, set[str]]:
     """The processor's name and, on Linux, its features."""
     name, flags = platform.processor() or platform.machine(), set()
     with contextlib.suppress(OSError):
