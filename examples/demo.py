@@ -3,8 +3,8 @@
     make demo
     python examples/demo.py --output DIR --tunes 40 --scores 5
 It runs the documented commands with the small model, on tunes that its training has not seen, and shows what they
-write and what can be found with it; in the end there is a page, index.html, that engraves and plays. It takes a minute
-and a half on two CPU cores, without a network. A folder that an earlier run made is emptied first.
+write and what can be found with it; in the end there is a page, index.html, that engraves and plays. It takes just
+over a minute on two CPU cores, without a network. A folder that an earlier run made is emptied first.
 """
 
 import argparse
