@@ -215,6 +215,15 @@ def test_similarities_are_cosines(tiny):
     np.testing.assert_allclose(tiny.scores(texts, music[:2]), np.diag(a @ b.T), atol=1e-6)
     for found, expected in zip(tiny.top_k(texts, music, k=2), top_k(a, b, 2), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-6)
+    ready = tiny.embed_any(music)
+    tensor = torch.from_numpy(ready)
+    for rows in (ready, list(ready), tuple(ready), tensor, list(tensor), list(tensor.bfloat16().requires_grad_())):
+        np.testing.assert_allclose(tiny.similarity(texts, rows), a @ b.T, atol=1e-2)  # of bfloat16
+        np.testing.assert_array_equal(tiny.top_k(texts, rows, k=1)[0], tiny.top_k(texts, music, k=1)[0])
+    np.testing.assert_array_equal(tiny.similarity(texts, list(ready)), tiny.similarity(texts, ready))
+    for other in ([np.ones(768, np.float32)], list(tensor[:, :64])):
+        with pytest.raises(ValueError, match=r"features must be \(n, 128\)"):
+            tiny.similarity(texts, other)
     with pytest.raises(ValueError, match="2 queries and 3 references do not make pairs"):
         tiny.scores(texts, music)
     with pytest.raises(ValueError, match=r"features must be \(n, 128\)"):

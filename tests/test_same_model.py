@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,10 @@ def started(name: str, words: str, places: dict[str, Path], out: Path, *options,
     return run_forked(*name.split(), *given.split(), *options, **how)
 
 
-@pytest.mark.parametrize(("name", "words"), CASES, ids=[name for name, _ in CASES])
+OF_RAW_FILES = [case for case in CASES if "{INDEX}" not in case[1]]
+
+
+@pytest.mark.parametrize(("name", "words"), OF_RAW_FILES, ids=[name for name, _ in OF_RAW_FILES])
 def test_without_the_weights_no_other_model_answers(name, words, places, tmp_path):
     """And the last line of the error names the way out."""
     cache = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "CLAMP3_CACHE": str(tmp_path), "CLAMP3_CONFIG": ""}
@@ -73,6 +77,43 @@ def test_without_the_weights_no_other_model_answers(name, words, places, tmp_pat
     done = started(name, words, places, tmp_path / "out", env=env, check=2)
     assert done.stderr.splitlines()[-1].startswith("  or:   --variant tiny, ") and "no weights at " in done.stderr
     assert not list(tmp_path.rglob("*.npy")) and not list(tmp_path.rglob("*.jsonl")) and "tiny" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "clamp3_index.py search jig {INDEX}",
+        "clamp3_index.py add {INDEX} {MORE}",
+        "clamp3_search.py jig {INDEX}",
+        "clamp3_search.py jig {FEATURES}",
+        "clamp3_score.py jig {FEATURES}",
+        "clamp3_eval.py {IN} {FEATURES}",
+        "clamp3_eval.py {FEATURES} {IN}",
+        "clamp3_map.py {INDEX} --queries jig --output {OUT}/map",
+        "zero_shot.py {FEATURES} {LABELS}",
+    ],
+)
+def test_an_index_and_ready_features_are_asked_by_the_weights_that_made_them(words, places, small_model, tmp_path):
+    """Whatever config.py names; but where these are gone, by none."""
+    moved = tmp_path / "weights" / small_model.clamp3.name
+    moved.parent.mkdir()
+    shutil.copy(small_model.clamp3, moved)
+    env = small_model.environment(CLAMP3_WEIGHTS_PATH=str(moved))
+    index, features = tmp_path / "index", tmp_path / "features"
+    run_forked("clamp3_index.py", "build", index, places["IN"], env=env)
+    run_forked("clamp3_embd.py", places["IN"], features, "--get_global", env=env)
+    env = {**small_model.environment(CLAMP3_WEIGHTS_PATH="nowhere.pth"), "HF_HUB_OFFLINE": "1"}
+    for folder in ("out", "more"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "more" / "new.abc").write_text(TUNE.replace("dAF", "fAF"))
+    found = {"INDEX": index, "FEATURES": features, "MORE": tmp_path / "more", "OUT": tmp_path / "out"}
+    given = words.format(**places | found).split()
+    done = run_forked(*given, env=env)
+    assert f"weights: {moved} ({fingerprint(moved)})" in done.stdout
+    moved.rename(tmp_path / "elsewhere.pth")
+    (tmp_path / "more" / "newer.abc").write_text(TUNE.replace("dAF", "gAF"))
+    done = run_forked(*given, "--no_cache", env=env, check=2)
+    assert "nowhere.pth" in done.stderr
 
 
 @pytest.mark.parametrize(("name", "words"), CASES, ids=[name for name, _ in CASES])

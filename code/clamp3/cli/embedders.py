@@ -1,11 +1,12 @@
 """The Embedder that the knobs and a command's options ask for: one rule for all commands.
 
 Without --variant, --weights and --epoch, it has the weights that config.py names, which are downloaded if they are a
-release's and not here. Where they cannot be had, it is an error that names the way out, never another model.
+release's and not here. Where they cannot be had, it is an error that names the way out, never another model. Indexes
+and folders of features record by which weights they were made: without these options they are asked by those.
 """
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from clamp3.models.m3 import M3Model
 from clamp3.models.onnx_files import is_onnx
 from clamp3.models.pretrained import load_pretrained
 from clamp3.models.releases import RELEASES, TINY, ensure_weights, release_named, tiny_sizes
+from clamp3.search.collection import recorded_weights
 from clamp3.sizes import ModelSizes
 from clamp3.training.checkpoints import epoch_path
 
@@ -99,16 +101,23 @@ def embedder_loader(
     device: torch.device | str | None,
     model_class: type[CLaMP3Model] | type[M3Model] = CLaMP3Model,
     tell: bool = True,
+    asked: Iterable[Path] = (),
 ) -> Callable[[], Embedder]:
-    """What builds, once, the Embedder that the options of a command ask for, and says by what weights, if it is to."""
+    """What builds, once, the Embedder that the options of a command ask for, and says by what weights, if it is to.
+
+    `asked` are indexes and folders of features, maybe, that the Embedder's features are to be compared with.
+    """
     knobs = load_knobs()
 
     @cache
     def load() -> Embedder:
         epoch = getattr(args, "epoch", None)
-        on_cpu = args.model_weights and is_onnx(args.model_weights)  # unless --device asks for another, and is refused
+        weights = args.model_weights
+        if (weights, args.variant, epoch) == (None, None, None):
+            weights = recorded_weights(asked)
+        on_cpu = weights and is_onnx(weights)  # unless --device asks for another, and is refused
         options = extraction_options(args, getattr(args, "device", None) if on_cpu else device)
-        embedder = build_embedder(model_class, knobs, epoch, args.variant, args.model_weights, **options)
+        embedder = build_embedder(model_class, knobs, epoch, args.variant, weights, **options)
         if tell:
             print_line(f"weights: {embedder.weights} ({embedder.fingerprint})")
         return embedder

@@ -20,6 +20,7 @@ from clamp3.io.reports import describe_error
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 KEY = re.compile(r"^K:", re.MULTILINE)  # the one field that all ABC has
+SHORTEST_SOUND = 2400  # samples: a tenth of a second
 ONE_ITEM = (str, bytes, bytearray, memoryview, PathLike, Mapping)  # which are or may be iterable
 SOUNDS = (bytearray, memoryview, np.ndarray, tuple, list, Mapping)
 Errors = Literal["raise", "skip", "return"]
@@ -179,6 +180,25 @@ def as_list(method: str, items: Iterable[T]) -> list[T]:
     if not is_list or any(hasattr(items, name) for name in ("read", "ticks_per_beat", "columns")):
         raise ValueError(f"give a list of items, {method}([item]), not one {type(items).__name__}")
     return list(items)
+
+
+def as_array(item: Any) -> Any:
+    """`item`; in place of a tensor, an array of its values."""
+    return item.detach().cpu().float().numpy() if is_tensor(item) else item
+
+
+def as_features(items: Any) -> np.ndarray | None:
+    """Features (n, hidden) in place of items: an array, a tensor, or a list of their rows; None for anything else.
+
+    A row is no longer than SHORTEST_SOUND, which has too few samples to be heard.
+    """
+    if isinstance(items, list | tuple) and items:
+        rows = all((isinstance(item, np.ndarray) or is_tensor(item)) and item.ndim == 1 for item in items)
+        if not rows or len({len(item) for item in items}) > 1 or len(items[0]) >= SHORTEST_SOUND:
+            return None
+        return np.stack([as_array(item) for item in items])
+    items = as_array(items)
+    return items if isinstance(items, np.ndarray) and items.ndim == 2 else None
 
 
 def checked_count(name: str, value: Any, least: int) -> int:

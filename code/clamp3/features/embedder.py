@@ -26,6 +26,7 @@ from clamp3.features.calls import (
     Output,
     Positions,
     Wanted,
+    as_features,
     as_list,
     as_sound,
     checked_count,
@@ -89,10 +90,6 @@ def _chunks(items: Iterable[Item], chunk_tokens: int) -> Iterator[list[Item]]:
             yield waiting.pop(item.modality)
             tokens[item.modality] = 0
     yield from waiting.values()
-
-
-def _are_features(items: Any) -> bool:
-    return isinstance(items, np.ndarray) and items.ndim == 2
 
 
 class Embedder(InputEncoder):
@@ -624,7 +621,8 @@ class Embedder(InputEncoder):
     def similarity(self, queries: Sequence[Any], references: Sequence[Any]) -> np.ndarray:
         """The cosine of each query with each reference: (queries, references).
 
-        Both are lists as `embed_any` takes, or features (n, clamp3_hidden_size) that are there already.
+        Both are lists as `embed_any` takes, or features that are there already: an array or a tensor
+        (n, clamp3_hidden_size), or a list of rows (clamp3_hidden_size,).
         """
         first, second = self._unit_features("similarity", queries, references)
         return first @ second.T
@@ -647,7 +645,8 @@ class Embedder(InputEncoder):
 
     def _unit_features(self, method: str, *sides: Sequence[Any], pairs: bool = False) -> list[np.ndarray]:
         """Features of length 1 of the queries and of the references that `method` was given."""
-        listed = [side if _are_features(side) else as_list(method, side) for side in sides]
+        ready = [as_features(side) for side in sides]
+        listed = [as_list(method, side) if found is None else found for side, found in zip(sides, ready, strict=True)]
         if pairs and len(listed[0]) != len(listed[1]):
             raise ValueError(f"{len(listed[0])} queries and {len(listed[1])} references do not make pairs")
         wanted = Wanted(True, Output(), "raise", False)

@@ -12,7 +12,7 @@ from clamp3 import __version__
 from clamp3.distributed import gather, on_main
 from clamp3.errors import Note, UserError
 from clamp3.features.embedder import Embedder
-from clamp3.features.manifest import Maker, check_or_record_maker, load_manifest
+from clamp3.features.manifest import GLOBAL, STATES, Maker, check_or_record_maker, load_manifest
 from clamp3.features.reading import Item, encode, is_sound, listen, plain, read_in_processes, read_item
 from clamp3.formats.registry import SOUND, check_size, format_of
 from clamp3.inputs.encoder import InputEncoder
@@ -57,7 +57,7 @@ def extract(
 
     def maker(embedder: Embedder, jobs: list[Job]) -> Maker:
         return {
-            "kind": "global features" if pooled else "hidden states",
+            "kind": GLOBAL if pooled else STATES,
             "weights": embedder.identity,
             "file": str(embedder.weights) if embedder.weights else None,
             "fingerprint": embedder.fingerprint,

@@ -9,6 +9,7 @@ from clamp3.errors import UserError
 from clamp3.io.files import parse_json, write_new, write_whole
 
 MANIFEST_FILE = ".clamp3.json"  # hidden, so that it is no input of anything
+GLOBAL, STATES = "global features", "hidden states"  # kinds
 T = TypeVar("T")
 Maker = dict[str, str | None]  # None where it is not known
 # What must be the same for all features of a folder; the other entries of a manifest are for people.

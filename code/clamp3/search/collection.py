@@ -1,6 +1,8 @@
 """Sets of files with one feature each, read or made on the fly: what the answering commands compare."""
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,13 +12,14 @@ from tqdm import tqdm
 from clamp3.errors import UserError
 from clamp3.features.cache import FeatureCache, embed_files_once
 from clamp3.features.embedder import Embedder
-from clamp3.features.manifest import Maker, load_manifest
+from clamp3.features.manifest import GLOBAL, Maker, load_manifest
 from clamp3.formats.registry import extensions, format_of
 from clamp3.inputs.tokenizer import unknown_letters
 from clamp3.io.files import load_array
 from clamp3.io.folders import Plan, refuse_special, special_inputs, walk
 from clamp3.io.reports import FileIssue, describe_error
 from clamp3.modalities import AUDIO, SYMBOLIC, TEXT
+from clamp3.search.store import Store, is_index
 
 
 @dataclass
@@ -175,6 +178,23 @@ def recorded_maker(folder: Path) -> Maker | None:
         return load_manifest(folder)
     except UserError:  # which concerns those who write into it
         return None
+
+
+def recorded_weights(folders: Iterable[Path]) -> Path | None:
+    """The weights, a file or a folder, that made what is in the first of `folders` that says so, if they are there.
+
+    Such a folder is an index or has ready-made features.
+    """
+    for folder in folders:
+        if is_index(folder):
+            with closing(Store(folder)) as index:
+                name = index.meta.get("weights")
+        else:
+            maker = recorded_maker(folder) or {}
+            name = maker.get("file") if maker.get("kind") == GLOBAL else None
+        if name and os.path.exists(name):
+            return Path(name)
+    return None
 
 
 def ready_feature(path: Path) -> np.ndarray | None:

@@ -36,7 +36,7 @@ def main() -> int:
     from clamp3.tasks.probe import Probe
 
     probe, source = Probe.load(args.weights), label_source(args.labels)
-    load_embedder = embedder_loader(args, start_alone(args.device, args.threads))
+    load_embedder = embedder_loader(args, start_alone(args.device, args.threads), asked=[args.input_dir])
     inputs = load_collection(args.input_dir, load_embedder, feature_cache(args), progress=True)
     try:
         probabilities = probe.probabilities(inputs.features)

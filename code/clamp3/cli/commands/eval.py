@@ -68,9 +68,9 @@ def main() -> int:
     from clamp3.search.collection import check_comparable, load_collection
     from clamp3.search.pairing import pair_by_csv, pair_by_name
 
-    embedding = embedder_loader(args, start_alone(args.device, args.threads)), feature_cache(args)
-
     folders = compared_folders(args)
+    asked = [path for pair in folders for path in pair]
+    embedding = embedder_loader(args, start_alone(args.device, args.threads), asked=asked), feature_cache(args)
     loaded = {
         path: load_collection(path, *embedding, progress=True)
         for path in dict.fromkeys(path for pair in folders for path in pair)

@@ -137,7 +137,7 @@ def add(args: Namespace) -> int:
     from clamp3.search.indexing import read_metadata, update_index
 
     index = Index(args.index)
-    load_embedder = embedder_loader(args, start_alone(args.device, args.threads))
+    load_embedder = embedder_loader(args, start_alone(args.device, args.threads), asked=[args.index])
     metadata = read_metadata(args.metadata, args.folder) if args.metadata else None
     changes = update_index(
         *(index, args.folder, load_embedder, feature_cache(args), metadata, args.approximate),
@@ -221,7 +221,7 @@ def search(args: Namespace) -> int:
     from clamp3.search.index import Index
 
     folder, args.query = index_and_query(args.query, args.index, args.text)
-    load_embedder = embedder_loader(args, start_alone(args.device, args.threads))
+    load_embedder = embedder_loader(args, start_alone(args.device, args.threads), asked=[folder])
     found = search_index(
         *(Index(folder), question_of(args), load_embedder, feature_cache(args), args.approximate),
         passages=args.passages or args.per_file is not None,

@@ -76,7 +76,7 @@ def main() -> int:
     from clamp3.search.index import Index, is_index
 
     collection = None
-    embedding = embedder_loader(args, start_alone(args.device, args.threads)), feature_cache(args)
+    embedding = embedder_loader(args, start_alone(args.device, args.threads), asked=[args.source]), feature_cache(args)
     if is_index(args.source):
         pieces, features, origin = of_index(args)
         find = partial(search_index, Index(args.source))

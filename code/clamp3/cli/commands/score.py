@@ -44,7 +44,8 @@ def main() -> int:
     from clamp3.distributed import start_alone
     from clamp3.search.collection import check_comparable, existing_path, load_collection, load_query
 
-    embedding = embedder_loader(args, start_alone(args.device, args.threads)), feature_cache(args)
+    asked = [args.ref_dir, Path(args.query)]
+    embedding = embedder_loader(args, start_alone(args.device, args.threads), asked=asked), feature_cache(args)
     captions = captions_of([args.query], args.captioner)
     query = captions.get(args.query, args.query)
     path = existing_path(query)

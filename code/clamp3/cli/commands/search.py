@@ -50,7 +50,8 @@ def answer(args: Namespace) -> int:
     from clamp3.search.explaining import explain_found
     from clamp3.search.index import Index, is_index
 
-    embedding = embedder_loader(args, start_alone(args.device, args.threads)), feature_cache(args)
+    device = start_alone(args.device, args.threads)
+    embedding = embedder_loader(args, device, asked=[args.ref_dir]), feature_cache(args)
     question, references = question_of(args), None
     if is_index(args.ref_dir):
         found = search_index(Index(args.ref_dir), question, *embedding)

@@ -91,10 +91,9 @@ def main() -> int:
     warnings.simplefilter("ignore", ConvergenceWarning)  # the log says it in one line
 
     source = label_source(args.labels)
-    embedding = embedder_loader(args, start_alone(args.device, args.threads)), feature_cache(args)
-    collections = [
-        load_collection(path, *embedding, progress=True) for path in (args.feature_dir, args.eval_dir) if path
-    ]
+    folders = [path for path in (args.feature_dir, args.eval_dir) if path]
+    embedding = embedder_loader(args, start_alone(args.device, args.threads), asked=folders), feature_cache(args)
+    collections = [load_collection(path, *embedding, progress=True) for path in folders]
     check_comparable(collections[0], collections[-1])
     features, labels, parts = labelled(collections, source, args)
     made_by_weights = origin(collections[0].weights)

@@ -85,8 +85,9 @@ def open_collection(args: Namespace, tell: bool = True) -> "Collection":
 
     if (args.path, args.variant, args.model_weights, args.epoch) == (None, None, None, None):
         args.variant = "tiny"
-    load_embedder = embedder_loader(args, start_alone(args.device, args.threads), tell=tell)
-    return Collection(args.path or DEMO, load_embedder, feature_cache(args), passages=not args.no_passages)
+    path = args.path or DEMO
+    load_embedder = embedder_loader(args, start_alone(args.device, args.threads), tell=tell, asked=[path])
+    return Collection(path, load_embedder, feature_cache(args), passages=not args.no_passages)
 
 
 def check_installed(*packages: str) -> None:

@@ -66,7 +66,7 @@ def main() -> int:
 
     prompts = read_prompts(args.labels, args.template or TEMPLATES)
     labels, source = list(prompts), label_source(args.truth)
-    load_embedder = embedder_loader(args, start_alone(args.device, args.threads))
+    load_embedder = embedder_loader(args, start_alone(args.device, args.threads), asked=[args.input_dir])
     inputs = load_collection(args.input_dir, load_embedder, feature_cache(args), progress=True)
     prompt_texts, prompt_features = embedded(prompts, load_embedder())
     check_comparable(prompt_texts, inputs)
