@@ -3,6 +3,7 @@
     python benchmarks/roundtrip.py
     python benchmarks/roundtrip.py --markdown benchmarks/roundtrip.md     and write those that do not come back
     python benchmarks/roundtrip.py --limit 50
+    python benchmarks/roundtrip.py --results FILE       keep each score's result, and go on from there another time
 Compared are, part by part, the sounding pitches, their onsets and their durations with ties merged, and the pitches
 of the grace notes, as music21 reads both scores. Onsets count from the first note, for interleaving drops the bars
 before it. Hidden notes are left out on both sides: in ABC they are rests. A tie of which only one end is marked may
@@ -19,6 +20,7 @@ ABC that are no part of the converters tell (examples/score_readers.py):
 
 import argparse
 import gc
+import json
 import sys
 import warnings
 from collections import Counter
@@ -64,6 +66,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=cores(), help="processes; default: one for each core")
     parser.add_argument("--time_limit", type=int, default=900, help="seconds for one score; default: %(default)s")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write there what does not come back")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="JSON lines: one a score, not done again")
     args = parser.parse_args()
 
     folder = corpus_folder()
@@ -71,18 +74,30 @@ def main() -> None:
     if args.limit and args.limit < len(paths):
         paths = [paths[index * len(paths) // args.limit] for index in range(args.limit)]
     jobs = sorted((Job(path, (), length(path)) for path in paths), key=lambda job: -job.size)
-    results: dict[str, tuple[str, str]] = {}  # kind and difference, by the scores' names
+    results = read_results(args.results)
+    jobs = [job for job in jobs if job.source.relative_to(folder).as_posix() not in results]
     processes = Processes(args.workers, args.time_limit, memory_limit=4000)
     for outcome in tqdm(in_processes(compare_job, jobs, processes), total=len(jobs), unit="score"):
         name = outcome.job.source.relative_to(folder).as_posix()
         found = (NOT_COMPARED, outcome.failure) if outcome.failure else (outcome.kind, outcome.difference)
         results[name] = found
+        if args.results:
+            with args.results.open("a", encoding="utf-8") as file:
+                print(json.dumps([name, *found]), file=file)
         if found[0] != SAME:
             print(f"{name} | {' | '.join(found)}", flush=True)
     lines = summary(results)
     print("\n".join(lines))
     if args.markdown:
         args.markdown.write_text("\n".join([*lines, *table(results)]) + "\n", encoding="utf-8")
+
+
+def read_results(path: Path | None) -> dict[str, tuple[str, str]]:
+    """Kind and difference, by the scores' names."""
+    if path is None or not path.exists():
+        return {}
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {name: (kind, difference) for name, kind, difference in rows}
 
 
 def length(path: Path) -> int:
