@@ -189,16 +189,23 @@ def parts_of(data: bytes) -> list[Part]:
     from music21 import converter
 
     document = ElementTree.fromstring(extracted(data))  # music21 itself reads no encoding but UTF-8
+    for measure in document.iter("measure"):  # which these lengthen, for music21 alone
+        for element in list(measure):
+            is_no_step = element.tag == "forward" and element.findtext("duration") == "0"
+            if element.tag in ("direction", "sound") or is_no_step:
+                measure.remove(element)
     score = converter.parseData(ElementTree.tostring(document, encoding="utf-8"), format="musicxml")
     score.toSoundingPitch(inPlace=True)  # a copy would take as long as all the rest
     parts = []
     for part in score.parts:
         notes, grace = [], []
         for element in (elements := part.recurse().notes):
-            if "Harmony" in element.classes or element.style.hideObjectOnPrint:  # a chord's name, a hidden note
+            if "Harmony" in element.classes:  # a chord's name
                 continue
             start = elements.currentHierarchyOffset()
             for note in getattr(element, "notes", [element]):
+                if element.style.hideObjectOnPrint or note.style.hideObjectOnPrint:
+                    continue
                 pitch = note.pitch.midi if hasattr(note, "pitch") else note.displayPitch().midi
                 if element.duration.isGrace:
                     grace.append((start, pitch))

@@ -176,11 +176,12 @@ def _give_transpositions_clefs(part: Element) -> None:
 
 def _move_octave_clefs(part: Element) -> None:
     """Have clefs that shift by octaves begin with their measure: xml2abc shifts all notes that are written after them,
-    those of other voices at earlier times too."""
+    those of other voices at earlier times too. One behind the last note is the next measure's."""
     shifted: dict[str, bool] = {}
-    for measure in part.iterfind("measure"):
-        begun = False
-        for child in list(measure):
+    measures = part.findall("measure")
+    for measure, following in zip(measures, [*measures[1:], None], strict=True):
+        children, begun = list(measure), False
+        for place, child in enumerate(children):
             begun |= child.tag in ("note", "forward")
             for clef in child.findall("clef") if child.tag == "attributes" else []:
                 staff, shifts = clef.get("number", "1"), (clef.findtext("clef-octave-change") or "0").strip() != "0"
@@ -188,7 +189,10 @@ def _move_octave_clefs(part: Element) -> None:
                     child.remove(clef)
                     attributes = Element("attributes")
                     attributes.append(clef)
-                    measure.insert(0, attributes)
+                    if any(later.tag == "note" for later in children[place:]):
+                        measure.insert(0, attributes)
+                    elif following is not None:
+                        following.insert(0, attributes)
                 shifted[staff] = shifts
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from clamp3.modalities import AUDIO, MODALITIES, SYMBOLIC, TEXT
 from clamp3.models.bert import Bert
-from clamp3.models.layers import bert_config, encode, masked_mean
+from clamp3.models.layers import bert_config, encode, masked_mean, product
 from clamp3.models.losses import ClipLoss
 from clamp3.models.m3 import M3PatchEncoder
 from clamp3.models.text import build_text_model
@@ -48,7 +48,7 @@ class CLaMP3Model(nn.Module):
 
     def project(self, modality: str, hidden_states: Tensor) -> Tensor:
         """States of a modality's tower (…, hidden) in float32 -> the shared space (…, clamp3_hidden_size)."""
-        return getattr(self, MODALITIES[modality].projection)(hidden_states)
+        return product(getattr(self, MODALITIES[modality].projection), hidden_states)
 
     def _run_tower(self, modality: str, inputs: Tensor, masks: Tensor, **options: bool) -> Any:
         row = MODALITIES[modality]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any, TypeGuard
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from clamp3.models.bert import Bert, BertConfig
 
 HEAD_SIZE = 64
+STEADY_ROWS = 16  # of a matrix; a CPU's products of fewer round otherwise, by how many there are
 FLASH_CAPABILITY, FLASH_HEAD_SIZE = (8, 0), 256  # what FlashAttention needs of a GPU, and how wide its heads may be
 
 
@@ -33,6 +35,23 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return (tensor.pin_memory() if tensor.device.type == "cpu" else tensor).to(device, non_blocking=True)
+
+
+def is_steady(device: torch.device) -> bool:
+    """Whether an item's states are to be the same to the last bit, whatever else is in its batch.
+
+    They are on CPUs in inference mode, so that an extraction that was ended and goes on writes the same files.
+    """
+    return device.type == "cpu" and torch.is_inference_mode_enabled()
+
+
+def product(multiply: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """`multiply(rows)` of (…, width), a matrix product, with the same bits however few rows there are."""
+    flat = rows.flatten(0, -2)
+    lacking = STEADY_ROWS - len(flat) if is_steady(rows.device) else 0
+    if lacking <= 0:
+        return multiply(rows)
+    return multiply(F.pad(flat, (0, 0, 0, lacking)))[: len(flat)].unflatten(0, rows.shape[:-1])
 
 
 def masked_mean(hidden_states: Tensor, masks: Tensor) -> Tensor:
@@ -59,7 +78,8 @@ class GatherUniqueRows(torch.autograd.Function):
 class Packing:
     """The unmasked positions of a padded batch (batch, length).
 
-    Packed tensors (positions, …) hold these alone, item after item, so that layers do no work on padding.
+    Packed tensors (positions, …) hold these alone, item after item, so that layers do no work on padding; behind them
+    are rows of zeros where there are fewer than STEADY_ROWS.
     """
 
     shape: tuple[int, int]
@@ -67,6 +87,8 @@ class Packing:
     attended: Tensor | None = None  # (batch, 1, 1, length): attention mask for all heads and queries
     starts: Tensor | None = None  # (batch + 1,): offsets of the items among packed positions, and the end
     longest: int = 0  # length of the longest item
+    runs: tuple[tuple[int, int], ...] = ()  # (items, length) of neighbours of one length; where states are steady
+    filling: int = 0  # rows of zeros
 
     @classmethod
     def of(cls, masks: Tensor, device: torch.device) -> "Packing":
@@ -75,13 +97,18 @@ class Packing:
         With masks on the CPU, nothing has to wait for the device.
         """
         shape = (masks.shape[0], masks.shape[1])
-        if masks.all():
+        steady = is_steady(device)
+        if masks.all() and not (steady and masks.numel() < STEADY_ROWS):
             return cls(shape)
         masks = masks.bool()
         lengths = masks.sum(1, dtype=torch.int32)
+        real = masks.flatten().nonzero().squeeze(1)
+        if steady:
+            runs = tuple((len(list(run)), length) for length, run in groupby(lengths.tolist()))
+            return cls(shape, real, runs=runs, filling=max(0, STEADY_ROWS - len(real)))
         return cls(
             shape,
-            real=to_device(masks.flatten().nonzero().squeeze(1), device),
+            real=to_device(real, device),
             attended=to_device(masks[:, None, None, :], device),
             starts=to_device(F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)), device),
             longest=int(lengths.max()),
@@ -90,14 +117,17 @@ class Packing:
     def pack(self, padded: Tensor) -> Tensor:
         """(batch, length, hidden) -> (positions, hidden)."""
         rows = padded.flatten(0, 1)
-        return rows if self.real is None else GatherUniqueRows.apply(rows, self.real)
+        if self.real is None:
+            return rows
+        packed = GatherUniqueRows.apply(rows, self.real)
+        return F.pad(packed, (0, 0, 0, self.filling)) if self.filling else packed
 
     def unpack(self, packed: Tensor) -> Tensor:
         """(positions, hidden) -> (batch, length, hidden), zero where there is padding."""
         if self.real is None:
             return packed.unflatten(0, self.shape)
         padded = packed.new_zeros(self.shape[0] * self.shape[1], packed.shape[-1])
-        return padded.index_copy_(0, self.real, packed).unflatten(0, self.shape)
+        return padded.index_copy_(0, self.real, packed[: len(self.real)]).unflatten(0, self.shape)
 
     def attend(self, projected: Sequence[Tensor], num_heads: int, dropout: nn.Dropout, is_causal: bool) -> Tensor:
         """Multi-head self-attention of packed positions (positions, hidden), each within its own item.
@@ -109,10 +139,25 @@ class Packing:
             heads = [part.unflatten(-1, (num_heads, -1)) for part in projected]  # (positions, heads, head size)
             items = (self.starts, self.starts, self.longest, self.longest)
             return torch.ops.aten._flash_attention_forward(*heads, *items, dropout_p, is_causal, False)[0].flatten(1)
+        if self.runs:
+            return self._attend_by_length(projected, num_heads, is_causal)
         heads = [self.unpack(part).unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in projected]
         attended = None if is_causal else self.attended
         context = F.scaled_dot_product_attention(*heads, attended, dropout_p, is_causal)  # type: ignore[call-arg]
         return self.pack(context.transpose(1, 2).flatten(2))
+
+    def _attend_by_length(self, projected: Sequence[Tensor], num_heads: int, is_causal: bool) -> Tensor:
+        """`attend` for items of one length at a time: the length of a padded batch would show in the last bits."""
+        context = torch.zeros_like(projected[0])
+        start = 0
+        for count, length in self.runs:
+            stop = start + count * length
+            parts = [part[start:stop].unflatten(0, (count, length)) for part in projected]
+            query, key, value = (part.unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in parts)
+            attended = F.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
+            context[start:stop].unflatten(0, (count, length)).copy_(attended.transpose(1, 2).flatten(2))
+            start = stop
+        return context
 
 
 def _attends_packed(projected: Tensor, num_heads: int) -> bool:

@@ -8,7 +8,7 @@ from clamp3.inputs.patchilizer import PAD_ID, VOCAB_SIZE
 from clamp3.modalities import SYMBOLIC
 from clamp3.models.bert import Bert
 from clamp3.models.gpt2 import Gpt2
-from clamp3.models.layers import HEAD_SIZE, Encoded, Packing, bert_config, decode_layer, encode, to_device
+from clamp3.models.layers import HEAD_SIZE, Encoded, Packing, bert_config, decode_layer, encode, product, to_device
 from clamp3.sizes import ModelSizes
 
 IGNORED_LABEL = -100
@@ -44,7 +44,8 @@ class PatchEmbedding(nn.Linear):
         starts = F.pad(ends[:-1], (1, 0))
         embeddings = F.embedding_bag(to_device(rows, device), weight, to_device(starts, device), mode="sum")
         with torch.autocast(device.type, enabled=False):
-            filling = to_device(~filled, device).to(weight.dtype) @ weight[PAD_ID::VOCAB_SIZE]
+            filler = to_device(~filled, device).to(weight.dtype)
+            filling = product(lambda rows: rows @ weight[PAD_ID::VOCAB_SIZE], filler)
         return (embeddings + filling + self.bias).view(*patches.shape[:-1], -1)
 
 

@@ -192,6 +192,8 @@ class Trainer:
         if self.progress.epoch >= settings.epochs or self.stops_early():
             done = "" if self.stops_early() else f"all {settings.epochs} epochs are done"
             self.tell(f"{done or self.early_end()}; set more of them, or another stage, to go on")
+            if from_main(self.state, not self.picture.exists()):  # it was killed behind its last checkpoint
+                self.end()
             return
         self.warn_of_short_run()
         if settings.wandb_log and self.state.is_main_process:
@@ -201,9 +203,18 @@ class Trainer:
             self.end_epoch(self.evaluate())
         if self.progress.epoch < settings.epochs:
             self.tell(self.early_end())
+        self.end()
+
+    def end(self) -> None:
+        """What follows the last epoch: say what was odd about the run, and draw its curves."""
         for complaint in self.learning.complaints(self.model, self.progress.step, self.samplers[1].size):
             self.warn(complaint)
         self.in_main(self.draw)
+
+    @property
+    def picture(self) -> Path:
+        """Of the run's curves, beside its log."""
+        return self.settings.logs_path.with_suffix(".png")
 
     def arrange_neighbours(self, pairs: Examples) -> None:
         """Let batches hold neighbours, as the first weights find them; the same in all processes and restarts."""
@@ -297,9 +308,9 @@ class Trainer:
             remove_orphans(folder)
 
     def draw(self) -> None:
-        """The curves of the run as a picture beside its log, if that is possible."""
+        """The picture, if that is possible."""
         try:
-            draw_curves(self.settings.logs_path, self.settings.logs_path.with_suffix(".png"))
+            draw_curves(self.settings.logs_path, self.picture)
         except (UserError, OSError) as error:
             logger.info("no picture of the curves: %s", error)
 
