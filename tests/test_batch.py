@@ -552,6 +552,25 @@ def test_a_run_that_is_ended_leaves_whole_files_and_no_process_and_is_taken_up(f
     assert [path for path in target.rglob("*") if path.suffix != ".txt"] == []
 
 
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_ended_while_its_processes_start_says_so_in_a_line(folders, number, code):
+    """And the processes that were starting say nothing."""
+    source, target = folders
+    write(source, **{f"good_{i}": "z 1" for i in range(9)}, sleeper="sleep 99")
+    script = SCRIPT.format(path=[str(Path(converters.__file__).parent)], source=str(source), target=str(target))
+    script = script.replace("run(lambda: ", "run(lambda: print('begun', flush=True) or ")
+    said = {130: "interrupted", 143: "terminated"}[code]
+    for moment in np.linspace(0, 0.5, 9):
+        command = [sys.executable, "-W", "error", "-c", script]
+        pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+        with subprocess.Popen(command, **pipes, text=True, start_new_session=True) as process:
+            assert process.stdout.readline() == "begun\n"
+            time.sleep(moment)
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=30)
+        assert (process.returncode, errors) == (code, f"{said}; the same command goes on where it stopped\n"), moment
+
+
 # ---------- what a run meets ----------
 
 MTF2MIDI = f"{sys.executable} {CODE.parent / 'preprocessing' / 'midi' / 'batch_mtf2midi.py'}"

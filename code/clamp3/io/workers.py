@@ -12,6 +12,8 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing import connection
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from clamp3.errors import UserError
 from clamp3.io.files import remove_orphans
@@ -221,15 +223,28 @@ class _Worker:
 
 @contextlib.contextmanager
 def interrupts_held_back() -> Iterator[None]:
-    """Ctrl-C has no effect until the end of this block, and never on processes that start in it."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Signals to end have no effect until the end of this block, and Ctrl-C never has on processes that start in it.
+
+    A process that starts would otherwise tell at length how the one that started it was not there any more.
+    """
+    received: list[tuple[int, FrameType | None]] = []
+    handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
+    if threading.current_thread() is threading.main_thread():  # whose affair Python's handlers are
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(handler := signal.getsignal(number)):
+                handlers[number] = handler
+                signal.signal(number, lambda *how: received.append(how))
+    masks = hasattr(signal, "pthread_sigmask")  # not on Windows
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else set()
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for held, handler in handlers.items():
+            signal.signal(held, handler)
+        for held, frame in received:
+            handlers[held](held, frame)
 
 
 # ---------- in the worker process ----------
