@@ -26,10 +26,10 @@ from clamp3.inputs.patchilizer import VOCAB_SIZE
 from clamp3.inputs.segments import cut
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.weights import build_model
-from plain_loop import PlainLoop
+from plain_loop import BatchedLoop, PlainLoop
 from workload import ROOT, Kind, Workload
 
-COMPARED = ("fp32", "bf16")
+LOOPS = ("loop", "batched")
 REPEATS = 3  # of the quick contenders, in each round
 PEAK_SHAPES = ((4096, 4096, 4096), (2048, 768, 3072))
 IMPORTS = {
@@ -46,12 +46,16 @@ class Contenders:
         self.workload = workload
         self.state = start("cpu")
         sizes, weights = workload.sizes, workload.weights
+        self.precisions = ["fp32"]
+        if workload.small or matmul_peak(torch.bfloat16, False) > matmul_peak(torch.float32, False):
+            self.precisions.append("bf16")  # for which other processors have no arithmetic
         self.embedders = {
             precision: Embedder(build_model(CLaMP3Model, sizes, weights), sizes, "cpu", precision)
-            for precision in COMPARED
+            for precision in self.precisions
         }
         tokenizer = AutoTokenizer.from_pretrained(sizes.text_model_name)
         self.loop = PlainLoop(build_model(CLaMP3Model, sizes, weights), sizes, tokenizer)
+        self.batched = BatchedLoop(build_model(CLaMP3Model, sizes, weights), sizes, tokenizer)
 
     def run(self, contender: str, kind: Kind) -> tuple[float, np.ndarray]:
         """Seconds for all files of a kind, files to files, and the features (files, hidden) in the files' order."""
@@ -59,8 +63,8 @@ class Contenders:
         with tempfile.TemporaryDirectory() as folder:
             output, quiet = Path(folder), io.StringIO()
             begin = time.perf_counter()
-            if contender == "loop":
-                self.loop.extract(kind.modality, inputs, output)
+            if contender in LOOPS:
+                getattr(self, contender).extract(kind.modality, inputs, output)
             else:
                 with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
                     embedder = self.embedders[contender]
@@ -108,16 +112,17 @@ def matmul_peak(dtype: torch.dtype, small: bool) -> float:
 def measure_kinds(workload: Workload, kinds: list[Kind], rounds: int) -> dict:
     """Speed, share of the peak and agreement, for each of `kinds`; and the peaks."""
     contenders = Contenders(workload)
-    results, peaks = {}, {precision: [] for precision in COMPARED}
+    compared = contenders.precisions
+    results, peaks = {}, {precision: [] for precision in compared}
     for kind in kinds:
-        for precision in COMPARED:
+        for precision in compared:
             contenders.run(precision, kind)  # the first run reads the weights and converts them
-        seconds: dict[str, list[float]] = {"loop": [], **{precision: [] for precision in COMPARED}}
+        seconds: dict[str, list[float]] = {contender: [] for contender in (*LOOPS, *compared)}
         shares: dict[str, list[float]] = {contender: [] for contender in seconds}
         lengths, features = contenders.lengths(kind), {}
         for number in range(rounds):
             note(f"{kind.name}: round {number + 1} of {rounds}")
-            peak = {precision: matmul_peak(PRECISIONS[precision], workload.small) for precision in COMPARED}
+            peak = {precision: matmul_peak(PRECISIONS[precision], workload.small) for precision in compared}
             for contender in seconds:
                 taken = []
                 for _ in range(1 if contender == "loop" else REPEATS):
@@ -126,7 +131,7 @@ def measure_kinds(workload: Workload, kinds: list[Kind], rounds: int) -> dict:
                 seconds[contender].append(median(taken))
                 flops = contenders.flops(kind, lengths, padded=contender == "loop")
                 shares[contender].append(flops / seconds[contender][-1] / peak.get(contender, peak["fp32"]))
-            for precision in COMPARED:
+            for precision in compared:
                 peaks[precision].append(peak[precision])
         results[kind.name] = summary(kind, workload, lengths, seconds, shares, features)
     peak_gflops = {precision: median(values) / 1e9 for precision, values in peaks.items()}
@@ -135,13 +140,14 @@ def measure_kinds(workload: Workload, kinds: list[Kind], rounds: int) -> dict:
 
 def summary(kind: Kind, workload: Workload, lengths: list[int], seconds: dict, shares: dict, features: dict) -> dict:
     """The figures of one kind; a ratio is the median of the rounds' ratios."""
-    max_length = getattr(workload.sizes, {"abc": "patch_length"}.get(kind.name, f"max_{kind.name}_length"))
+    max_length = {"symbolic": workload.sizes.patch_length}.get(kind.modality)
+    max_length = max_length or getattr(workload.sizes, f"max_{kind.modality}_length")
     padded = sum(len(cut(0, length, max_length)) for length in lengths) * max_length
 
     def ratio(slow: str, fast: str) -> float:
         return median(a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))
 
-    return {
+    figures = {
         "files": len(lengths),
         "unit": kind.unit,
         "mean_length": sum(lengths) / len(lengths),
@@ -149,13 +155,16 @@ def summary(kind: Kind, workload: Workload, lengths: list[int], seconds: dict, s
         "files_per_s": {contender: len(lengths) / median(values) for contender, values in seconds.items()},
         "peak_share": {contender: median(values) for contender, values in shares.items()},
         "fp32_over_loop": ratio("loop", "fp32"),
-        "bf16_over_fp32": ratio("fp32", "bf16"),
+        "fp32_over_batched": ratio("batched", "fp32"),
         "cosine_fp32_to_loop": min_cosine(features["fp32"], features["loop"]),
-        "cosine_bf16_to_fp32": min_cosine(features["bf16"], features["fp32"]),
-        "centred_cosine_bf16_to_fp32": min_cosine(
-            features["bf16"] - features["bf16"].mean(axis=0), features["fp32"] - features["fp32"].mean(axis=0)
-        ),
+        "cosine_fp32_to_batched": min_cosine(features["fp32"], features["batched"]),
     }
+    if "bf16" in features:
+        rounded, exact = features["bf16"], features["fp32"]
+        figures["bf16_over_fp32"] = ratio("fp32", "bf16")
+        figures["cosine_bf16_to_fp32"] = min_cosine(rounded, exact)
+        figures["centred_cosine_bf16_to_fp32"] = min_cosine(rounded - rounded.mean(axis=0), exact - exact.mean(axis=0))
+    return figures
 
 
 def min_cosine(found: np.ndarray, expected: np.ndarray) -> float:

@@ -53,6 +53,9 @@ KINDS = {
         Kind("abc", "symbolic", "patches"),
         Kind("text", "text", "tokens"),
         Kind("audio", "audio", "frames"),
+        Kind("long_abc", "symbolic", "patches"),
+        Kind("long_text", "text", "tokens"),
+        Kind("long_audio", "audio", "frames"),
     )
 }
 
@@ -101,11 +104,26 @@ def prepare(folder: Path, small: bool) -> Workload:
     for name, abc, text in tunes:
         workload.inputs("abc").joinpath(f"{name}.abc").write_text(abc, encoding="utf-8")
         workload.inputs("text").joinpath(f"{name}.txt").write_text(text, encoding="utf-8")
+    write_full_length(workload, tunes, texts)
     rng = np.random.default_rng(AUDIO_SEED)
     for index, frames in enumerate(rng.integers(*AUDIO_FRAMES, workload.items, endpoint=True)):
         features = rng.standard_normal((1, frames, sizes.audio_hidden_size), dtype=np.float32)
         np.save(workload.inputs("audio") / f"{index:02}.npy", features)
     return workload
+
+
+def write_full_length(workload: Workload, tunes: list[tuple[str, str, str]], texts: list[str]) -> None:
+    """An eighth of the files, each about as long as its tower takes, so that there is little to gain from padding."""
+    sizes, rng = workload.sizes, np.random.default_rng(AUDIO_SEED)
+    bars = [line for _, abc, _ in tunes for line in abc.splitlines() if line.startswith("[V:1]")]
+    bars = [bar for bar in bars if len(bar.encode()) < sizes.patch_size]  # each of which is a patch
+    for number in range(workload.items // 8):
+        piece = "\n".join(["X:1", *(bars[(number * 97 + bar) % len(bars)] for bar in range(sizes.patch_length - 3))])
+        workload.inputs("long_abc").joinpath(f"{number}.abc").write_text(piece + "\n", encoding="utf-8")
+        text = " ".join(texts[number * 5 : number * 5 + 5])
+        workload.inputs("long_text").joinpath(f"{number}.txt").write_text(text, encoding="utf-8")
+        frames = rng.standard_normal((1, sizes.max_audio_length - 2, sizes.audio_hidden_size), dtype=np.float32)
+        np.save(workload.inputs("long_audio") / f"{number}.npy", frames)
 
 
 def music(count: int) -> tuple[list[tuple[str, str, str]], list[str]]:
