@@ -3,26 +3,29 @@
 from bisect import bisect_left, bisect_right
 from fractions import Fraction
 from itertools import accumulate
+from math import lcm
 
 from clamp3.formats.abc_notes import BREATH, SLUR_END, Unit, accidentals, carried, units
 
 
 class _Track:
-    """One voice's music, taken bar by bar from its start."""
+    """One voice's music, taken bar by bar from its start. Times are whole numbers, which are compared fast."""
 
-    def __init__(self, music: str, unit_length: Fraction, compound: bool):
-        self.units = list(units(music, unit_length, compound))
-        self.ends = list(accumulate(unit.duration for unit in self.units))
+    def __init__(self, played: list[Unit], per_whole: int):
+        self.units, self.per_whole = played, per_whole  # of which a whole note has so many
+        self.ends = list(accumulate(self.count(unit.duration) for unit in played))
         self.at = 0  # of `units`, the first that is not taken
-        self.now = Fraction(0)  # when it begins
         self.altered: dict[str, str] = {}  # accidentals from before the last cut, which a barline would end
         self.seen, self.said, self.size = 0, {}, 0  # type: ignore[var-annotated]
+
+    def count(self, duration: Fraction) -> int:
+        return duration.numerator * (self.per_whole // duration.denominator)
 
     def begin_bar(self) -> None:
         """Start measuring a bar at what has not been taken yet."""
         self.seen, self.said, self.size = self.at, {}, 0
 
-    def look_ahead(self, time: Fraction) -> int:
+    def look_ahead(self, time: int) -> int:
         """The characters of a bar that ends at `time`; within a bar, calls come in order of time."""
         while self.seen < len(self.units) and self.ends[self.seen] <= time:
             self.size += len(self._carried(self.units[self.seen], self.said))
@@ -37,25 +40,25 @@ class _Track:
         said |= accidentals(text)
         return text
 
-    def parts(self, time: Fraction) -> tuple[Unit, Unit] | None:
+    def parts(self, time: int) -> tuple[Unit, Unit] | None:
         """The two halves of the note that lasts over `time`, if it can be split."""
         index = bisect_right(self.ends, time)
         if index == len(self.units):
             return None
-        begins = self.ends[index] - self.units[index].duration
-        return self.units[index].split(time - begins)
+        begins = self.ends[index] - self.count(self.units[index].duration)
+        return self.units[index].split(Fraction(time - begins, self.per_whole))
 
-    def ends_at(self, time: Fraction) -> bool:
+    def ends_at(self, time: int) -> bool:
         """Whether no note lasts over `time`."""
         index = bisect_left(self.ends, time)
         return index == len(self.ends) or self.ends[index] == time
 
-    def end(self, time: Fraction) -> int:
+    def end(self, time: int) -> int:
         """How plainly a phrase ends at `time`."""
         found = range(bisect_left(self.ends, time), bisect_right(self.ends, time))
         return max((self.units[index].end for index in found), default=0)
 
-    def take(self, time: Fraction) -> str:
+    def take(self, time: int) -> str:
         """The bar up to `time`."""
         if not self.ends_at(time) and (parts := self.parts(time)):
             index = bisect_right(self.ends, time)
@@ -77,7 +80,9 @@ def cut(voices: list[str], unit_lengths: list[Fraction], room: int, compound: bo
     ends, breath marks and fermatas; where there is none in reach, at the end of a slur, else by length. A note that
     is held over a cut becomes two tied ones. Accidentals that the new barlines would end are written again.
     """
-    tracks = [_Track(music, unit, compound) for music, unit in zip(voices, unit_lengths, strict=True)]
+    played = [list(units(music, unit, compound)) for music, unit in zip(voices, unit_lengths, strict=True)]
+    per_whole = lcm(*{unit.duration.denominator for one in played for unit in one})
+    tracks = [_Track(one, per_whole) for one in played]
     times = sorted({time for track in tracks for time in track.ends})
     bars, at = [], 0
     while at < len(times):
@@ -87,11 +92,11 @@ def cut(voices: list[str], unit_lengths: list[Fraction], room: int, compound: bo
     return bars
 
 
-def _bar_end(tracks: list[_Track], times: list[Fraction], at: int, room: int) -> Fraction:
+def _bar_end(tracks: list[_Track], times: list[int], at: int, room: int) -> int:
     """Where a bar ends that begins before `times[at]`: at a phrase's plain end, else at the best time with room."""
     for track in tracks:
         track.begin_bar()
-    best: dict[int, Fraction] = {}  # the last time by how good it is
+    best: dict[int, int] = {}  # the last time by how good it is
     for index in range(at, len(times)):
         time = times[index]
         is_whole = all(track.ends_at(time) for track in tracks)
