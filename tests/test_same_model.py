@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 
 from answers import lines, vectors
 from clamp3.errors import UserError
+from clamp3.features.embedder import Embedder
 from clamp3.features.manifest import MANIFEST_FILE
 from clamp3.models.releases import TINY
 from clamp3.models.weight_files import fingerprint
@@ -93,27 +93,46 @@ def test_without_the_weights_no_other_model_answers(name, words, places, tmp_pat
         "zero_shot.py {FEATURES} {LABELS}",
     ],
 )
-def test_an_index_and_ready_features_are_asked_by_the_weights_that_made_them(words, places, small_model, tmp_path):
-    """Whatever config.py names; but where these are gone, by none."""
-    moved = tmp_path / "weights" / small_model.clamp3.name
-    moved.parent.mkdir()
-    shutil.copy(small_model.clamp3, moved)
-    env = small_model.environment(CLAMP3_WEIGHTS_PATH=str(moved))
+def test_an_index_and_ready_features_are_asked_by_the_weights_that_made_them(words, places, tmp_path):
+    """Where config.py names a release; but where they are gone, by no others."""
+    own = tmp_path / "own"
+    Embedder.from_pretrained("tiny").save_pretrained(own)
     index, features = tmp_path / "index", tmp_path / "features"
-    run_forked("clamp3_index.py", "build", index, places["IN"], env=env)
-    run_forked("clamp3_embd.py", places["IN"], features, "--get_global", env=env)
-    env = {**small_model.environment(CLAMP3_WEIGHTS_PATH="nowhere.pth"), "HF_HUB_OFFLINE": "1"}
+    run_forked("clamp3_index.py", "build", index, places["IN"], "--weights", own)
+    run_forked("clamp3_embd.py", places["IN"], features, "--get_global", "--weights", own)
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "CLAMP3_CONFIG": ""}
     for folder in ("out", "more"):
         (tmp_path / folder).mkdir()
     (tmp_path / "more" / "new.abc").write_text(TUNE.replace("dAF", "fAF"))
     found = {"INDEX": index, "FEATURES": features, "MORE": tmp_path / "more", "OUT": tmp_path / "out"}
     given = words.format(**places | found).split()
     done = run_forked(*given, env=env)
-    assert f"weights: {moved} ({fingerprint(moved)})" in done.stdout
-    moved.rename(tmp_path / "elsewhere.pth")
+    assert f"weights: {own} (" in done.stdout
+    own.rename(tmp_path / "elsewhere")
     (tmp_path / "more" / "newer.abc").write_text(TUNE.replace("dAF", "gAF"))
     done = run_forked(*given, "--no_cache", env=env, check=2)
-    assert "nowhere.pth" in done.stderr
+    assert "no weights at " in done.stderr
+
+
+def test_an_index_of_ready_features_knows_what_their_folder_says(places, small_model, tmp_path):
+    """So that it takes raw files of the same weights beside them, and no others."""
+    env, features, index = small_model.environment(), tmp_path / "features", tmp_path / "index"
+    run_forked("clamp3_embd.py", places["IN"], features, "--get_global", env=env)
+    (features / "more").mkdir()
+    (features / "reel" / "1.npy").rename(features / "more" / "1.npy")
+    done = run_forked("clamp3_index.py", "build", index, features, env=env)
+    assert "4 files added" in done.stdout and f"{small_model.clamp3}" in done.stdout
+    assert fingerprint(small_model.clamp3) in done.stdout
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "tune.abc").write_text(TUNE.replace("dAF", "fAF"))
+    done = run_forked("clamp3_index.py", "add", index, tmp_path / "new", env=env)
+    assert "1 files added" in done.stdout
+    (tmp_path / "new" / "tune.abc").write_text(TUNE.replace("dAF", "gAF"))
+    done = run_forked("clamp3_index.py", "add", index, tmp_path / "new", "--variant", "tiny", env=env, check=2)
+    assert "these do not compare" in done.stderr.replace("\n", " ")
+    np.save(tmp_path / "new" / "unknown.npy", np.ones(small_model.sizes.clamp3_hidden_size, np.float32))
+    done = run_forked("clamp3_index.py", "add", index, tmp_path / "new" / "unknown.npy", env=env, check=2)
+    assert "ready-made features such as" in done.stderr
 
 
 @pytest.mark.parametrize(("name", "words"), CASES, ids=[name for name, _ in CASES])

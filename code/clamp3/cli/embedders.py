@@ -2,7 +2,8 @@
 
 Without --variant, --weights and --epoch, it has the weights that config.py names, which are downloaded if they are a
 release's and not here. Where they cannot be had, it is an error that names the way out, never another model. Indexes
-and folders of features record by which weights they were made: without these options they are asked by those.
+and folders of features record by which weights they were made: where config.py names no weights of one's own either,
+they are asked by those.
 """
 
 from argparse import Namespace
@@ -113,7 +114,8 @@ def embedder_loader(
     def load() -> Embedder:
         epoch = getattr(args, "epoch", None)
         weights = args.model_weights
-        if (weights, args.variant, epoch) == (None, None, None):
+        configured = Path(knobs["CLAMP3_WEIGHTS_PATH"]).name
+        if (weights, args.variant, epoch) == (None, None, None) and release_named(configured):
             weights = recorded_weights(asked)
         on_cpu = weights and is_onnx(weights)  # unless --device asks for another, and is refused
         options = extraction_options(args, getattr(args, "device", None) if on_cpu else device)

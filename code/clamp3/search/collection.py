@@ -180,6 +180,14 @@ def recorded_maker(folder: Path) -> Maker | None:
         return None
 
 
+def maker_of_features(folder: Path) -> Maker | None:
+    """What made the features in `folder`, where it or a folder around it says that there are any."""
+    for place in (folder, *folder.parents):
+        if maker := recorded_maker(place):
+            return maker if maker.get("kind") == GLOBAL else None
+    return None
+
+
 def recorded_weights(folders: Iterable[Path]) -> Path | None:
     """The weights, a file or a folder, that made what is in the first of `folders` that says so, if they are there.
 
@@ -190,8 +198,7 @@ def recorded_weights(folders: Iterable[Path]) -> Path | None:
             with closing(Store(folder)) as index:
                 name = index.meta.get("weights")
         else:
-            maker = recorded_maker(folder) or {}
-            name = maker.get("file") if maker.get("kind") == GLOBAL else None
+            name = (maker_of_features(folder) or {}).get("file")
         if name and os.path.exists(name):
             return Path(name)
     return None

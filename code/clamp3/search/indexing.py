@@ -13,6 +13,7 @@ from tqdm import tqdm
 from clamp3.errors import UserError
 from clamp3.features.cache import FeatureCache, embed_files_once
 from clamp3.features.embedder import Embedder
+from clamp3.features.manifest import Maker
 from clamp3.features.passages import Passage, embed_with_passages
 from clamp3.features.reading import Item, is_sound
 from clamp3.formats.registry import extensions, format_of
@@ -20,7 +21,7 @@ from clamp3.io.files import content_hash
 from clamp3.io.folders import Plan, refuse_special, special_inputs, walk
 from clamp3.io.reports import FileIssue, describe_error, printable
 from clamp3.io.tables import csv_rows
-from clamp3.search.collection import ready_feature
+from clamp3.search.collection import maker_of_features, ready_feature
 from clamp3.search.index import Entry, Index
 
 # Files that are features already, of which nothing more is known: their modality, and the identity of their makers.
@@ -78,7 +79,7 @@ def update_index(
     `metadata`, by absolute path, replaces what the index has on a file. `approximate` prepares the index for that,
     whatever its size; `progress` shows bars, or is called. With `passages`, each file's are in the index too, then and
     with each update; ready-made features have none. Raises UserError where features of different weights would come
-    together, or ready-made ones with others.
+    together, or ready-made ones, whose folder does not say what made them, with others.
     """
     if not folder.exists():
         raise UserError(f"there is no file or folder {folder}")
@@ -182,6 +183,7 @@ def _ready(index: Index, entries: list[Entry], remaining: list[Entry], changes: 
 
     The rest is added to `remaining`.
     """
+    makers: dict[Path, Maker] = {}  # by folder
     for entry in entries:
         try:
             feature = ready_feature(entry.path)
@@ -189,15 +191,27 @@ def _ready(index: Index, entries: list[Entry], remaining: list[Entry], changes: 
             changes.fail(entry.path, describe_error(error), error)
             continue
         if feature is not None:
-            check_or_record_model(
-                index, f"{READY_MADE}, {feature.size} numbers", f"ready-made features such as {entry.path}"
-            )
+            if (parent := entry.path.parent) not in makers:
+                makers[parent] = maker_of_features(parent) or {}
+            _check_or_record_maker(index, makers[parent], entry.path, feature.size)
             yield replace(entry, modality=READY), feature, None
         elif twins := [twin for twin in _twins(index, entry) if twin.modality == entry.modality]:
             changes.copied += 1
             yield entry, np.array(index.features[twins[0].row]), None
         else:
             remaining.append(entry)
+
+
+def _check_or_record_maker(index: Index, maker: Maker, path: Path, size: int) -> None:
+    """`check_or_record_model` for the ready-made feature at `path`, of which only its folder may know more."""
+    recorded = index.meta.get("identity")
+    identity = maker.get("weights")
+    if identity is None or recorded and recorded.startswith(READY_MADE):
+        check_or_record_model(index, f"{READY_MADE}, {size} numbers", f"ready-made features such as {path}")
+        return
+    check_or_record_model(index, identity, maker.get("file") or "weights that are not known")
+    if not index.meta.get("fingerprint"):
+        index.record(fingerprint=maker.get("fingerprint"))
 
 
 def _embedded(
