@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from parsers import Wrong, cache_samples, index_folder, musicxml_samples
+from parsers import Wrong, cache_samples, index_folder, musicxml_samples, record_samples
 
 MARKER = Path(tempfile.gettempdir()) / "clamp3_attack_has_run"
 GIB = 1 << 30
@@ -116,6 +116,15 @@ ENDLESS_FEATURES = (
     f"CREATE VIEW features AS {ENDLESS} SELECT x AS key, x AS feature, x AS repairs, x AS used FROM n;"
 )
 
+
+def record_with(change: Callable[[np.ndarray], np.ndarray]) -> bytes:
+    """A record of checked items with other rows."""
+    with np.load(io.BytesIO(record_samples()[0])) as saved:
+        arrays = dict(saved)
+    np.savez(made := io.BytesIO(), **{**arrays, "rows": change(arrays["rows"])})
+    return made.getvalue()
+
+
 ATTACKS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "zip bomb, score": (".mxl", lambda: zip_bomb("a.xml", musicxml_samples()[-1])),
     "zip bomb, container": (".mxl", lambda: zip_bomb("META-INF/container.xml")),
@@ -137,6 +146,9 @@ ATTACKS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "elements within elements": ("MusicXML", nested_xml),
     "a hundred thousand attributes": ("MusicXML", with_attributes),
     "brackets within brackets": ("ABC", lambda: b"X:1\nK:C\n" + b"[" * DEEP + b"C" + b"]" * DEEP + b"|\n"),
+    "brackets in a row, to MusicXML": ("ABC to MusicXML", lambda: b"X:1\nK:C\nCDEF|\n" + b"[" * 8000 + b"\n"),
+    "rows of another width": ("record of checks", lambda: record_with(lambda rows: rows[:, :2])),
+    "rows of another type": ("record of checks", lambda: record_with(lambda rows: rows.astype(np.int8))),
     "grace notes within grace notes": ("ABC", lambda: b"X:1\nK:C\n" + b"{" * DEEP + b"|C|\n"),
     "quotes that never end": ("ABC", lambda: b"X:1\nK:C\n" + b'"a' * 20_001 + b"C|\n"),
     "tuplets within tuplets, to MusicXML": ("ABC to MusicXML", lambda: b"X:1\nK:C\n" + b"(3" * 2000 + b"CDE|\n"),

@@ -499,9 +499,10 @@ def _cut_long_bars(voices: dict[str, Voice], header: str, note: Note) -> None:
         rows = [tuple(texts)]
         # An overlay (&) goes back to the start of its bar, so that such a bar cannot be cut.
         if max(map(len, texts)) > room and not any("&" in SILENT.sub("", text) for text in texts):
-            lasts = max(sum(unit.duration for unit in units(*pair)) for pair in zip(texts, lengths, strict=True))
+            played = [list(units(*pair, compound)) for pair in zip(texts, lengths, strict=True)]
+            lasts = max(sum(unit.duration for unit in one) for one in played)
             if barless or metre is None or lasts >= 2 * metre:
-                rows = cut(texts, lengths, room, compound)
+                rows = cut(played, room)
                 pieces += len(rows)
         for index, row in enumerate(rows, 1):
             for made, notes, (_, barline) in zip(done.values(), row, bars, strict=True):

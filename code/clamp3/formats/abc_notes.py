@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 
 SILENT = re.compile(r'"[^"]*"|\[[A-Za-z]:[^\]]*\]|![^!\s]*!|\+[^+\s]*\+')  # text, inline fields, decorations
 GRACE = re.compile(r"\{[^}]*\}")
@@ -60,6 +61,7 @@ class Unit:
         return first, Unit(text, self.duration - duration, self.end, match)
 
 
+@cache
 def length(text: str) -> Fraction:
     """The factor that a written length stands for: "3/2", "/", "//" or "". Anything else counts as 1."""
     found = LENGTH.fullmatch(text)

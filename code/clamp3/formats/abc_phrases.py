@@ -5,7 +5,7 @@ from fractions import Fraction
 from itertools import accumulate
 from math import lcm
 
-from clamp3.formats.abc_notes import BREATH, SLUR_END, Unit, accidentals, carried, units
+from clamp3.formats.abc_notes import BREATH, SLUR_END, Unit, accidentals, carried
 
 
 class _Track:
@@ -73,14 +73,13 @@ class _Track:
         return text
 
 
-def cut(voices: list[str], unit_lengths: list[Fraction], room: int, compound: bool = False) -> list[tuple[str, ...]]:
-    """One long bar of all `voices` as shorter ones, of at most `room` characters each where the notes allow it.
+def cut(played: list[list[Unit]], room: int) -> list[tuple[str, ...]]:
+    """One long bar, what each voice has `played`, as shorter ones of at most `room` characters, if the notes allow it.
 
     Each is a tuple with the voices' notes ("" where a voice has ended). All voices are cut at the same times: at line
     ends, breath marks and fermatas; where there is none in reach, at the end of a slur, else by length. A note that
     is held over a cut becomes two tied ones. Accidentals that the new barlines would end are written again.
     """
-    played = [list(units(music, unit, compound)) for music, unit in zip(voices, unit_lengths, strict=True)]
     per_whole = lcm(*{unit.duration.denominator for one in played for unit in one})
     tracks = [_Track(one, per_whole) for one in played]
     times = sorted({time for track in tracks for time in track.ends})

@@ -50,6 +50,7 @@ OPTIONS = SimpleNamespace(
 # What they say when they change or leave out notes.
 CHANGED = re.compile(r"overlap|smaller then|too small|misplaced|illegal|error in|not recognized|not allowed")
 # An accidental of a part of a semitone or of more, in music; what is quoted or a decoration is none.
+MANY_BRACKETS = re.compile(r"\[{8,}")
 MICROTONE = re.compile(r""""[^"]*"|![^!\s]*!|((?:\^|_)\d*/\d*)(?=[A-Ga-g])""")
 MICROTONES = {
     "0.5": "quarter-sharp",
@@ -273,7 +274,11 @@ def abc_to_musicxml(abc: str, note: Note = warn) -> str:
 
 
 def _in_its_grammar(abc: str) -> str:
-    """`abc` with what abc2xml's grammar lacks in other signs: accidentals like `^/`, quotes and `%` in quoted text."""
+    """`abc` with what abc2xml's grammar lacks in other signs: accidentals like `^/`, quotes and `%` in quoted text.
+
+    Of many brackets in a row it would try each as the first of a chord, for minutes.
+    """
+    abc = MANY_BRACKETS.sub("[", abc)
     if not re.search(r'\\"|"[^"\n]*%|[\^_]\d*/\d*[A-Ga-g]', abc):
         return abc
 

@@ -145,9 +145,10 @@ class Record:
         """What has passed; nothing where nothing is known of the JSONL file as it is."""
         try:
             with np.load(self.path, allow_pickle=False) as saved:
-                names = saved["names"].tobytes().decode("utf-8", "surrogatepass").split("\0")
-                if str(saved["about"]) == self.about and len(names) == len(saved["rows"]):
-                    return PassedFiles(saved["rows"], names)
+                names, rows = saved["names"].tobytes().decode("utf-8", "surrogatepass").split("\0"), saved["rows"]
+                is_whole = rows.dtype == np.int64 and rows.shape == (len(names), 3)
+                if str(saved["about"]) == self.about and is_whole:
+                    return PassedFiles(rows, names)
         except Exception:  # NumPy raises errors of many kinds for what is damaged; then all is checked again
             logger.debug("%s cannot be read", self.path, exc_info=True)
         return PassedFiles()
