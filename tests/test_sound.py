@@ -1,6 +1,8 @@
 """Sound: files of every kind -> samples, against FFmpeg's own command where there is one."""
 
+import errno
 import io
+import mmap
 import os
 import random
 import shutil
@@ -17,6 +19,7 @@ import soundfile
 import torch
 
 from clamp3.audio.mert import Mert
+from clamp3.audio.windows import windows
 from clamp3.errors import RepairWarning
 from clamp3.features.embedder import Embedder
 from clamp3.formats.audio import SAMPLING_RATE, from_array, load_sound, read_audio, resampled, sound_blocks
@@ -463,6 +466,37 @@ def test_a_header_that_sends_a_decoder_before_the_start_of_the_file_is_quiet(tmp
     path.write_bytes(path.read_bytes().replace(b"SSND", b"SSNX"))
     with pytest.raises(ValueError, match="no samples|can be decoded"):
         read_audio(path)
+
+
+class Full(io.FileIO):
+    """A file on a disk that is soon full."""
+
+    def write(self, data) -> int:
+        if self.tell() + len(data) > 60_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+@pytest.mark.parametrize("disk", ["free", "full", "missing"])
+def test_a_long_waveform_lies_in_a_file_and_is_the_same(disk, tmp_path, monkeypatch):
+    """Where there is room for it; else it stays in memory."""
+    samples = np.random.default_rng(0).standard_normal(24_000 * 12).astype(np.float32) * 0.1
+    soundfile.write(tmp_path / "x.wav", samples, 24_000, subtype="FLOAT")
+    expected = read_audio(tmp_path / "x.wav")
+    expected_windows = list(windows(expected))
+    monkeypatch.setattr("clamp3.formats.audio.IN_MEMORY", 30_000)
+    if disk == "full":
+        monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Full(tmp_path / "temporary", "w+"))
+    if disk == "missing":
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    found, remarks = read_audio(tmp_path / "x.wav"), []
+    assert isinstance(found.base.obj, mmap.mmap) == (disk == "free") and found.flags.writeable
+    np.testing.assert_array_equal(found, expected)
+    for window, other in zip(windows(found), expected_windows, strict=True):
+        np.testing.assert_array_equal(window, other)
+    cut = read_audio(tmp_path / "x.wav", note=remarks.append, max_hours=5 / 3600)
+    np.testing.assert_array_equal(cut, expected[: 24_000 * 5])
+    assert remarks == ["longer than 0.00138889 h: the rest is not read"]
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak is read from Linux's /proc")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clamp3.errors import Note, warn
+from clamp3.formats.audio import forget
 from clamp3.io.memory import as_memory_allows
 from clamp3.modalities import SAMPLING_RATE
 
@@ -25,21 +26,31 @@ def windows(waveform: np.ndarray, note: Note = warn) -> Iterator[np.ndarray]:
     """
     if not len(waveform):
         raise ValueError("empty: no samples")
-    if not np.isfinite([waveform.min(), waveform.max()]).all():
-        raise ValueError("holds NaN or infinite samples")
-    mean = np.mean(waveform, dtype=np.float64)
-    starts = range(0, len(waveform), WINDOW)
-    squares = sum(np.sum((waveform[start : start + WINDOW].astype(np.float64) - mean) ** 2) for start in starts)
+    total = 0.0
+    for piece in _pieces(waveform):
+        if not np.isfinite([piece.min(), piece.max()]).all():
+            raise ValueError("holds NaN or infinite samples")
+        total += np.sum(piece, dtype=np.float64)
+    mean = total / len(waveform)
+    squares = sum(np.sum((piece.astype(np.float64) - mean) ** 2) for piece in _pieces(waveform))
     deviation = np.sqrt(squares / len(waveform) + VARIANCE_FLOOR)
     if len(waveform) < SHORTEST_WINDOW:
         note(f"{len(waveform) / SAMPLING_RATE:.2f} s of sound, repeated up to 1 s")
         waveform = np.resize(waveform, SHORTEST_WINDOW)
 
     def normalized() -> Iterator[np.ndarray]:
-        for start in range(0, len(waveform) - SHORTEST_WINDOW + 1, WINDOW):
-            yield (waveform[start : start + WINDOW] - np.float32(mean)) / np.float32(deviation)
+        for piece in _pieces(waveform):
+            if len(piece) >= SHORTEST_WINDOW:
+                yield (piece - np.float32(mean)) / np.float32(deviation)
 
     return normalized()
+
+
+def _pieces(waveform: np.ndarray) -> Iterator[np.ndarray]:
+    """`waveform` in stretches of a window, of which the last may be shorter; one that lies in a file stays there."""
+    for start in range(0, len(waveform), WINDOW):
+        yield waveform[start : start + WINDOW]
+        forget(waveform)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
 """Sound in files and arrays -> mono waveforms at the rate that is asked for.
 
 FFmpeg's libraries (through PyAV) decode, packet by packet and block by block: a file takes no more memory than its own
-mono waveform.
+mono waveform, and that of a long one lies in a file.
 """
 
 import errno
 import io
 import itertools
+import mmap
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from pathlib import Path
@@ -34,6 +36,7 @@ from clamp3.modalities import SAMPLING_RATE
 BLOCK = 16_384  # frames that are mixed and resampled at once, or a few more
 RATES = range(1000, 1_000_001)  # Hz; others come from damaged headers
 MAX_HOURS = 3.0  # what is read of one file: 1 GB as a waveform at 24 kHz
+IN_MEMORY = 1 << 28  # bytes of a waveform, 46 minutes at 24 kHz: longer ones lie in the temporary folder
 MAX_CHANNELS = 64  # of an array
 # Demuxers whose duration is written in the file; that of others is guessed from the bit rate.
 TIMED = {"flac", "ogg", "mov", "matroska", "tta", "wv", "ape", "mpc", "mpc8", "caf", "aiff", "tak"}
@@ -58,17 +61,17 @@ def read_audio(
     """
     with _opened(source) as file:
         mixer = _Mixer(note)
-        samples = bytearray()  # grows in place
+        samples = Samples()
         limit = int(max_hours * 3600 * rate) * 4
         runs = itertools.groupby(sound_blocks(file, note), key=itemgetter(0))
         for index, (file_rate, blocks) in enumerate(runs):
             if index == 1:
                 note(f"its sampling rate changes within the file, to {file_rate} Hz: all of it is resampled")
             for piece in _resampled(mixer.mono(block for _, block in blocks), file_rate, rate):
-                samples += piece
-                if len(samples) > limit:
+                room = limit - samples.size
+                samples.add(piece[:room])
+                if len(piece) > room:
                     note(f"longer than {max_hours:g} h: the rest is not read")
-                    del samples[limit:]
                     return _finished(samples, mixer)
         return _finished(samples, mixer)
 
@@ -81,9 +84,9 @@ def resampled(
     Silence is remarked on to `note`. Raises ValueError where there are no samples, or where some are not finite.
     """
     mixer = _Mixer(note or (lambda _: None))
-    samples = bytearray()
+    samples = Samples()
     for piece in _resampled(mixer.mono(blocks), rate, target_rate):
-        samples += piece
+        samples.add(piece)
     return _finished(samples, mixer)
 
 
@@ -438,8 +441,51 @@ def _resampled(blocks: Iterable[np.ndarray], rate: int, target_rate: int) -> Ite
     yield stream.resample_chunk(np.zeros(0, np.float32), last=True).tobytes()
 
 
-def _finished(samples: bytearray, mixer: _Mixer) -> np.ndarray:
-    if not samples:
+class Samples:
+    """Bytes of float32 samples as they come; those of long sounds go into a file that has no name any more."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._memory = bytearray()  # grows in place
+        self._file: Any = None
+        self._most = IN_MEMORY
+
+    def add(self, piece: bytes) -> None:
+        self.size += len(piece)
+        if self.size <= self._most:
+            self._memory += piece
+            return
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(buffering=0)
+            for part in (self._memory, piece):
+                if part and self._file.write(part) != len(part):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._memory = bytearray()
+        except OSError:  # the folder is full, or there is none: then all of it stays in memory
+            self._memory = bytearray(self._written(self.size - len(piece) - len(self._memory))) + self._memory + piece
+            self._file, self._most = None, 1 << 62
+
+    def _written(self, size: int) -> bytes:
+        return os.pread(self._file.fileno(), size, 0) if size else b""
+
+    def array(self) -> np.ndarray:
+        """(samples,) float32."""
+        if self._file is None:
+            return np.frombuffer(self._memory, np.float32)
+        with self._file:
+            return np.frombuffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY), np.float32)
+
+
+def forget(waveform: np.ndarray) -> None:
+    """Give the memory of a waveform that lies in a file back; what is needed of it again is read again."""
+    owner = getattr(waveform.base, "obj", None)
+    if isinstance(owner, mmap.mmap) and hasattr(owner, "madvise"):  # not on Windows
+        owner.madvise(mmap.MADV_DONTNEED)
+
+
+def _finished(samples: Samples, mixer: _Mixer) -> np.ndarray:
+    if not samples.size:
         raise ValueError("empty: no samples")
     mixer.remark()
-    return np.frombuffer(samples, np.float32)
+    return samples.array()
