@@ -14,6 +14,7 @@ from accelerate import init_empty_weights
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from clamp3.inputs.patchilizer import M3Patchilizer
 from clamp3.models.bert import ROBERTA, BertConfig
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.releases import RELEASES
@@ -116,9 +117,10 @@ def write_full_length(workload: Workload, tunes: list[tuple[str, str, str]], tex
     """An eighth of the files, each about as long as its tower takes, so that there is little to gain from padding."""
     sizes, rng = workload.sizes, np.random.default_rng(AUDIO_SEED)
     bars = [line for _, abc, _ in tunes for line in abc.splitlines() if line.startswith("[V:1]")]
-    bars = [bar for bar in bars if len(bar.encode()) < sizes.patch_size]  # each of which is a patch
+    patchilizer = M3Patchilizer(sizes.patch_size)
+    bars = [bar for bar in bars if len(patchilizer.encode(f"{bar}\n", add_special_patches=True)) == 3]  # one patch
     for number in range(workload.items // 8):
-        piece = "\n".join(["X:1", *(bars[(number * 97 + bar) % len(bars)] for bar in range(sizes.patch_length - 3))])
+        piece = "\n".join(["X:1", *(bars[(number * 97 + bar) % len(bars)] for bar in range(sizes.patch_length - 5))])
         workload.inputs("long_abc").joinpath(f"{number}.abc").write_text(piece + "\n", encoding="utf-8")
         text = " ".join(texts[number * 5 : number * 5 + 5])
         workload.inputs("long_text").joinpath(f"{number}.txt").write_text(text, encoding="utf-8")
