@@ -49,8 +49,8 @@ OPTIONS = SimpleNamespace(
 )
 # What they say when they change or leave out notes.
 CHANGED = re.compile(r"overlap|smaller then|too small|misplaced|illegal|error in|not recognized|not allowed")
-# An accidental of a part of a semitone or of more, in music; what is quoted or a decoration is none.
 MANY_BRACKETS = re.compile(r"\[{8,}")
+# An accidental of a part of a semitone or of more, in music; what is quoted or a decoration is none.
 MICROTONE = re.compile(r""""[^"]*"|![^!\s]*!|((?:\^|_)\d*/\d*)(?=[A-Ga-g])""")
 MICROTONES = {
     "0.5": "quarter-sharp",

@@ -198,7 +198,8 @@ def recorded_weights(folders: Iterable[Path]) -> Path | None:
             with closing(Store(folder)) as index:
                 name = index.meta.get("weights")
         else:
-            name = (maker_of_features(folder) or {}).get("file")
+            maker = recorded_maker(folder) or {}
+            name = maker.get("file") if maker.get("kind") == GLOBAL else None
         if name and os.path.exists(name):
             return Path(name)
     return None
