@@ -91,19 +91,23 @@ def units(music: str, unit: Fraction, compound: bool = False) -> Iterator[Unit]:
             continue
         piece, at = music[at : found.end()], found.end()
         bare = GRACE.sub("", SILENT.sub("", piece))
-        unit = unit_length(piece, unit)
+        if "L:" in piece:
+            unit = unit_length(piece, unit)
         if tuplet := TUPLET_START.search(bare):
             waiting = int(tuplet[3] or tuplet[1])
             factor = Fraction(int(tuplet[2] or USUAL_TUPLETS.get(tuplet[1], 3 if compound else 2)), int(tuplet[1]))
-        lasts = _own_length(found) * unit * (factor if waiting > 0 else 1) * broken
-        arrows = re.sub(r"[^<>]", "", found["behind"])
-        broken = Fraction(1)
+        lasts = _own_length(found) * unit
+        if waiting > 0:
+            lasts *= factor
+        if broken != 1:
+            lasts, broken = lasts * broken, Fraction(1)
+        arrows = re.sub(r"[^<>]", "", found["behind"]) if found["behind"] else ""
         if arrows:
             short = Fraction(1, 2 ** min(len(arrows), 10))
             lasts *= (2 - short) if arrows[0] == ">" else short
             broken = short if arrows[0] == ">" else 2 - short
         plain = waiting <= 0 and not text and not arrows
-        text, duration = text + piece, duration + lasts
+        text, duration = text + piece, duration + lasts if text else lasts
         depth = max(0, depth + len(re.findall(r"\((?!\d)", bare)) - found["behind"].count(")"))
         waiting -= 1
         if waiting <= 0 and not arrows:
