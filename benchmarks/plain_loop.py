@@ -19,6 +19,11 @@ from clamp3.training.data import Example
 from transformers_twins import with_twins
 
 
+def mean(states: Tensor, masks: Tensor) -> Tensor:
+    """Over the positions that are not masked: (batch, length, hidden), (batch, length) -> (batch, hidden)."""
+    return (states * masks[..., None]).sum(dim=1) / masks.sum(dim=1, keepdim=True)
+
+
 class PlainLoop:
     """Global features of the files of a folder, one after the other, by transformers' own classes."""
 
@@ -36,7 +41,7 @@ class PlainLoop:
     @torch.no_grad()
     def extract(self, modality: str, input_dir: Path, output_dir: Path) -> None:
         """Write OUTPUT_DIR/name.npy, (1, clamp3_hidden_size), for each file of INPUT_DIR."""
-        read = {"symbolic": self.read_symbolic, "text": self.read_text, "audio": self.read_audio}[modality]
+        read = getattr(self, f"read_{modality}")
         for path in sorted(input_dir.iterdir()):
             np.save(output_dir / f"{path.stem}.npy", self.feature(modality, read(path)).numpy())
 
@@ -64,7 +69,7 @@ class PlainLoop:
             # The last segment reaches back, so that it is full where the sequence is long enough.
             segment = sequence[min(start, max(0, len(sequence) - max_length)) :][:max_length]
             states, masks = encode([segment])  # (1, max_length, hidden), (1, max_length)
-            features.append(project((states * masks[..., None]).sum(dim=1) / masks.sum(dim=1, keepdim=True)))
+            features.append(project(mean(states, masks)))
         return torch.einsum("sbh,s->bh", torch.stack(features), torch.tensor(weights) / len(sequence))
 
     def symbolic_states(self, sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -105,14 +110,14 @@ class BatchedLoop(PlainLoop):
     @torch.inference_mode()
     def extract(self, modality: str, input_dir: Path, output_dir: Path) -> None:
         """As the plain loop's, for sequences that fit the tower."""
-        read = {"symbolic": self.read_symbolic, "text": self.read_text, "audio": self.read_audio}[modality]
+        read = getattr(self, f"read_{modality}")
         encode, project = getattr(self, f"{modality}_states"), getattr(self.model, f"{modality}_proj")
         found = [(path.stem, read(path)[: self.max_lengths[modality]]) for path in sorted(input_dir.iterdir())]
         found.sort(key=lambda one: len(one[1]))
         for start in range(0, len(found), self.BATCH):
             names, sequences = zip(*found[start : start + self.BATCH], strict=True)
             states, masks = encode(list(sequences))
-            features = project((states * masks[..., None]).sum(dim=1) / masks.sum(dim=1, keepdim=True))
+            features = project(mean(states, masks))
             for name, feature in zip(names, features, strict=True):
                 np.save(output_dir / f"{name}.npy", feature[None].numpy())
 
@@ -137,8 +142,7 @@ class PlainTraining:
         for modality, name in (("text", "text"), ("symbolic", "music")):
             sequences = [torch.from_numpy(example.sequences[name].astype(np.int64)) for example in examples]
             states, masks = getattr(self.loop, f"{modality}_states")(sequences)
-            mean = (states * masks[..., None]).sum(dim=1) / masks.sum(dim=1, keepdim=True)
-            features.append(getattr(model, f"{modality}_proj")(mean))
+            features.append(getattr(model, f"{modality}_proj")(mean(states, masks)))
         model.loss(*features).backward()
         self.optimizer.step()
         self.scheduler.step()

@@ -463,11 +463,13 @@ class Samples:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._memory = bytearray()
         except OSError:  # the folder is full, or there is none: then all of it stays in memory
-            self._memory = bytearray(self._written(self.size - len(piece) - len(self._memory))) + self._memory + piece
+            written = bytearray()
+            if self._file is not None:
+                with self._file:
+                    self._file.seek(0)
+                    written += self._file.read(self.size - len(piece) - len(self._memory))
+            self._memory = written + self._memory + piece
             self._file, self._most = None, 1 << 62
-
-    def _written(self, size: int) -> bytes:
-        return os.pread(self._file.fileno(), size, 0) if size else b""
 
     def array(self) -> np.ndarray:
         """(samples,) float32."""

@@ -71,10 +71,7 @@ def main() -> int:
     folders = compared_folders(args)
     asked = [path for pair in folders for path in pair]
     embedding = embedder_loader(args, start_alone(args.device, args.threads), asked=asked), feature_cache(args)
-    loaded = {
-        path: load_collection(path, *embedding, progress=True)
-        for path in dict.fromkeys(path for pair in folders for path in pair)
-    }
+    loaded = {path: load_collection(path, *embedding, progress=True) for path in dict.fromkeys(asked)}
     whole = [(loaded[queries], loaded[references]) for queries, references in folders]
     for sides in whole:
         check_comparable(*sides)
