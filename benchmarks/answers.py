@@ -4,10 +4,11 @@
     python benchmarks/answers.py passages --json figures.json
     python benchmarks/answers.py explanations calibration speed
 All with the small model and the tunes that it was not trained on. `passages`: 8 bars of each of 200 tunes lie in 50
-medleys of 20 other tunes, whose passages (over 10,000) are looked for by the 8 bars alone: in ABC, in MIDI, by the
-text of the tune, and by sound. `explanations`: a tune loses the fifth of its bars that adds most to its cosine with
-its description, or a random fifth. `calibration`: each correction in each direction between modalities. `speed`:
-100,000 pieces with their passages. It takes some 20 minutes on two cores.
+medleys of 20 other tunes, whose passages (over 10,000) are looked for by the 8 bars alone: in ABC, in MIDI, in MIDI of
+another key with a tenth of the notes wrong, by the text of the tune, and by sound; by features, and for notes by
+melodies too. `explanations`: a tune loses the fifth of its bars that adds most to its cosine with its description, or
+a random fifth. `calibration`: each correction in each direction between modalities. `speed`: 100,000 pieces with their
+passages. It takes some 20 minutes on two cores.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +28,12 @@ sys.path[:0] = [str(ROOT / "code"), str(ROOT / "examples")]
 from clamp3.errors import RepairWarning  # noqa: E402
 from clamp3.features.embedder import Embedder  # noqa: E402
 from clamp3.features.passages import Passage  # noqa: E402
+from clamp3.inputs.melodies import NO_MELODY, BarMelodies, fingerprint  # noqa: E402
 from clamp3.inputs.passages import Metre, Span, bars_of, messages_of, spelled, symbolic_passages  # noqa: E402
 from clamp3.models.releases import TINY  # noqa: E402
 from clamp3.search.calibration import METHODS, Space, calibrated  # noqa: E402
 from clamp3.search.index import Entry, Index  # noqa: E402
-from clamp3.search.passages import cosines, decoded, encoded  # noqa: E402
+from clamp3.search.passages import cosines, decoded, encoded, melodic_cosines, row_type  # noqa: E402
 from clamp3.search.ranking import normalized, ranks_of_pairs, spans  # noqa: E402
 from corpus import Tune, folk_tunes  # noqa: E402
 from descriptions import full_description  # noqa: E402
@@ -41,8 +44,9 @@ THEMES, MEDLEYS, OTHERS = 200, 50, 20
 RATE = 24_000
 INSTRUMENTS = "plucked", "flute", "fiddle"
 PAIRS, DELETED, RANDOM = 200, 0.2, 5
-PIECES, BARS_OF_A_PIECE, ASKED = 100_000, 32, 20
+PIECES, BARS_OF_A_PIECE, NOTES, ASKED = 100_000, 32, 6, 20  # notes of a bar
 RESAMPLES = 1000
+WRONG = 0.1  # of the notes of a theme that is misplayed
 
 
 def main() -> None:
@@ -156,30 +160,42 @@ def passages(embedder: Embedder, tunes: list[Tune], args: argparse.Namespace, fi
     """How often the passage of a planted theme comes first."""
     themes, medleys, where = planted(tunes, args.themes, args.medleys)
     abc = ["\n".join([*header, *rows, ""]) for _, header, rows in themes]
-    melodies = [melody_of(fields_of(header), rows) for _, header, rows in themes]
+    played = [melody_of(fields_of(header), rows) for _, header, rows in themes]
+    rng = np.random.default_rng(2)
+    notes = {"ABC": abc, "MIDI": [to_mtf(melody) for melody in played]}
+    notes["MIDI with wrong notes"] = [to_mtf(misplayed(melody, rng)) for melody in played]
+    asked_melodies = {
+        name: [BarMelodies(spelled(embedder.encode_symbolic(text))).of() for text in texts]
+        for name, texts in notes.items()
+    }
     queries = {
-        "ABC": embedder.embed_symbolic(abc),
-        "MIDI": embedder.embed_symbolic([to_mtf(melody) for melody in melodies]),
+        **{name: embedder.embed_symbolic(texts) for name, texts in notes.items()},
         "text": embedder.embed_text([full_description(tune) for tune, *_ in themes]),
         "sound": embedder.embed_audio(
-            [to_sound(melody, 60, RATE, INSTRUMENTS[n % 3]) for n, melody in enumerate(melodies)], RATE
+            [to_sound(melody, 60, RATE, INSTRUMENTS[n % 3]) for n, melody in enumerate(played)], RATE
         ),
     }
     for kind in ("ABC", "MIDI"):
         sequences = [embedder.encode_symbolic(medley.abc if kind == "ABC" else medley.mtf) for medley in medleys]
         begins = [begin_of(medleys[number], place, kind, embedder) for number, place in where]
         places, owners, features = own_windows(embedder, sequences)
-        rows = encoded([Passage(span, feature) for span, feature in zip(places, features, strict=True)], 128)
+        read = [BarMelodies(spelled(sequence)) for sequence in sequences]
+        melodies = [read[number].of(span) for span, number in zip(places, owners.tolist(), strict=True)]
+        rows = encoded(list(map(Passage, places, features, melodies)), row_type(features.shape[1], len(NO_MELODY)))
         figures[f"{kind} passages"] = len(places)
         firsts = np.array([span.first for span in places])
         right = [(owners == n) & (abs(firsts - bar) <= NEAR) for (n, _), bar in zip(where, begins, strict=True)]
         for name, asked in queries.items():
             found = {"cosine": np.stack([cosines(query, rows) for query in normalized(asked)])}
-            own = "symbolic" if name in ("ABC", "MIDI") else name
+            own = "symbolic" if name in notes else name
             for method in METHODS[1:]:
                 space = Space.of(decoded(rows), ["symbolic"] * len(rows), method)
                 moved = space.references(decoded(rows), ["symbolic"] * len(rows), own)
                 found[method] = normalized(space.queries(asked, own)) @ normalized(moved).T
+            if name in asked_melodies:
+                melodic = np.stack([melodic_cosines(melody, rows) for melody in asked_melodies[name]])
+                found |= {f"melodies and {how}": scores + melodic for how, scores in found.items()}
+                found["melodies alone"] = melodic
             for how, scores in found.items():
                 note(figures, f"{name} to {kind}, {how}", scores, right)
             if name == kind == "ABC":
@@ -190,6 +206,16 @@ def passages(embedder: Embedder, tunes: list[Tune], args: argparse.Namespace, fi
                 fours = (firsts - 1) % 4 == 0
                 scores = np.where(fours, found["cosine"], -9)
                 note(figures, f"{name} to {kind}, steps of 4 bars", scores, right)
+
+
+def misplayed(melody: Melody, rng: np.random.Generator) -> Melody:
+    """A melody in another key, a tenth of whose notes are left out or up to two semitones higher or lower."""
+    moved, key = [], int(rng.integers(-6, 7))
+    for one in melody.notes:
+        change = int(rng.integers(-2, 3)) if rng.random() < WRONG else None
+        if change != 0:
+            moved.append(replace(one, pitch=one.pitch + key + (change or 0)))
+    return replace(melody, notes=moved)
 
 
 def note(figures: dict, name: str, scores: np.ndarray, right: list[np.ndarray]) -> None:
@@ -307,9 +333,13 @@ def speed(embedder: Embedder, tunes: list[Tune], args: argparse.Namespace, figur
                 numbers = range(args.pieces)[part]
                 entries = [Entry(Path(f"/music/{n}.abc"), "symbolic", f"{n:064}", 1, 1) for n in numbers]
                 rows = rng.standard_normal((len(numbers), len(starts), hidden)).astype(np.float32)
+                tunes_there = rng.integers(55, 80, (len(numbers), NOTES * BARS_OF_A_PIECE))
                 made = {
-                    entry.path: [Passage(Span("bars", n, n + 7), row) for n, row in zip(starts, some, strict=True)]
-                    for entry, some in zip(entries, rows, strict=True)
+                    entry.path: [
+                        Passage(Span("bars", n, n + 7), row, fingerprint(tune[NOTES * (n - 1) : NOTES * (n + 7)]))
+                        for n, row in zip(starts, some, strict=True)
+                    ]
+                    for entry, some, tune in zip(entries, rows, tunes_there, strict=True)
                 }
                 index.add(entries, rows.mean(axis=1), made)
         figures["passages"] = len(index.contents.passages)
@@ -318,12 +348,15 @@ def speed(embedder: Embedder, tunes: list[Tune], args: argparse.Namespace, figur
         start = time.perf_counter()
         index = Index(Path(folder) / "index")
         figures["opening, s"] = time.perf_counter() - start
-        times = []
+        times: dict[str, list[float]] = {"a search": [], "a search by notes": []}
         for query in rng.standard_normal((ASKED + 1, hidden)).astype(np.float32):
-            start = time.perf_counter()
-            index.search(query, 10, passages=True, per_file=1)
-            times.append(1e3 * (time.perf_counter() - start))
-        figures |= {"first search, ms": times[0], "a search, ms (median)": float(np.median(times[1:]))}
+            melody = fingerprint(rng.integers(55, 80, NOTES * BARS))
+            for name, asked in (("a search", None), ("a search by notes", melody)):
+                start = time.perf_counter()
+                index.search(query, 10, passages=True, per_file=1, melody=asked)
+                times[name].append(1e3 * (time.perf_counter() - start))
+        figures["first search, ms"] = times["a search"][0]
+        figures |= {f"{name}, ms (median)": float(np.median(some[1:])) for name, some in times.items()}
     for name, value in figures.items():
         print(f"{name}: {value:.1f}")
 

@@ -27,9 +27,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "code"), str(ROOT / "examples")]
 from clamp3.formats.notes import Score, scores_of  # noqa: E402
+from clamp3.inputs.melodies import figures  # noqa: E402
 from clamp3.search.duplicates import Links  # noqa: E402
 from clamp3.search.hearing import heard_of  # noqa: E402
-from clamp3.search.versions import figures, same_music  # noqa: E402
+from clamp3.search.versions import FIGURE, same_music  # noqa: E402
 from corpus import Tune, folk_tunes  # noqa: E402
 from notes import read_melody, to_mtf  # noqa: E402
 
@@ -108,7 +109,7 @@ def varied(score: Score, rng: random.Random) -> Score:
 def of_corpus(tunes: list[Tune], scores: list[list[Score]]) -> dict[str, float]:
     """What is found among tunes as they are, and how long it takes."""
     start = time.perf_counter()
-    pairs = same_music([figures(some[0].top_line()) for some in scores])
+    pairs = same_music([figures(some[0].top_line(), FIGURE) for some in scores])
     seconds = time.perf_counter() - start
     by_title = defaultdict(list)
     for place, tune in enumerate(tunes):

@@ -17,10 +17,11 @@ from clamp3.formats.abc import interleave
 from clamp3.formats.midi import midi_to_mtf, mtf_to_midi
 from clamp3.formats.notes import scores_of
 from clamp3.formats.registry import MUSICXML
+from clamp3.inputs.melodies import figures
 from clamp3.search.duplicates import find_duplicates
 from clamp3.search.hearing import hear, heard_of
 from clamp3.search.index import Entry, Index
-from clamp3.search.versions import figures, same_music
+from clamp3.search.versions import FIGURE, same_music
 from conftest import CODE, run_forked
 from corpus import corpus_folder, folk_tunes, scores
 from notes import read_melody, to_mtf
@@ -88,12 +89,12 @@ def test_versions_are_found_in_any_key_and_unrelated_tunes_are_not():
     for melody in melodies[:20]:
         kept = rng.random(len(melody)) > 0.03
         copies.append(melody[kept] + int(rng.integers(-11, 12)))
-    found = same_music([figures(melody) for melody in melodies + copies]).tolist()
+    found = same_music([figures(melody, FIGURE) for melody in melodies + copies]).tolist()
     planted = [(one, other, interval) for one, other, interval in found if other >= 100]
     assert len(planted) >= 18 and all(other == one + 100 for one, other, _ in planted)
     assert all(np.median(copies[one]) - np.median(melodies[one]) in range(i - 2, i + 3) for one, _, i in planted)
     assert len(found) - len(planted) <= 2
-    assert same_music([]).shape == same_music([figures(np.zeros(0, np.int64))] * 3).shape == (0, 3)
+    assert same_music([]).shape == same_music([figures(np.zeros(0, np.int64), FIGURE)] * 3).shape == (0, 3)
 
 
 def test_ten_thousand_entries_take_seconds(tmp_path):

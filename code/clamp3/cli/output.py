@@ -41,7 +41,8 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 
 def print_found(records: Sequence[dict], explanations: Sequence[dict] | None = None) -> None:
     """Print what a search has found, with explanations if there are any, and by which weights."""
-    columns = ["rank", "cosine", "file"] + ["passage"] * any("passage" in record for record in records)
+    columns = ["rank", "cosine", *(name for name in ("melody",) if any(name in record for record in records)), "file"]
+    columns += ["passage"] * any("passage" in record for record in records)
     columns += ["metadata"] * any(record.get("metadata") for record in records)
     shown = [{**record, "passage": shown_passage(record.get("passage"))} for record in records]
     print_table(columns, [[record.get(column) for column in columns] for record in shown])

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from clamp3.errors import ignore
-from clamp3.features.reading import Item, is_sound, read_content
-from clamp3.inputs.passages import Span, audio_passages, lines_of, symbolic_passages
+from clamp3.features.reading import Item, is_sound, read_content, read_file
+from clamp3.formats.registry import format_of
+from clamp3.inputs.encoder import InputEncoder
+from clamp3.inputs.melodies import NO_MELODY, BarMelodies
+from clamp3.inputs.passages import Span, audio_passages, lines_of, spelled, symbolic_passages
 from clamp3.inputs.patchilizer import M3Patchilizer
 from clamp3.modalities import AUDIO, SYMBOLIC, TEXT
 
@@ -21,10 +24,11 @@ FRAME_SECONDS = 5.0  # that a frame of ready-made MERT features stands for
 
 @dataclass(frozen=True)
 class Passage:
-    """A stretch of a file, and its feature (hidden,)."""
+    """A stretch of a file, its feature (hidden,), and the fingerprint of its melody, that of none but of notes."""
 
     span: Span
     feature: np.ndarray
+    melody: np.ndarray = field(default_factory=lambda: NO_MELODY)
 
 
 class Embeds(Protocol):
@@ -49,8 +53,20 @@ class _Waiting:
     """A file some of whose features are not there yet."""
 
     item: Item
-    spans: list[Span]
+    places: list[tuple[Span, np.ndarray]]  # of its passages, with their melodies
     features: dict[int, np.ndarray | None] = field(default_factory=dict)  # by place; the file's own at the end
+
+
+def melody_of(encoder: InputEncoder, path: Path) -> np.ndarray | None:
+    """The fingerprint of the melody of a file, as `BarMelodies` gives it; None of a file without notes.
+
+    Raises as the format's `read` does.
+    """
+    known = format_of(path)
+    if not known or known.modality != SYMBOLIC.name:
+        return None
+    melody = BarMelodies(spelled(read_file(encoder, path, ignore))).of()
+    return melody if melody.any() else None
 
 
 def embed_with_passages(
@@ -68,7 +84,7 @@ def embed_with_passages(
         number = 0
         for item in embedder.read_raw(paths):
             parts = [] if item.error is not None else _readable_parts(embedder, item, paths[item.index])
-            waiting[item.index] = _Waiting(item, [span for span, _ in parts])
+            waiting[item.index] = _Waiting(item, [place for place, _ in parts])
             own = Item(number, item.modality, item.content, item.error)
             item.content = None
             for place, one in enumerate([*(Item(0, item.modality, sequence) for _, sequence in parts), own]):
@@ -81,15 +97,19 @@ def embed_with_passages(
         known = waiting[index]
         known.features[place] = feature
         known.item.error = known.item.error or one.error
-        if len(known.features) > len(known.spans):
+        if len(known.features) > len(known.places):
             del waiting[index]
             yield _whole(known)
 
 
-def _readable_parts(embedder: Embeds, item: Item, path: Path) -> list[tuple[Span, np.ndarray]]:
-    """The passages of a file that was read; where they cannot be made, the item gets the error."""
+def _readable_parts(embedder: Embeds, item: Item, path: Path) -> list[tuple[tuple[Span, np.ndarray], np.ndarray]]:
+    """The passages of a file that was read: their spans and melodies, and their sequences.
+
+    Where they cannot be made, the item gets the error.
+    """
     try:
-        return list(_parts(embedder, item, path))
+        melodies = BarMelodies(spelled(item.content) if item.modality == SYMBOLIC.name else ())
+        return [((span, melodies.of(span)), sequence) for span, sequence in _parts(embedder, item, path)]
     except (ValueError, OSError) as error:
         item.error = error
         return []
@@ -108,9 +128,9 @@ def _parts(embedder: Embeds, item: Item, path: Path) -> Iterator[tuple[Span, np.
 
 
 def _whole(known: _Waiting) -> tuple[Item, np.ndarray | None, list[Passage]]:
-    *others, own = (known.features[place] for place in range(len(known.spans) + 1))
+    *others, own = (known.features[place] for place in range(len(known.places) + 1))
     if known.item.error is not None or own is None:
         return known.item, None, []
     features = [feature for feature in others if feature is not None]
-    passages = [Passage(*pair) for pair in zip(known.spans, features, strict=True)]
+    passages = [Passage(span, feature, melody) for (span, melody), feature in zip(known.places, features, strict=True)]
     return known.item, own, passages

@@ -9,8 +9,10 @@ import numpy as np
 from clamp3.errors import Note, UserError, warn
 from clamp3.features.cache import FeatureCache
 from clamp3.features.embedder import Embedder
+from clamp3.features.passages import melody_of
 from clamp3.io.files import content_hash
 from clamp3.io.reports import quoted
+from clamp3.modalities import SYMBOLIC
 from clamp3.search.calibration import Space
 from clamp3.search.collection import (
     Collection,
@@ -146,12 +148,14 @@ def search_index(
     approximate: bool | None = None,
     passages: bool = False,
     per_file: int | None = None,
+    by_melody: bool = True,
 ) -> list[dict]:
     """The files closest to what is asked, as records of rank, cosine, file and metadata.
 
     With `passages`, the k closest passages, at most `per_file` of each file: a record has its "passage" too, such as
-    {"bars": [17, 24]}. `approximate` as in Index.search. Raises UserError where the query's weights are not the
-    index's.
+    {"bars": [17, 24]}, and for a query of notes, unless `by_melody` is false, the "melody": the cosine that ranked it
+    together with the other.
+    `approximate` as in Index.search. Raises UserError where the query's weights are not the index's.
     """
     if not len(index):
         raise UserError(f"{index.folder} is empty: clamp3_index.py add {quoted(index.folder)} FOLDER")
@@ -160,21 +164,24 @@ def search_index(
     for part in wanted.parts:
         if part.weights and recorded and not recorded.startswith(READY_MADE):
             check_or_record_model(index, load_embedder().identity, part.weights)
+    is_notes = passages and by_melody and wanted.modality == SYMBOLIC.name and len(wanted.parts) == 1
     found = index.search(
         *(wanted.feature, question.k, approximate, None, passages, per_file, question.calibrate, wanted.modality),
         only=question.filter(),
         diversity=question.diversity,
+        melody=melody_of(load_embedder(), Path(question.query)) if is_notes else None,
     )
     return [
         {
             "rank": rank,
             "cosine": cosine,
             "file": str(entry.path),
-            **({"passage": span[0].as_json()} if span else {}),
+            **({"passage": more[0].as_json()} if more else {}),
+            **({"melody": more[1]} if more[1:] else {}),
             "modality": entry.modality,
             "metadata": entry.metadata,
             "weights": index.meta.get("weights", "weights that are not known"),
             "fingerprint": index.meta.get("fingerprint"),
         }
-        for rank, (cosine, entry, *span) in enumerate(found, 1)
+        for rank, (cosine, entry, *more) in enumerate(found, 1)
     ]

@@ -10,7 +10,8 @@ import numpy as np
 from clamp3.errors import Note
 from clamp3.features.reading import read_content
 from clamp3.formats.notes import UNPITCHED, Score, scores_of
-from clamp3.search.versions import FEWEST, figures
+from clamp3.inputs.melodies import FEWEST, figures
+from clamp3.search.versions import FIGURE
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def heard_of(scores: Sequence[Score]) -> Heard:
         for score in scores
         if len(score.pitches) > FEWEST and score.pitches.max() < UNPITCHED
     ]
-    return Heard(exact, moved, figures(scores[0].top_line() if scores else np.zeros(0, np.int64)))
+    return Heard(exact, moved, figures(scores[0].top_line() if scores else np.zeros(0, np.int64), FIGURE))
 
 
 def _digest(*arrays: np.ndarray) -> bytes:

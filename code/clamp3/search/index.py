@@ -19,6 +19,7 @@ import numpy as np
 
 from clamp3.errors import UserError
 from clamp3.features.passages import Passage
+from clamp3.inputs.melodies import NO_MELODY
 from clamp3.inputs.passages import BARS, LINES, SECONDS, Span
 from clamp3.io.files import atomic_write, remove_orphans
 from clamp3.io.folders import JUNK_FILES
@@ -32,6 +33,7 @@ from clamp3.search.integrity import (
     DATABASE,
     FILES,
     FORMAT,
+    WITH_PASSAGES,
     Contents,
     Damaged,
     Entry,
@@ -47,6 +49,7 @@ from clamp3.search.integrity import (
     nearest_problem,
     new_name,
     note_verified,
+    passage_type,
     read_facts,
     read_slices,
     record_of,
@@ -55,7 +58,7 @@ from clamp3.search.integrity import (
     write_facts,
 )
 from clamp3.search.nearest import Nearest
-from clamp3.search.passages import POOL, Slice, closest, cosines, decoded, encoded, slice_sum, unit_of
+from clamp3.search.passages import POOL, Slice, closest, cosines, decoded, encoded, melodic_cosines, slice_sum, unit_of
 from clamp3.search.ranking import normalized, spans, top_k_of_unit
 from clamp3.search.store import Store, is_index, missing_index
 
@@ -137,6 +140,7 @@ class Index(Store):
         own: str = TEXT.name,
         only: Filter = EVERYTHING,
         diversity: float = 0.0,
+        melody: np.ndarray | None = None,
     ) -> list:
         """The k entries closest to `feature` (hidden,), of a modality or of all, best first, with their cosines.
 
@@ -145,7 +149,10 @@ class Index(Store):
         for it, and for a feature of another width or with values that are not finite.
 
         With `passages`, the k closest passages, as triples of cosine, entry and Span, at most `per_file` of each file;
-        all of them are looked at. Raises UserError where the index has none.
+        all of them are looked at. Raises UserError where the index has none. With the fingerprint `melody` of the
+        query's notes too, they are ranked by the sum of the feature's cosine and the melody's, which is the fourth of
+        what is then quadruples; ignored with a warning where the passages have no melodies, as those that earlier
+        versions of this code made.
 
         With `calibrate`, one of calibration.METHODS, the POOL closest are ranked anew by that correction, which knows
         SAMPLE entries or passages and the query's modality `own`: cosines are those of the corrected space.
@@ -166,7 +173,8 @@ class Index(Store):
             if not np.isfinite(feature).all():
                 raise UserError("the query's feature holds NaN or infinite values")
             if passages:
-                return self._closest_passages(normalized(feature[None])[0], k, only, per_file, calibrate, own)
+                query = normalized(feature[None])[0]
+                return self._closest_passages(query, k, only, per_file, calibrate, own, melody)
             unit, allowed = normalized(feature[None])[0], self._allowed(only)
             is_small = approximate is None and allowed is not None and np.count_nonzero(allowed) < LARGE
             nearest = None if is_small else self._nearest(approximate)
@@ -194,8 +202,15 @@ class Index(Store):
         return entries
 
     def _closest_passages(
-        self, query: np.ndarray, k: int, only: Filter, per_file: int | None, calibrate: str, own: str
-    ) -> list[tuple[float, Entry, Span]]:
+        self,
+        query: np.ndarray,
+        k: int,
+        only: Filter,
+        per_file: int | None,
+        calibrate: str,
+        own: str,
+        melody: np.ndarray | None,
+    ) -> list[tuple]:
         """What `search` returns for passages; `query` (hidden,) is of length one."""
         if "with_passages" not in self.meta:
             folder = quoted(self.folder)
@@ -206,16 +221,38 @@ class Index(Store):
         if only != EVERYTHING:
             allowed = self._allowed(only)
             slices = [one for one in slices if allowed is None or (0 <= one.row < len(allowed) and allowed[one.row])]
+        if melody is not None and "melody" not in self.meta:
+            LOG.warning(
+                "an earlier version of this code made the passages of %s, without their melodies, so that notes are "
+                "looked for by features alone; an index that is built anew has them",
+                self.folder,
+            )
+            melody = None
         rescored = self._passage_scores(query, slices, calibrate, own) if calibrate != "none" else None
-        found = closest(query, self.contents.passages, slices, k, per_file, rescored)
-        entries = self._checked_entries(sorted({one.row for _, one, _ in found}))
-        for _, one, _ in found:
-            entry = entries[one.row]
-            check_slice(self.contents, one, entry.hash, str(entry.path))
-        return [(cosine, entries[one.row], span) for cosine, one, span in found]
+        found = closest(query, self.contents.passages, slices, k, per_file, rescored, melody)
+        entries = self._checked_entries(sorted({hit.file.row for hit in found}))
+        for hit in found:
+            entry = entries[hit.file.row]
+            check_slice(self.contents, hit.file, entry.hash, str(entry.path))
+        return [
+            (hit.cosine, entries[hit.file.row], hit.span, *([] if melody is None else [hit.melodic])) for hit in found
+        ]
 
-    def closest_passages_of(self, feature: np.ndarray, entries: Sequence[Entry]) -> dict[Path, Span]:
-        """The passage of each of these files that is closest to `feature` (hidden,), of those that have any."""
+    def melody_of(self, entry: Entry) -> np.ndarray | None:
+        """The fingerprint of a file's whole melody, which its passages cover; None where they have none."""
+        with self.snapshot():
+            if "melody" not in self.meta:
+                return None
+            rows = [self.contents.passages[one.rows] for one in self.slices("row = ?", (entry.row,))]
+            return next((np.bitwise_or.reduce(some["melody"]) for some in rows if some["melody"].any()), None)
+
+    def closest_passages_of(
+        self, feature: np.ndarray, entries: Sequence[Entry], melody: np.ndarray | None = None
+    ) -> dict[Path, Span]:
+        """The passage of each of these files, of those that have any, that is closest to `feature` (hidden,).
+
+        `melody` as in `search`.
+        """
         found: dict[Path, Span] = {}
         with self.snapshot():
             query, paths = normalized(feature[None])[0], [os.fsencode(entry.path) for entry in entries]
@@ -227,7 +264,7 @@ class Index(Store):
                     check_slice(self.contents, one, entry.hash, str(entry.path))
                     if one.count:
                         passages = self.contents.passages[one.rows]
-                        best = int(np.argmax(cosines(query, passages)))
+                        best = int(np.argmax(cosines(query, passages) + melodic_cosines(melody, passages)))
                         found[entry.path] = Span(one.unit, *passages["place"][best].tolist())
         return found
 
@@ -262,7 +299,7 @@ class Index(Store):
     def slices(self, where: str = "", values: Sequence = ()) -> list[Slice]:
         """Which rows are whose passages, of the records for which an SQL condition holds."""
         with self.snapshot():
-            return read_slices(self.database, where, values) if self.contents.version == FORMAT else []
+            return read_slices(self.database, where, values) if self.contents.version >= WITH_PASSAGES else []
 
     def without_passages(self) -> list[Entry]:
         """The entries whose passages have never been made."""
@@ -329,7 +366,7 @@ class Index(Store):
     def writing(self) -> Iterator[None]:
         """The block in which this process alone changes the index; others wait for its end.
 
-        An index that an earlier version has made becomes one of this version.
+        An index of format 1 or 2 becomes one of format 3.
         """
         with locked(self.folder), explained(self.folder):
             remove_orphans(self.folder)
@@ -337,7 +374,7 @@ class Index(Store):
             if not is_verified(self.folder, [DATABASE]):
                 for damage in check_pages(self.folder, self.database):
                     raise damage
-            if self.contents.version < FORMAT:
+            if self.contents.version < WITH_PASSAGES:
                 self._upgrade()
             yield
             self._read()
@@ -392,9 +429,11 @@ class Index(Store):
     ) -> None:
         """Write those of `entries` behind the others, and record them, in the caller's transaction."""
         parts, slices, end = [], [], len(self.contents.passages)
+        new = {} if "passages" in self.meta else {"melody": len(NO_MELODY)}
+        kind = passage_type(self.meta | new | {"hidden": hidden})
         for entry in entries:
             if (some := passages.get(entry.path)) is not None:
-                rows, unit = encoded(some, hidden), unit_of(some)
+                rows, unit = encoded(some, kind), unit_of(some)
                 slices.append(Slice(entry.row, end, len(rows), unit, slice_sum(rows, unit, entry.hash)))
                 parts.append(rows)
                 end += len(rows)
@@ -410,7 +449,9 @@ class Index(Store):
         if "passages" not in self.meta:
             sync_folder(self.folder)
         insert_slices(self.database, slices)
-        self.set_meta(passages=name, passage_rows=end, with_passages=1)
+        if new:
+            self.database.execute(f"PRAGMA user_version = {FORMAT}")
+        self.set_meta(passages=name, passage_rows=end, with_passages=1, **new)
 
     def update(self, entries: Iterable[Entry]) -> None:
         """Change what the index says of files that it has, their features aside: that of the same row."""

@@ -3,7 +3,8 @@
 index.sqlite has two tables of facts (the second is a spare copy of the first), a record for each entry, the rows that
 no entry has any more, and which rows of passages-N.i8 are an entry's passages. Checksums (CRC-32) protect the facts,
 each record, each entry's row in features-N.f32, each entry's passages, and the whole of nearest-N.faiss. Indexes of
-format 1 have none: there, types, lengths and norms must be plausible. Those of format 2 have no passages.
+format 1 have none: there, types, lengths and norms must be plausible. Those of format 2 have no passages, and those of
+format 3 have no melodies in them: an index is of format 4 from the first passages on that it gets.
 
 To read all of a large index at each start would take longer than a search, so verified.json keeps the size, times and
 inode that its files had when they were last known to be whole: while they have these, they are trusted.
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from clamp3.errors import UserError
+from clamp3.inputs.melodies import NO_MELODY
 from clamp3.inputs.passages import BARS, LINES, SECONDS
 from clamp3.io.files import atomic_write, parse_json
 from clamp3.io.reports import printable, quoted
@@ -31,7 +33,8 @@ from clamp3.search.passages import Slice, row_type, slice_sum
 
 DATABASE = "index.sqlite"
 VERIFIED = "verified.json"
-FORMAT = 3  # to be raised where older code cannot read what is written
+FORMAT = 4  # to be raised where older code cannot read what is written
+WITH_PASSAGES = 3  # the format from which the tables are these
 DATABASE_TIMEOUT = 60  # seconds to wait for another process's transaction
 # By the facts that name them.
 FILES = {"features": "features-{}.f32", "nearest": "nearest-{}.faiss", "passages": "passages-{}.i8"}
@@ -149,7 +152,7 @@ def write_database(
             insert_records(database, entries)
             database.executemany("INSERT INTO gone VALUES (?)", ((row,) for row in gone))
             insert_slices(database, slices)
-            database.execute(f"PRAGMA user_version = {FORMAT}")
+            database.execute(f"PRAGMA user_version = {FORMAT if facts.get('melody') else WITH_PASSAGES}")
             database.commit()
         os.fsync(file.fileno())
         with contextlib.suppress(FileNotFoundError):  # of the former database: it must not be applied to this one
@@ -222,11 +225,14 @@ def facts_problem(facts: dict[str, Any], version: int) -> str | None:
     """What is wrong with the facts, if anything: other files than the index's own are never named by sound ones."""
     if version > 1 and facts.get("sum") != facts_sum(facts):
         return "its facts are not those that were written"
-    rows, hidden, known, passages = (facts.get(name, 0) for name in ("rows", "hidden", "nearest_rows", "passage_rows"))
-    if not all(isinstance(number, int) and 0 <= number <= MOST_ROWS for number in (rows, hidden, known, passages)):
+    names = "rows", "hidden", "nearest_rows", "passage_rows", "melody"
+    rows, hidden, known, passages, melody = numbers = [facts.get(name, 0) for name in names]
+    if not all(isinstance(number, int) and 0 <= number <= MOST_ROWS for number in numbers):
         return "its facts are not numbers"
     if known > rows or (rows and not (hidden and "features" in facts)) or (passages and "passages" not in facts):
         return "its facts contradict each other"
+    if melody not in (0, len(NO_MELODY)):
+        return "its fingerprints of melodies have no length of such"
     for name, form in FILES.items():
         pattern = form.replace(".", r"\.").format(r"\d{1,18}")
         if name in facts and not (isinstance(facts[name], str) and re.fullmatch(pattern, facts[name], re.ASCII)):
@@ -338,7 +344,7 @@ def check_slice(contents: Contents, found: Slice, digest: str | None, path: str)
 
 def slice_damages(contents: Contents, database: sqlite3.Connection, first: int = 0) -> Iterator[Damaged]:
     """What is wrong with the passages from row `first` of their file on, and with their records."""
-    if contents.version < FORMAT:
+    if contents.version < WITH_PASSAGES:
         return
     select = "SELECT p.row, p.first, p.count, p.unit, p.sum, e.hash, e.path FROM passages p LEFT JOIN entries e"
     records = database.execute(f"{select} ON e.row = p.row WHERE p.first >= ? ORDER BY p.first, p.count", (first,))
@@ -354,9 +360,14 @@ def slice_damages(contents: Contents, database: sqlite3.Connection, first: int =
             yield damage
 
 
+def passage_type(facts: dict[str, Any]) -> np.dtype:
+    """The type of the rows of passages in an index with these facts."""
+    return row_type(facts.get("hidden", 0), facts.get("melody", 0))
+
+
 def map_passages(folder: Path, facts: dict[str, Any]) -> np.ndarray:
     """A map (rows,) of the passages. Raises Damaged where the file is missing or too short."""
-    kind, count = row_type(facts.get("hidden", 0)), facts.get("passage_rows", 0)
+    kind, count = passage_type(facts), facts.get("passage_rows", 0)
     if not count:
         return np.zeros(0, kind)
     path = folder / facts["passages"]

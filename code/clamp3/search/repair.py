@@ -36,6 +36,7 @@ from clamp3.search.integrity import (
     map_passages,
     nearest_problem,
     note_verified,
+    passage_type,
     read_contents,
     read_facts,
     read_slices,
@@ -43,7 +44,7 @@ from clamp3.search.integrity import (
     stored_path,
     write_database,
 )
-from clamp3.search.passages import Slice, row_type
+from clamp3.search.passages import Slice
 from clamp3.search.store import is_index, missing_index
 
 PAGE = 4096  # bytes of the database's first page, which says where its tables are
@@ -153,7 +154,7 @@ def _whole_slices(
 
 def _whole_passages(folder: Path, facts: dict[str, Any]) -> np.ndarray:
     """The passages that are there, all or fewer; `facts` is changed to what they allow."""
-    path, width = folder / facts.get("passages", ""), row_type(facts.get("hidden", 0)).itemsize
+    path, width = folder / facts.get("passages", ""), passage_type(facts).itemsize
     there = path.stat().st_size // width if "passages" in facts and path.is_file() else 0
     facts["passage_rows"] = min(facts.get("passage_rows", 0), there)
     if not facts["passage_rows"]:

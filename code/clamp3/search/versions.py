@@ -1,8 +1,8 @@
 """Which melodies are versions of one another, in any key: by figures of notes that few others have.
 
-A figure is a run of FIGURE steps from note to note, in semitones, where a note that is repeated counts once. Melodies
-that share many figures, moved by one interval, are the same music. So it matters neither in what key, metre and rhythm
-they are, nor how often parts are repeated, nor that notes differ here and there.
+A figure here has FIGURE steps (see `inputs.melodies`). Melodies that share many, moved by one interval, are the same
+music. So it matters neither in what key, metre and rhythm they are, nor how often parts are repeated, nor that notes
+differ here and there.
 """
 
 from collections.abc import Sequence
@@ -12,24 +12,8 @@ import numpy as np
 FIGURE = 7  # steps
 SHARED = 0.15  # of the figures of both melodies, by weight: two that share more are the same music
 LENGTHS = 0.5  # of the longer melody's figures, that the shorter has at least: a medley is not each of its tunes
-FEWEST = 4  # steps of a melody, under which nothing is known of it
 NEIGHBOURS = 50  # melodies with a common figure that each is compared with, in the order of their places
-WIDEST = 24  # semitones of a step; wider ones count as this
 INTERVALS = 512  # between the beginnings of two figures, from half of it below to half of it above
-
-
-def figures(pitches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The figures of a melody of `pitches` (n,), each once: numbers (m,) uint64, and their first pitches (m,)."""
-    heights = pitches[np.append(True, pitches[1:] != pitches[:-1])].astype(np.int64) if len(pitches) else pitches
-    steps = np.diff(heights).clip(-WIDEST, WIDEST) + WIDEST + 1
-    if len(steps) < FEWEST:
-        return np.zeros(0, np.uint64), np.zeros(0, np.int64)
-    size = min(FIGURE, len(steps))
-    runs = np.lib.stride_tricks.sliding_window_view(steps, size).astype(np.uint64)
-    numbers, places = np.unique(
-        runs @ (np.uint64(2 * WIDEST + 2) ** np.arange(size, dtype=np.uint64)), return_index=True
-    )
-    return numbers, heights[places]
 
 
 def same_music(melodies: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

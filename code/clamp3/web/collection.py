@@ -232,15 +232,17 @@ class Collection:
 
     # ---------- search ----------
 
-    def search(self, query: np.ndarray | str, terms: Terms) -> list[dict]:
+    def search(self, query: np.ndarray | str, terms: Terms, melody: np.ndarray | None = None) -> list[dict]:
         """The files closest to a feature (hidden,), or to a file of the collection, by its id: records.
+
+        `melody` is the fingerprint of the query's melody, by which passages are found too.
 
         They are those of `search_index`, with an id, and of whole files a percentile; "passage" is there where the
         collection has passages. Files that are asked with, and copies of them, are not found. Raises NotReady,
         Unknown, ValueError for terms that cannot be met, and UserError as `Index.search` does.
         """
         self.check_ready()
-        return self._thread.submit(self._search, query, terms).result()
+        return self._thread.submit(self._search, query, terms, melody).result()
 
     def parts(self, query: np.ndarray | str, terms: Terms, source: str | Path = "") -> list[Part]:
         """What is asked, part by part; `source` is what `query` is the feature of.
@@ -267,9 +269,13 @@ class Collection:
                 raise Unknown("this file has left the collection")
             return Part(weight, np.array(self._index.features[entries[0].row]), path, self.name_of(path), entries[0])
 
-    def _search(self, query: np.ndarray | str, terms: Terms) -> list[dict]:
+    def _search(self, query: np.ndarray | str, terms: Terms, melody: np.ndarray | None) -> list[dict]:
         self._check(terms)
         parts = self._parts(query, terms)
+        if parts[0].entry:
+            melody = self._index.melody_of(parts[0].entry)
+        if len(parts) > 1:
+            melody = None
         first, *others = (part.unit for part in parts)
         try:
             feature = combined_query(first, others[: len(terms.also)], others[len(terms.also) :])
@@ -278,7 +284,7 @@ class Collection:
         hashes = {part.entry.hash for part in parts if part.entry}
         same = {entry.path for one in hashes for entry in self._index.entries("hash = ?", (one,))}
         try:
-            found = self._found(feature, replace(terms, k=terms.k + len(same)))
+            found = self._found(feature, replace(terms, k=terms.k + len(same)), melody)
         except UserError:
             self._look_through()  # a column that is asked for may have left the index
             self._check(terms)
@@ -293,8 +299,8 @@ class Collection:
         }
         asked = {"query": parts[0].name, **names} if parts[0].name else names
         return [
-            {"rank": rank, **asked, **self._record(entry, cosine, span, weights, everyone)}
-            for rank, (cosine, entry, span) in enumerate(found, 1)
+            {"rank": rank, **asked, **self._record(entry, cosine, span, melodic, weights, everyone)}
+            for rank, (cosine, entry, span, melodic) in enumerate(found, 1)
         ]
 
     def _check(self, terms: Terms) -> None:
@@ -318,17 +324,26 @@ class Collection:
                 except UserError as error:
                     raise ValueError(str(error)) from None
 
-    def _found(self, feature: np.ndarray, terms: Terms) -> list[tuple[float, Entry, Span | None]]:
+    def _found(
+        self, feature: np.ndarray, terms: Terms, melody: np.ndarray | None
+    ) -> list[tuple[float, Entry, Span | None, float | None]]:
         """The closest files, with their closest passages where there are any."""
         index = self._index
         if terms.by_passage:
-            return index.search(feature, terms.k, passages=True, per_file=1, only=terms.only)
+            found = index.search(feature, terms.k, passages=True, per_file=1, only=terms.only, melody=melody)
+            return [(*one[:3], one[3] if one[3:] else None) for one in found]
         found = index.search(feature, terms.k, only=terms.only)
-        spans = index.closest_passages_of(feature, [entry for _, entry in found])
-        return [(cosine, entry, spans.get(entry.path)) for cosine, entry in found]
+        spans = index.closest_passages_of(feature, [entry for _, entry in found], melody)
+        return [(cosine, entry, spans.get(entry.path), None) for cosine, entry in found]
 
     def _record(
-        self, entry: Entry, cosine: float, span: Span | None, weights: str, others: np.ndarray | None
+        self,
+        entry: Entry,
+        cosine: float,
+        span: Span | None,
+        melodic: float | None,
+        weights: str,
+        others: np.ndarray | None,
     ) -> dict[str, Any]:
         """`others`: cosines of the collection with the query, in order; None where they do not compare."""
         self._paths[id_of(entry.path)] = entry.path
@@ -338,6 +353,7 @@ class Collection:
             rank = {"percentile": round(100 * float(below) / max(len(others) - 1, 1), 1)}
         return {
             "cosine": cosine,
+            **({} if melodic is None else {"melody": melodic}),
             **rank,
             "file": self.name_of(entry.path),
             **({"passage": span.as_json()} if span else {}),

@@ -152,8 +152,8 @@ class Service:
             return None
         return await self.workshop.run(partial(caption_upload, self.captioner, file.filename, file.file))
 
-    async def search(self, query: np.ndarray | str, terms: Terms) -> list[dict]:
-        return await run_in_threadpool(self.collection.search, query, terms)
+    async def search(self, query: np.ndarray | str, terms: Terms, melody: np.ndarray | None = None) -> list[dict]:
+        return await run_in_threadpool(self.collection.search, query, terms, melody)
 
     async def explain(
         self, query: np.ndarray | str, terms: Terms, source: str | Path, identity: str, count: int
@@ -316,8 +316,9 @@ def add_search(app: FastAPI, service: Service) -> None:
             if (caption := await service.caption_of(file)) is not None:
                 records = await service.search((await service.embed_text(caption))[0], terms)
                 return [{"query": name, "caption": caption, **record} for record in records]
-            made = await service.workshop.run(partial(embed_upload, collection.embedder, file.filename, file.file))
-        records = await service.search(made.feature, terms)
+            upload = file.filename, file.file, True
+            made = await service.workshop.run(partial(embed_upload, collection.embedder, *upload))
+        records = await service.search(made.feature, terms, made.melody)
         return [{"query": name, "remarks": made.remarks, **record} for record in records]
 
     @app.get("/explain")

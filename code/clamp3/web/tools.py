@@ -12,6 +12,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 
 from clamp3 import __version__
 from clamp3.features.cache import embed_files_once
+from clamp3.features.passages import melody_of
 from clamp3.search.collection import existing_path, load_query
 from clamp3.search.filters import Filter
 from clamp3.web.collection import MOST_FOUND, Collection, Modality, Terms
@@ -91,7 +92,9 @@ def _search(
     if modality not in (None, *get_args(Modality)):
         raise ValueError('modality must be "symbolic", "audio" or "text"')
     feature = load_query(query, lambda: collection.embedder).features[0]
-    found = collection.search(feature, Terms(*others, Filter(modality, kind, where), k=top_k))
+    path = existing_path(query)
+    melody = melody_of(collection.embedder, path) if path else None
+    found = collection.search(feature, Terms(*others, Filter(modality, kind, where), k=top_k), melody)
     return [{"query": query, **record} for record in found]
 
 

@@ -15,6 +15,7 @@ from clamp3.errors import UserError
 from clamp3.features.cache import embed_files_once
 from clamp3.features.captions import caption_of
 from clamp3.features.embedder import Embedder
+from clamp3.features.passages import melody_of
 from clamp3.features.reading import in_thread
 from clamp3.formats.registry import extensions
 from clamp3.io.reports import describe_error, printable
@@ -71,6 +72,7 @@ class Embedded:
     feature: np.ndarray
     modality: str
     remarks: list[str]
+    melody: np.ndarray | None = None  # its fingerprint
 
 
 def shown_name(name: str | None) -> str:
@@ -111,13 +113,15 @@ def caption_upload(captioner: str, name: str | None, content: BinaryIO) -> str:
             raise ValueError(str(error).replace(str(path), "the picture")) from None
 
 
-def embed_upload(embedder: Embedder, name: str | None, content: BinaryIO) -> Embedded:
-    """The feature of an uploaded file, of the kind that the extension of its `name` tells.
+def embed_upload(embedder: Embedder, name: str | None, content: BinaryIO, with_melody: bool = False) -> Embedded:
+    """The feature of an uploaded file, of the kind that the extension of its `name` tells, and its melody if wanted.
 
     Raises ValueError with the reason where it has no feature.
     """
     with kept_upload(name, content) as path:
-        return embed_kept(embedder, path)
+        made = embed_kept(embedder, path)
+        made.melody = melody_of(embedder, path) if with_melody else None
+        return made
 
 
 def embed_kept(embedder: Embedder, path: Path) -> Embedded:

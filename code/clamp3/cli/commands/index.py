@@ -99,6 +99,9 @@ def parse() -> Namespace:
     searching.add_argument("index", help="folder of the index; it may come first, too")
     add_search_options(searching)
     searching.add_argument("--passages", action="store_true", help="find bars, seconds and lines, not only files")
+    searching.add_argument(
+        "--no_melody", action="store_true", help="rank passages by features alone where QUERY is notes too"
+    )
     searching.add_argument("--per_file", type=positive, help="how many passages of a file to show at most")
     how = searching.add_mutually_exclusive_group()
     how.add_argument("--exact", dest="approximate", action="store_const", const=False, help="look at all of them")
@@ -226,6 +229,7 @@ def search(args: Namespace) -> int:
         *(Index(folder), question_of(args), load_embedder, feature_cache(args), args.approximate),
         passages=args.passages or args.per_file is not None,
         per_file=args.per_file,
+        by_melody=not args.no_melody,
     )
     give_answers(args, found)
     return 0

@@ -188,6 +188,7 @@ function add(record, wanted) {
   const view = part("view");
   names.set(record.id, shortened(record.file));
   const facts = [`similarity ${record.cosine.toFixed(3)}`];
+  if (record.melody) facts.push(`melody ${record.melody.toFixed(3)}`);
   if (record.percentile !== undefined) facts.push(`closer than ${record.percentile} % of the collection`);
   facts.push(KINDS[record.kind || record.modality]);
   for (const [name, value] of Object.entries(record.metadata)) facts.push(`${name}: ${value}`);
