@@ -17,8 +17,8 @@ from captioners import WORDS, make_blip, save_image_processor, save_words, talka
 from clamp3.cli.commands import index as clamp3_index
 from clamp3.cli.commands import search as clamp3_search
 from clamp3.errors import UserError
-from clamp3.features import captions
-from clamp3.features.captions import caption_of, read_picture
+from clamp3.formats import captions
+from clamp3.formats.captions import caption_of, read_picture
 from clamp3.web.collection import DEMO
 from conftest import ROOT, run_forked
 
@@ -135,10 +135,10 @@ def test_what_cannot_be_captioned_is_said_in_one_line(blip, picture, music, tmp_
     whole = picture.read_bytes()
     for name, content in (("cut.jpg", whole[: len(whole) // 2]), ("no.png", b"MZ"), ("empty.webp", b"")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=f"{name} cannot be read as a picture: "):
+        with pytest.raises(ValueError, match="^cannot be read as a picture: "):
             caption_of(tmp_path / name, blip)
     monkeypatch.setattr(captions, "MOST_MEGABYTES", 0)
-    with pytest.raises(UserError, match="over 0 MB"):
+    with pytest.raises(ValueError, match="over 0 MB"):
         caption_of(picture, blip)
     monkeypatch.undo()
     for query, options, message in (
@@ -150,6 +150,35 @@ def test_what_cannot_be_captioned_is_said_in_one_line(blip, picture, music, tmp_
         with pytest.raises(UserError, match=message) as raised:
             answer(monkeypatch, clamp3_search, query, music, *options, *TINY)
         assert len(str(raised.value).splitlines()) == 1
+
+
+def test_pictures_in_folders_are_texts_where_that_is_asked_for(blip, music, tmp_path):
+    """By the commands that take raw files: the cover has the feature of its caption, and a broken one is named."""
+    (music / "broken.jpg").write_bytes(b"no picture")
+    caption = caption_of(music / "cover.png", blip)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "caption.txt").write_text(caption)
+    pictures = ("--pictures", blip)
+    done = run_forked("clamp3_embd.py", music, tmp_path / "out", "--get_global", *pictures, *TINY, check=1)
+    assert f"put into words (all of them in {tmp_path / 'out'}" in done.stdout
+    assert f"cover.png  a picture, in the words of {blip}: {caption}" in done.stdout
+    assert "broken.jpg  cannot be read as a picture: " in done.stdout and "damaged" not in done.stdout
+    run_forked("clamp3_embd.py", tmp_path / "in", tmp_path / "words", "--get_global", *TINY)
+    feature = np.load(tmp_path / "out" / "cover.npy")
+    np.testing.assert_allclose(feature, np.load(tmp_path / "words" / "caption.npy"), atol=1e-6)
+    (music / "broken.jpg").unlink()
+    index = tmp_path / "index"
+    run_forked("clamp3_index.py", "build", index, music, "--passages", *pictures, *TINY)
+    for command in (
+        *(("clamp3_search.py", caption, music, *pictures), ("clamp3_index.py", "search", caption, index)),
+        ("clamp3_index.py", "search", caption, index, "--passages"),
+    ):
+        run_forked(*command, "--json", tmp_path / "found.jsonl", *TINY)
+        found = lines(tmp_path / "found.jsonl")
+        assert Path(found[0]["file"]).name == "cover.png" and found[0]["cosine"] == pytest.approx(1, abs=2e-3)
+    run_forked("clamp3_index.py", "add", index, music, *TINY)  # without it, what is there stays
+    done = run_forked("clamp3_index.py", "info", index, "--list")
+    assert "cover.png" in done.stdout
 
 
 def test_without_pillow_or_the_hub_it_says_what_to_do(picture, music, monkeypatch):

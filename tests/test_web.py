@@ -27,9 +27,9 @@ from starlette.testclient import TestClient  # noqa: E402
 
 from captioners import make_blip  # noqa: E402
 from clamp3.features.cache import FeatureCache  # noqa: E402
-from clamp3.features.captions import caption_of  # noqa: E402
 from clamp3.features.embedder import Embedder  # noqa: E402
 from clamp3.formats.abc import interleave, read_abc  # noqa: E402
+from clamp3.formats.captions import caption_of  # noqa: E402
 from clamp3.formats.midi import midi_to_mtf  # noqa: E402
 from clamp3.formats.musicxml import musicxml_to_abc  # noqa: E402
 from clamp3.inputs.passages import bars_of, spelled  # noqa: E402

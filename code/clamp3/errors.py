@@ -24,6 +24,7 @@ Note = Callable[[str], None]
 # patch. Summaries count them.
 WAS_STANDARD = "standard ABC, which was interleaved first"
 LONG_BARS = "bars longer than the"
+IN_WORDS = "a picture, in the words of"  # how the remark begins that has the caption of one
 
 
 NO_MEMORY = re.compile(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clamp3.cli.output import print_line
 from clamp3.errors import UserError
-from clamp3.features.captions import CAPTIONER, PICTURES, caption_of, is_picture
+from clamp3.formats.captions import CAPTIONER, PICTURES, caption_of, is_picture
 
 
 def add_captioner_option(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +16,26 @@ def add_captioner_option(parser: argparse.ArgumentParser) -> None:
         help=f"what puts a picture ({' '.join(PICTURES)}) into words: a folder, or a name on the hub; by default "
         f"{CAPTIONER}",
     )
+
+
+def add_pictures_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--pictures",
+        metavar="NAME_OR_FOLDER",
+        help=f"take pictures ({' '.join(PICTURES)}) in folders too, in the words of a captioner: a folder, or a name "
+        f"on the hub, such as {CAPTIONER}",
+    )
+
+
+def take_pictures_for(args: argparse.Namespace) -> None:
+    """Have pictures read in this process, if the option of `add_pictures_option` asks for that."""
+    if captioner := getattr(args, "pictures", None):
+        from transformers.utils import logging
+
+        from clamp3.formats.registry import take_pictures
+
+        logging.set_verbosity_error()  # of what it would rather have installed
+        take_pictures(captioner)
 
 
 def captions_of(queries: Sequence[str], captioner: str | None) -> dict[str, str]:
@@ -32,8 +52,15 @@ def captions_of(queries: Sequence[str], captioner: str | None) -> dict[str, str]
             raise UserError(f"there is no file {picture}; a search takes a text of this name by --text")
         from transformers.utils import logging
 
+        from clamp3.io.reports import describe_error
+
         logging.set_verbosity_error()  # of what it would rather have installed
-        caption = caption_of(Path(picture), captioner or CAPTIONER)
+        try:
+            caption = caption_of(Path(picture), captioner or CAPTIONER)
+        except UserError:
+            raise
+        except (ValueError, OSError) as error:
+            raise UserError(f"{picture} {describe_error(error)}") from None
         print_line(f"{picture} shows, in the words of {captioner or CAPTIONER}: {caption}")
         # With a full stop it is a text, whatever files there are.
         captions[picture] = f"{caption}." if Path(caption).exists() else caption

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from clamp3.cli.captions import take_pictures_for
 from clamp3.cli.options import worker_processes
 from clamp3.cli.output import print_line
 from clamp3.cli.settings import Knobs, configured_path, load_knobs
@@ -109,6 +110,7 @@ def embedder_loader(
     `asked` are indexes and folders of features, maybe, that the Embedder's features are to be compared with.
     """
     knobs = load_knobs()
+    take_pictures_for(args)
 
     @cache
     def load() -> Embedder:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clamp3.cli.captions import add_pictures_option
 from clamp3.cli.names import as_called
 from clamp3.cli.output import print_collection
 from clamp3.errors import OneProcessError, UserError, is_out_of_memory
@@ -184,6 +185,7 @@ def answers_parser(
         parser.add_argument(name, type=str if name == "query" else Path, help=meaning)
     add_json_option(parser)
     add_embedding_options(parser)
+    add_pictures_option(parser)
     return parser
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from clamp3.cli.names import as_called
-from clamp3.errors import WAS_STANDARD, UserError
+from clamp3.errors import IN_WORDS, WAS_STANDARD, UserError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -104,6 +104,13 @@ def print_issues(title: str, issues: "Sequence[FileIssue]", most: int | None = S
         print(f"  … and {len(issues) - len(shown)} more")
 
 
+def print_remarks(issues: "Sequence[FileIssue]", where: str = "") -> None:
+    """Print what there is to say of files that were read; `where` else it stands."""
+    pictures = [issue for issue in issues if issue.reason.startswith(IN_WORDS)]
+    print_issues(f"put into words{where}", pictures)
+    print_issues(f"damaged, but read{where}", [issue for issue in issues if issue not in pictures])
+
+
 def print_report(report: "Report") -> int:
     """Print what a run over a folder has done; returns the exit code."""
     failed = len(report.failures)
@@ -118,7 +125,7 @@ def print_report(report: "Report") -> int:
     damaged = [issue for issue in report.warnings if issue.reason != WAS_STANDARD]
     if standard := len(report.warnings) - len(damaged):
         print_line(f"{standard} file{'s were' if standard > 1 else ' was'} standard ABC and interleaved first")
-    print_issues(f"damaged, but read (all of them in {report.output_dir / report.warnings_file})", damaged)
+    print_remarks(damaged, f" (all of them in {report.output_dir / report.warnings_file})")
     print_issues(f"failed (all of them in {report.output_dir / report.failures_file})", report.failures)
     if report.stopped:
         print_line(f"stopped: {report.stopped}")
@@ -155,7 +162,7 @@ def print_collection(collection: "Collection") -> None:
         f"{len(collection.failures)} files failed{others}"
     )
     print_issues("neither files nor folders", collection.skipped)
-    print_issues("damaged, but read", collection.repairs)
+    print_remarks(collection.repairs)
     print_issues("failed", collection.failures)
 
 
@@ -170,7 +177,7 @@ def print_changes(changes: "Changes", index: Path) -> None:
         remedy = as_called(f"clamp3_index.py remove {quoted(index)} --missing")
         print_line(f"{changes.missing} files of the index are no longer there; {remedy} forgets them")
     print_issues("neither files nor folders", changes.skipped)
-    print_issues("damaged, but read", changes.repairs)
+    print_remarks(changes.repairs)
     print_issues("failed", changes.failures)
 
 

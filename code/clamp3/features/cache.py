@@ -21,7 +21,7 @@ import numpy as np
 
 from clamp3.features.embedder import Embedder
 from clamp3.features.reading import Item, is_sound
-from clamp3.formats.registry import format_of
+from clamp3.formats.registry import PICTURE, format_of
 from clamp3.inputs.tokenizer import tokenizer_identity
 from clamp3.io.files import NO_HOME, content_hash, user_cache
 from clamp3.modalities import TEXT
@@ -310,6 +310,8 @@ class CacheKeys:
 
     def _parts(self, path: Path) -> list[str] | None:
         embedder, known = self.embedder, format_of(path)
+        if known and known.name == PICTURE:  # what it is in words depends on a network that may change
+            return None
         parts = [path.suffix.lower(), embedder.identity, embedder.precision]
         if known and known.modality == TEXT.name:
             parts.append(self._tokenizer_identity)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clamp3.errors import Note
+from clamp3.errors import IN_WORDS, Note
 from clamp3.io.files import load_array, read_text
 
 
@@ -99,7 +99,22 @@ SOUND = Format(
     decode=_decode_sound,
 )
 SCORES = (MUSICXML, HUMDRUM, MEI, MUSESCORE)
-FORMATS = (TEXT, *SCORES, ABC, MTF, MIDI, FRAMES, SOUND)
+FORMATS: tuple[Format, ...] = (TEXT, *SCORES, ABC, MTF, MIDI, FRAMES, SOUND)
+PICTURE = "picture"  # the name of the format that `take_pictures` adds
+
+
+def take_pictures(captioner: str) -> None:
+    """From now on, have this process read pictures too: as texts, their captions in the words of `captioner`."""
+    from clamp3.formats.captions import PICTURES, caption_of
+
+    def read_picture(path: Path, note: Note) -> str:
+        caption = caption_of(path, captioner)
+        note(f"{IN_WORDS} {captioner}: {caption}")
+        return caption
+
+    global FORMATS
+    others = (known for known in FORMATS if known.name != PICTURE)
+    FORMATS = (*others, Format(PICTURE, tuple(PICTURES), "text", read_picture))
 
 
 def format_of(path: Path) -> Format | None:

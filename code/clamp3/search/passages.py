@@ -19,6 +19,7 @@ from clamp3.search.ranking import normalized, spans
 
 BLOCK = 2048  # rows that are scored at once, by each thread: as floats they stay in its cache
 POOL = 5000  # passages that a calibration looks at, of those closest without it
+FEW = 0.1  # of all rows, that are better copied than all looked at
 MARGIN = 1e-3  # by which rounding may raise a cosine above 1
 LOW = 9.0  # below any sum of two cosines
 MOST = 127  # of a number in a row
@@ -195,6 +196,8 @@ def _promising_cosines(
     if len(best) <= k:
         return cosines(query, rows)
     others = np.flatnonzero((melodic > np.partition(best, -k)[-k] - 1 - MARGIN) & np.isinf(found))
+    if len(others) > FEW * len(rows):
+        return cosines(query, rows)
     found[others] = cosines(query, rows[others])
     return found
 

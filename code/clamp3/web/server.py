@@ -19,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from clamp3 import __version__
 from clamp3.errors import UserError
-from clamp3.features.captions import is_picture
+from clamp3.formats.captions import is_picture
 from clamp3.formats.registry import extensions, format_of
 from clamp3.modalities import TEXT
 from clamp3.search.filters import Filter

@@ -13,10 +13,10 @@ import numpy as np
 
 from clamp3.errors import UserError
 from clamp3.features.cache import embed_files_once
-from clamp3.features.captions import caption_of
 from clamp3.features.embedder import Embedder
 from clamp3.features.passages import melody_of
 from clamp3.features.reading import in_thread
+from clamp3.formats.captions import caption_of
 from clamp3.formats.registry import extensions
 from clamp3.io.reports import describe_error, printable
 from clamp3.search.collection import ready_feature
@@ -110,7 +110,9 @@ def caption_upload(captioner: str, name: str | None, content: BinaryIO) -> str:
         try:
             return caption_of(path, captioner)
         except UserError as error:
-            raise ValueError(str(error).replace(str(path), "the picture")) from None
+            raise ValueError(str(error)) from None
+        except (ValueError, OSError) as error:
+            raise ValueError(f"the picture {describe_error(error)}") from None
 
 
 def embed_upload(embedder: Embedder, name: str | None, content: BinaryIO, with_melody: bool = False) -> Embedded:

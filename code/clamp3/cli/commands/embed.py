@@ -17,6 +17,7 @@ and are listed in OUTPUT_DIR/warnings.jsonl. Weights and sizes are set in config
 downloaded.
 """
 
+from clamp3.cli.captions import add_pictures_option, take_pictures_for
 from clamp3.cli.options import (
     add_cache_options,
     add_model_options,
@@ -34,6 +35,7 @@ def main() -> int:
     add_raw_options(parser)
     add_cache_options(parser)
     add_shard_option(parser)
+    add_pictures_option(parser)
     parser.add_argument("--get_global", action="store_true", help="one vector a file: what retrieval needs")
     args = parser.parse_args()
 
@@ -45,6 +47,7 @@ def main() -> int:
     from clamp3.formats.registry import extensions
 
     state, cache = start(args.device, args.threads), feature_cache(args)
+    take_pictures_for(args)
     report = extract(
         embedder_loader(args, state.device, tell=state.is_main_process),
         args.input_dir,

@@ -39,6 +39,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clamp3.cli.captions import add_pictures_option, take_pictures_for
 from clamp3.cli.duplicates import add_duplicates_options
 from clamp3.cli.names import as_called
 from clamp3.cli.options import (
@@ -87,6 +88,7 @@ def parse() -> Namespace:
             "--passages", action="store_true", help="index bars, seconds and lines too; see docs/search.md"
         )
         add_embedding_options(adding)
+        add_pictures_option(adding)
     removing = command("remove", "forget files")
     removing.add_argument("paths", type=Path, nargs="*", help="files or folders")
     removing.add_argument("--missing", action="store_true", help="all files that are no longer there")
@@ -126,6 +128,7 @@ def build(args: Namespace) -> int:
     from clamp3.search.index import Index, is_index
     from clamp3.search.indexing import check_indexable
 
+    take_pictures_for(args)
     check_indexable(args.folder, args.index)
     if not is_index(args.index):
         Index.create(args.index).close()

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from clamp3.cli.captions import add_pictures_option
 from clamp3.cli.options import (
     FOLDER,
     add_embedding_options,
@@ -64,6 +65,7 @@ def main() -> int:
     )
     add_json_option(parser)
     add_embedding_options(parser)
+    add_pictures_option(parser)
     args = parser.parse_args()
     if args.output.name in ("", ".."):
         parser.error(f"--output is what the files are called, such as map, and {args.output} is a folder")

@@ -1,4 +1,4 @@
-"""Pictures as queries: a network of transformers says in words what one shows, which then is a text like any other."""
+"""Pictures: a network of transformers says in words what one shows, which then is a text like any other."""
 
 import os
 from contextlib import closing
@@ -26,7 +26,8 @@ def caption_of(path: Path, captioner: str | Path = CAPTIONER) -> str:
     """What a picture shows, in the words of `captioner`: an image-to-text model of transformers, on a CPU.
 
     `captioner` is a folder or a name on the hub, from which it is downloaded unless it is in the hub's cache. Raises
-    UserError where the picture or the model cannot be read, and where Pillow is missing.
+    ValueError and OSError where the picture cannot be read or has no caption, UserError where the model cannot be read
+    or Pillow is missing.
     """
     picture = read_picture(path)
     images, words, model = load_captioner(captioner)
@@ -38,16 +39,14 @@ def caption_of(path: Path, captioner: str | Path = CAPTIONER) -> str:
             tokens = model.generate(pixel_values=pixels, max_new_tokens=MOST_TOKENS, do_sample=False)
         caption = " ".join(words.decode(tokens[0], skip_special_tokens=True).split())
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
-        raise UserError(
-            f"{captioner} gives {path} no caption ({type(error).__name__}: {_first_line(error)})"
-        ) from None
+        raise ValueError(f"{captioner} gives it no caption ({type(error).__name__}: {_first_line(error)})") from None
     if not any(map(str.isalnum, caption)):
-        raise UserError(f"{captioner} has no words for {path}")
+        raise ValueError(f"{captioner} has no words for it")
     return caption
 
 
 def read_picture(path: Path) -> "Image":
-    """The picture as it is meant to be seen: upright, without transparency, RGB. Raises UserError as `caption_of`."""
+    """The picture as it is meant to be seen: upright, without transparency, RGB. Raises as `caption_of`."""
     try:
         from PIL import Image, ImageOps
     except ImportError:
@@ -58,7 +57,7 @@ def read_picture(path: Path) -> "Image":
         with closing(Image.open(path, formats=sorted(set(PICTURES.values())))) as opened:
             picture = ImageOps.exif_transpose(opened).convert("RGBA")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as a picture: {_first_line(error)}") from None
+        raise ValueError(f"cannot be read as a picture: {_first_line(error).replace(str(path), path.name)}") from None
     white = Image.new("RGBA", picture.size, "white")
     return Image.alpha_composite(white, picture).convert("RGB")
 
