@@ -16,6 +16,7 @@ from test_api import MTF
 
 pytest.importorskip("music21")  # which the oldest set of libraries lacks
 from corpus import folk_tunes  # noqa: E402
+from notes import read_melody, to_mtf  # noqa: E402
 
 JOBS = ROOT / "examples" / "jobs"
 pytestmark = pytest.mark.filterwarnings("ignore::clamp3.errors.RepairWarning")
@@ -160,6 +161,30 @@ def test_pandas(tiny, paths):
     assert list(found.columns[:4]) == ["path", "id", "error", "clamp3_0"] and found.index.equals(table.index)
     np.testing.assert_allclose(found.iloc[:-1, 3:], tiny.embed_files(paths[:-1], normalize=True), atol=1e-5)
     assert found.iloc[-1, 3:].isna().all() and found["error"].iloc[-1] == "no notes"
+
+
+def test_symurbench(tiny, tunes, tmp_path):
+    """Its own tasks over folk tunes in MIDI: retrieval, and classification by LightAutoML."""
+    pandas, benchmark = pytest.importorskip("pandas"), pytest.importorskip("symurbench.benchmark")
+    tasks, pieces = pytest.importorskip("symurbench.tasks"), tunes * 2
+    for number, tune in enumerate(pieces):
+        (tmp_path / f"{number}.mid").write_bytes(mtf_to_midi(to_mtf(read_melody(tune.abc))))
+    names = [f"{number}.mid" for number in range(len(pieces))]
+    half = len(tunes)
+    pandas.DataFrame({"midi_score": names[:half], "midi_performance": names[half:]}).to_csv(tmp_path / "pairs.csv")
+    labels = [("jig", "reel", "air").index(tune.rhythm) for tune in pieces]
+    pandas.DataFrame({"midi_file": names, "target": labels}).to_csv(tmp_path / "labels.csv")
+    asked = [
+        getattr(tasks, name).pass_args(str(tmp_path / file), str(tmp_path))
+        for name, file in (("ScorePerformanceRetrievalASAP", "pairs.csv"), ("GenreClassificationMMD", "labels.csv"))
+    ]
+    extractor = import_module("symurbench_features").Features(tiny)
+    one = extractor.extract_features_from_file(str(tmp_path / "3.mid"))
+    np.testing.assert_allclose(one, tiny.embed_files([tmp_path / "3.mid"])[0], atol=1e-6)
+    found = benchmark.Benchmark([extractor], asked)
+    found.run_all_tasks()
+    retrieval, classes = (found.get_result_dict()[task.name]["CLaMP 3"] for task in asked)
+    assert retrieval["R@1_sp"] == retrieval["R@1_ps"] == 100 and min(classes.values()) > 0.9, (retrieval, classes)
 
 
 def test_frechet(tiny, tunes):
