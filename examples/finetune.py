@@ -66,9 +66,9 @@ def describe(abc: str, title: str) -> str:
     fields = dict(re.findall(r"^([MK]):(\S+)", abc, re.MULTILINE))
     bars = [line for line in abc.split("\n") if line.startswith("[V:1]")]
     voices = len(re.findall(r"^V:", abc, re.MULTILINE))
-    phrases = "".join(bars).count("!fermata!")
+    phrases = sum(bar.partition("[V:2]")[0].count("!fermata!") for bar in bars)
     parts = [f"{title}. Chorale in {fields['M']} in {read_key(fields['K'], False)}", f"{number(voices)} voices"]
-    parts += [f"{number(phrases)} phrases"] * (phrases > 0) + [f"{len(bars)} bars"]
+    parts += [f"{number(phrases)} phrases"] * (phrases > 1) + [f"{len(bars)} bars"]
     return ", ".join(parts) + ". Johann Sebastian Bach."
 
 

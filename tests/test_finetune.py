@@ -379,7 +379,16 @@ def keep_batches(trainer) -> list[list[str]]:
     return batches
 
 
-# ---------- the documentation ----------
+# ---------- the demo, and the documentation ----------
+
+
+def test_a_chorale_has_the_phrases_of_its_first_voice_not_those_of_all():
+    from finetune import describe
+
+    bars = ["FG|[V:2]D2|", "!fermata!B4|[V:2]!fermata!D4|", "A4|[V:2]D4|", "!fermata!B4|]|[V:2]!fermata!D4|]|"]
+    abc = "M:4/4\nK:Bmin\nV:1\nV:2\n" + "".join(f"[V:1]{bar}\n" for bar in bars)
+    wanted = "Chorale in 4/4 in B minor, two voices, two phrases, 4 bars. Johann Sebastian Bach."
+    assert describe(abc, "Title") == f"Title. {wanted}"
 
 
 def test_the_commands_of_the_page_run(tmp_path, monkeypatch):
