@@ -59,9 +59,9 @@ def lines_of_code(path: Path) -> int:
     return sum(bool(line) and not line.startswith("#") for line in lines)
 
 
-def test_there_are_ten_of_fifteen_lines_at_most():
+def test_there_are_eleven_of_fifteen_lines_at_most():
     lengths = {path.name: lines_of_code(path) for path in JOBS.glob("*.py")}
-    assert len(lengths) == 10 and max(lengths.values()) <= 15, lengths
+    assert len(lengths) == 11 and max(lengths.values()) <= 15, lengths
 
 
 def test_sidecar(tiny, paths):
