@@ -5,9 +5,13 @@ of references, not with their product.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
 import numpy as np
+
+from clamp3.io.workers import own_cores
+from clamp3.search.screening import ROWS, Screen
 
 QUERIES, REFERENCES = 1024, 8192  # in a block of similarities: 32 MB
 # Cosines closer than this are ties: rounding errors depend on where a row lies in its block.
@@ -47,7 +51,8 @@ def top_k_of_unit(
     indices, cosines = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
     for rows in spans(len(queries), QUERIES):
         best = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries[rows])
-        for block in spans(len(references), REFERENCES) if k else ():
+        size = REFERENCES * max(1, QUERIES // len(queries[rows]))  # the fewer queries, the longer their products
+        for block in spans(len(references), size) if k else ():
             scores = queries[rows] @ references[block].T  # (rows, block)
             if allowed is not None:
                 scores[:, ~allowed[block]] = -np.inf
@@ -70,27 +75,50 @@ def positions(queries: np.ndarray, references: np.ndarray, relevant: Relevant, d
     but at most `deepest`; rows with fewer end in zeros. Ties are broken against the query: irrelevant references rank
     before a relevant one of the same cosine. Raises ValueError for a query without a relevant reference.
     """
-    positives = [np.unique(np.asarray(indices, np.int64)) for indices in relevant]
-    counts = [len(indices) for indices in positives]
-    if len(positives) != len(queries) or not all(counts):
+    positives = [np.asarray(indices, np.int64) for indices in relevant]
+    positives = [np.unique(indices) if len(indices) > 1 else indices for indices in positives]
+    counts = np.array([len(indices) for indices in positives], np.int64)
+    if len(positives) != len(queries) or not counts.all():
         raise ValueError("each query needs a relevant reference")
     queries, references = normalized(queries), normalized(references)
-    depth = min(deepest, max(counts, default=0))
-    found = np.zeros((len(queries), depth), np.int64)
-    for rows in spans(len(queries), QUERIES):
-        best = np.full((len(queries[rows]), depth), np.inf, np.float32)  # above any cosine
-        for line, query, indices in zip(best, queries[rows], positives[rows], strict=True):
-            line[: len(indices)] = np.sort(references[indices] @ query)[::-1][:depth]
-        owners, columns = np.repeat(np.arange(len(best)), counts[rows]), np.concatenate(positives[rows])
-        ahead = np.zeros(best.shape, np.int64)  # irrelevant references that rank before each relevant one
-        for block in spans(len(references), REFERENCES):
-            scores = queries[rows] @ references[block].T  # (rows, block)
-            inside = (columns >= block.start) & (columns < block.stop)
-            scores[owners[inside], columns[inside] - block.start] = -np.inf
-            for place in range(depth):
-                ahead[:, place] += np.count_nonzero(scores >= best[:, place, None] - TIE, axis=1)
-        found[rows] = np.where(np.isfinite(best), ahead + np.arange(1, depth + 1), 0)
-    return found
+    best = np.full((len(queries), min(deepest, counts.max(initial=0))), np.inf, np.float32)  # above any cosine
+    for line, query, indices in zip(best, queries, positives, strict=True):
+        line[: len(indices)] = np.sort(references[indices] @ query)[::-1][: len(line)]
+    least = best - TIE
+    columns = np.concatenate([np.zeros(0, np.int64), *positives])
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    screen = Screen.worth_while(queries, references, least[:, 0]) if len(queries) else None
+
+    def ahead(rows: slice) -> np.ndarray:
+        """Irrelevant references that rank before each relevant one of these queries."""
+        mine = slice(ends[rows.start], ends[rows.stop])
+        relevant_pairs = np.repeat(np.arange(rows.stop - rows.start), counts[rows]), columns[mine]
+        if screen is not None:
+            return screen.ahead(rows, least[rows], *relevant_pairs)
+        return _ahead(queries[rows], references, least[rows], *relevant_pairs)
+
+    with ThreadPoolExecutor(own_cores()) as pool:
+        found = np.concatenate(
+            [best[:0].astype(np.int64), *pool.map(ahead, spans(len(queries), QUERIES if screen is None else ROWS))]
+        )
+    return np.where(np.isfinite(best), found + np.arange(1, best.shape[1] + 1), 0)
+
+
+def _ahead(
+    queries: np.ndarray, references: np.ndarray, least: np.ndarray, owners: np.ndarray, columns: np.ndarray
+) -> np.ndarray:
+    """How many references (m, hidden) have at least these cosines (n, depth) with each query (n, hidden): (n, depth).
+
+    Pairs of queries `owners` and references `columns` do not count.
+    """
+    ahead = np.zeros(least.shape, np.int64)
+    for block in spans(len(references), REFERENCES):
+        scores = queries @ references[block].T  # (n, block)
+        inside = (columns >= block.start) & (columns < block.stop)
+        scores[owners[inside], columns[inside] - block.start] = -np.inf
+        for place in range(least.shape[1]):
+            ahead[:, place] += np.count_nonzero(scores >= least[:, place, None], axis=1)
+    return ahead
 
 
 def ranks_of_pairs(queries: np.ndarray, references: np.ndarray) -> np.ndarray:
