@@ -76,6 +76,14 @@ def test_search_is_measured_against_loading_each_feature(tmp_path):
         assert found["disk_MB"] > int(size) * 768 * 5 / 1e6 and found["open_s"] > 0
 
 
+def test_ranks_are_measured_against_whole_products():
+    printed = run(
+        *[sys.executable, "benchmarks/ranking.py", "--pairs", "23000", "--tunes", "250", "--rounds", "1"], cwd=ROOT
+    ).stdout
+    rows = [line for line in printed.splitlines() if line.endswith("% |")]
+    assert len(rows) == 3 and all(int(row.split("|")[-3].split()[0]) < 30 for row in rows)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what the C library keeps is glibc's")
 def test_memory_is_measured(tmp_path):
     command = [sys.executable, "benchmarks/memory.py", "--quick", "--only", "as it is"]

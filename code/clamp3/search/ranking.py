@@ -97,10 +97,9 @@ def positions(queries: np.ndarray, references: np.ndarray, relevant: Relevant, d
             return screen.ahead(rows, least[rows], *relevant_pairs)
         return _ahead(queries[rows], references, least[rows], *relevant_pairs)
 
-    with ThreadPoolExecutor(own_cores()) as pool:
-        found = np.concatenate(
-            [best[:0].astype(np.int64), *pool.map(ahead, spans(len(queries), QUERIES if screen is None else ROWS))]
-        )
+    threads, size = (1, QUERIES) if screen is None else (own_cores(), ROWS)  # BLAS has its own for whole products
+    with ThreadPoolExecutor(threads) as pool:
+        found = np.concatenate([np.zeros_like(best[:0], np.int64), *pool.map(ahead, spans(len(queries), size))])
     return np.where(np.isfinite(best), found + np.arange(1, best.shape[1] + 1), 0)
 
 
