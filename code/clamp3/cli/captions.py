@@ -30,12 +30,17 @@ def add_pictures_option(parser: argparse.ArgumentParser) -> None:
 def take_pictures_for(args: argparse.Namespace) -> None:
     """Have pictures read in this process, if the option of `add_pictures_option` asks for that."""
     if captioner := getattr(args, "pictures", None):
-        from transformers.utils import logging
-
         from clamp3.formats.registry import take_pictures
 
-        logging.set_verbosity_error()  # of what it would rather have installed
+        _silence_transformers()
         take_pictures(captioner)
+
+
+def _silence_transformers() -> None:
+    """Have it say nothing of what it would rather have installed."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
 
 
 def captions_of(queries: Sequence[str], captioner: str | None) -> dict[str, str]:
@@ -50,11 +55,9 @@ def captions_of(queries: Sequence[str], captioner: str | None) -> dict[str, str]
     for picture in pictures:
         if not Path(picture).is_file():
             raise UserError(f"there is no file {picture}; a search takes a text of this name by --text")
-        from transformers.utils import logging
-
         from clamp3.io.reports import describe_error
 
-        logging.set_verbosity_error()  # of what it would rather have installed
+        _silence_transformers()
         try:
             caption = caption_of(Path(picture), captioner or CAPTIONER)
         except UserError:

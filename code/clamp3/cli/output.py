@@ -41,8 +41,8 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 
 def print_found(records: Sequence[dict], explanations: Sequence[dict] | None = None) -> None:
     """Print what a search has found, with explanations if there are any, and by which weights."""
-    columns = ["rank", "cosine", *(name for name in ("melody",) if any(name in record for record in records)), "file"]
-    columns += ["passage"] * any("passage" in record for record in records)
+    columns = ["rank", "cosine"] + ["melody"] * any("melody" in record for record in records)
+    columns += ["file"] + ["passage"] * any("passage" in record for record in records)
     columns += ["metadata"] * any(record.get("metadata") for record in records)
     shown = [{**record, "passage": shown_passage(record.get("passage"))} for record in records]
     print_table(columns, [[record.get(column) for column in columns] for record in shown])
@@ -106,9 +106,8 @@ def print_issues(title: str, issues: "Sequence[FileIssue]", most: int | None = S
 
 def print_remarks(issues: "Sequence[FileIssue]", where: str = "") -> None:
     """Print what there is to say of files that were read; `where` else it stands."""
-    pictures = [issue for issue in issues if issue.reason.startswith(IN_WORDS)]
-    print_issues(f"put into words{where}", pictures)
-    print_issues(f"damaged, but read{where}", [issue for issue in issues if issue not in pictures])
+    print_issues(f"put into words{where}", [issue for issue in issues if issue.reason.startswith(IN_WORDS)])
+    print_issues(f"damaged, but read{where}", [issue for issue in issues if not issue.reason.startswith(IN_WORDS)])
 
 
 def print_report(report: "Report") -> int:

@@ -154,8 +154,8 @@ def search_index(
 
     With `passages`, the k closest passages, at most `per_file` of each file: a record has its "passage" too, such as
     {"bars": [17, 24]}, and for a query of notes, unless `by_melody` is false, the "melody": the cosine that ranked it
-    together with the other.
-    `approximate` as in Index.search. Raises UserError where the query's weights are not the index's.
+    together with the other. `approximate` as in Index.search. Raises UserError where the query's weights are not the
+    index's.
     """
     if not len(index):
         raise UserError(f"{index.folder} is empty: clamp3_index.py add {quoted(index.folder)} FOLDER")

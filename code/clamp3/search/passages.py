@@ -152,7 +152,7 @@ def closest(
         np.add.at(alive, starts, 1)
         np.add.at(alive, starts + counts, -1)
         melodic[np.cumsum(alive[:-1]) == 0] = -np.inf
-    if melody is None or rescored is not None:
+    if melody is None or rescored is not None or len(slices) <= k:
         found = cosines(query, rows)
     else:
         found = _promising_cosines(query, rows, melodic, starts, k)
@@ -184,7 +184,7 @@ def closest(
 def _promising_cosines(
     query: np.ndarray, rows: np.ndarray, melodic: np.ndarray, starts: np.ndarray, k: int
 ) -> np.ndarray:
-    """The `cosines` (n,) of the rows that may be among the k closest, by file or not, and -inf of the others.
+    """The `cosines` (n,) of the rows that may be among the k closest, by file or not, of more files; else -inf.
 
     `melodic` (n,) are the other cosines, and `starts` the files' first rows. Some rows with the highest of these show
     what sum k files reach; where more than 1 is missing to it, no cosine gives that.
@@ -193,8 +193,6 @@ def _promising_cosines(
     chosen = np.argpartition(-melodic, POOL)[:POOL] if len(rows) > POOL else np.arange(len(rows))
     found[chosen] = cosines(query, rows[chosen])
     best = np.maximum.reduceat(found + melodic, starts)
-    if len(best) <= k:
-        return cosines(query, rows)
     others = np.flatnonzero((melodic > np.partition(best, -k)[-k] - 1 - MARGIN) & np.isinf(found))
     if len(others) > FEW * len(rows):
         return cosines(query, rows)

@@ -17,7 +17,7 @@ and are listed in OUTPUT_DIR/warnings.jsonl. Weights and sizes are set in config
 downloaded.
 """
 
-from clamp3.cli.captions import add_pictures_option, take_pictures_for
+from clamp3.cli.captions import add_pictures_option
 from clamp3.cli.options import (
     add_cache_options,
     add_model_options,
@@ -47,9 +47,9 @@ def main() -> int:
     from clamp3.formats.registry import extensions
 
     state, cache = start(args.device, args.threads), feature_cache(args)
-    take_pictures_for(args)
+    load_embedder = embedder_loader(args, state.device, tell=state.is_main_process)  # from here on, pictures are read
     report = extract(
-        embedder_loader(args, state.device, tell=state.is_main_process),
+        load_embedder,
         args.input_dir,
         args.output_dir,
         extensions=extensions(),
