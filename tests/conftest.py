@@ -92,6 +92,16 @@ def own_cache(tmp_path_factory) -> None:
     os.environ["CLAMP3_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def own_log():
+    """The library's log goes to pytest, also after a test whose command ran in this process and printed it."""
+    logger = logging.getLogger("clamp3")
+    before = logger.handlers, logger.propagate, logger.level
+    yield
+    logger.handlers, logger.propagate = before[:2]
+    logger.setLevel(before[2])
+
+
 def save_small_model(folder: Path) -> SmallModel:
     golden = golden_json("model.json")
     save_tokenizer(folder, golden["dims"]["text"]["vocab_size"])
