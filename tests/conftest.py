@@ -93,13 +93,11 @@ def own_cache(tmp_path_factory) -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_log():
+def own_log() -> None:
     """The library's log goes to pytest, also after a test whose command ran in this process and printed it."""
     logger = logging.getLogger("clamp3")
-    before = logger.handlers, logger.propagate, logger.level
-    yield
-    logger.handlers, logger.propagate = before[:2]
-    logger.setLevel(before[2])
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 def save_small_model(folder: Path) -> SmallModel:
