@@ -33,7 +33,7 @@ finetune-demo: setup
 	$(BIN)/python examples/finetune.py
 
 test: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 # What `make test` leaves out: models of full size, compiled layers, longer training, and whether the benchmarks run.
 test-slow: setup

@@ -5,7 +5,8 @@ By eight actors with a GPU each; and by one on a CPU:
     python examples/ray_embed.py FOLDER OUT tiny
 The columns are path, feature (of length one; NaN where there is none), error and remarks. The same command goes on
 after a run that was killed, and with files that have come since: it does what no whole file in OUT names. Files that
-have failed are there, with the reason, and are not tried again. A conversion may take as long and as much memory as it
+have failed are there, with the reason, and are not tried again. Remarks are those of reading and converting; what the
+encoder says of an item is a warning in its actor's log. A conversion may take as long and as much memory as it
 likes here; clamp3_embd.py has limits. One run at a time writes to OUT.
 """
 

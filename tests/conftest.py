@@ -55,6 +55,11 @@ def save_tokenizer(folder: Path, vocab_size: int) -> None:
     ).save_pretrained(folder)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, as many tests wait for the processes that they start; four at most."""
+    return min(4, len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else 2)
+
+
 @pytest.fixture(scope="session")
 def corpus_tunes() -> list[Tune]:
     """All folk tunes of music21's corpus, read once: that takes seconds."""

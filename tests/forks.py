@@ -5,6 +5,7 @@ It reads requests from its standard input, a line of JSON each: `words` (the scr
 started them. It answers each request with a line, the first exit code that is not 0, or else 0.
 """
 
+import contextlib
 import json
 import os
 import runpy
@@ -19,6 +20,12 @@ CODE = Path(__file__).parent.parent / "code"
 TIME_LIMIT = 300  # seconds, after which a script is killed
 LIBRARIES = (
     "accelerate.utils",
+    "av",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "sklearn.linear_model",
+    "sklearn.metrics",
+    "torch._dynamo",
     "transformers.models.auto.tokenization_auto",
     "clamp3.features.embedder",
     "clamp3.training.loop",
@@ -45,7 +52,8 @@ def load_libraries() -> None:
     """All that the project imports, but nothing of the project: its settings are those of a request."""
     sys.path.insert(0, str(CODE))
     for name in LIBRARIES:
-        import_module(name)
+        with contextlib.suppress(ModuleNotFoundError):  # the oldest set lacks some
+            import_module(name)
     sys.modules["torch"].set_num_threads(1)
     sys.path.remove(str(CODE))
     for name, module in list(sys.modules.items()):

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch._dynamo  # which optimizers need: once for all forks
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "code"))
 from clamp3.distributed import finish, start
@@ -21,7 +22,7 @@ from training_runs import differences, make_trainer
 LEFT_ALONE = 10**9
 RUNS = [  # what is trained, in how many processes, and with how many data workers each
     ({"kind": "symbolic", "micro_batch": 3}, 1, 0),
-    ({"kind": "m3"}, 1, 1),
+    ({"kind": "m3", "epochs": 1, "save_every": 1}, 1, 1),
     ({"kind": "audio", "frozen": ("text_model", "text_proj")}, 2, 0),
 ]
 
@@ -76,7 +77,8 @@ def fork(options: dict, rank: int, processes: int, port: int) -> int:
     try:
         os.environ |= launched(rank, processes, port)
         state = start("cpu", threads=1)
-        make_trainer(**options, state=state, epochs=2, batch_size=8 // processes, save_steps=2, save_every=2).fit()
+        how = {"epochs": 2, "batch_size": 8 // processes, "save_steps": 2, "save_every": 2}
+        make_trainer(**{**how, **options}, state=state).fit()
         finish(state)
         os._exit(0)
     except BaseException:

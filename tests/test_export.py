@@ -200,6 +200,7 @@ def test_they_have_an_identity_of_their_own(exported, tiny, tmp_path):
         (lambda one: load_pretrained(one.weights), "which embed"),
         (lambda one: Embedder.from_pretrained(one.weights, "cuda"), "on the CPU here, not on cuda"),
         (lambda one: Embedder.from_pretrained(one.weights, precision="bf16"), "in that, not in bf16"),
+        (lambda one: Embedder.from_pretrained(one.weights, revision="main"), "leave out revision='main'"),
         (lambda one: Embedder.from_pretrained(one.weights, towers=["dance"]), "no dance tower; it has: text"),
         (lambda one: Embedder.from_pretrained(one.weights, towers=["text"]).embed_symbolic([JIG]), "no symbolic"),
         (lambda one: export_model(one.weights, Path("new")), "holds ONNX files already"),

@@ -193,6 +193,18 @@ def test_what_is_known_of_a_score_is_not_known_of_a_text_beside_it(tmp_path, mon
     assert [record["label"] for record in lines(tmp_path / "m.jsonl")] == ["6/8", UNKNOWN]
 
 
+def test_a_feature_that_two_lines_could_be_about_is_refused_and_one_that_has_its_own_is_not(tmp_path, monkeypatch):
+    save_features(tmp_path / "in", vectors("x", "y", "z"))
+    known = tmp_path / "known.csv"
+    words = (tmp_path / "in", "--metadata", known, "--colour", "metre", "--output", tmp_path / "m")
+    known.write_text("file,metre\nx.abc,6/8\ny.abc,2/4\nx.mid,3/4\n")
+    with pytest.raises(UserError, match="x.npy may be made of x.abc or x.mid: add a line for x.npy"):
+        answer(monkeypatch, clamp3_map, *words)
+    known.write_text(known.read_text() + "x.npy,9/8\n")
+    assert answer(monkeypatch, clamp3_map, *words, "--json", tmp_path / "m.jsonl") == 0
+    assert [record["label"] for record in lines(tmp_path / "m.jsonl")] == ["9/8", "2/4", UNKNOWN]
+
+
 def test_music_that_has_no_room_is_named(music):
     from clamp3.io.workers import Processes
     from clamp3.tasks.maps import Piece

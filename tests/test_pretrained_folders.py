@@ -308,6 +308,14 @@ def commit(revision: str) -> str:
     return f"{revision.encode().hex():0<40}"[:40]
 
 
+@pytest.mark.parametrize("weights", ["saas", "tiny", "folder"])
+def test_what_is_not_on_the_hub_has_no_revisions(tmp_path, monkeypatch, weights):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    with pytest.raises(UserError, match=f"{weights} has no revisions.*leave out revision='v1'"):
+        Embedder.from_pretrained(weights, "cpu", revision="v1")
+
+
 ON_THE_HUB = """
 import sys
 import numpy as np

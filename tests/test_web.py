@@ -753,6 +753,15 @@ def test_a_file_that_cannot_be_opened_any_more_is_not_explained_with_the_reason(
     assert answer.status_code == 422 and "Permission denied" in answer.json()["error"]["message"]
 
 
+def test_why_a_file_is_not_explained_does_not_tell_where_it_lies(client, ids, music, embedder, monkeypatch):
+    def refuse(_, path):
+        raise ValueError(f"{path} is damaged")
+
+    monkeypatch.setattr(embedder, "explain", refuse)
+    answer = client.get("/explain", params={"q": QUERY, "id": ids[HOSTILE]})
+    assert answer.status_code == 422 and answer.json()["error"]["message"] == f"{HOSTILE} is damaged"
+
+
 def test_no_score_is_converted_to_find_that_it_is_no_recording(client, ids, monkeypatch):
     monkeypatch.setattr("clamp3.web.server.view", None)
     name = next(name for name in ids if name.endswith(".musicxml"))

@@ -12,6 +12,7 @@ from commands import Bench
 from kills import survive
 
 SHORT = 0.2  # of the inputs of the long form
+OTHERS = ("extract_clamp3", "xml2abc")
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def bench(small_model, training_data, tmp_path_factory):
     return Bench(tmp_path_factory.mktemp("bench"), small_model, training_data, SHORT)
 
 
-@pytest.mark.parametrize("name", ["extract_clamp3", "xml2abc", "index build"])
+@pytest.mark.parametrize("name", ["index build", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_a_killed_command_is_taken_up_and_leaves_nothing(bench, tmp_path, name):
     seed = int(np.random.default_rng().integers(10**6))
     found = survive(name, bench.commands()[name], tmp_path, 1, 1, Random(seed))

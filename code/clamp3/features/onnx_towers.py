@@ -62,7 +62,7 @@ class OnnxTowers:
     def load(cls, path: Path, device: Any, precision: str, towers: Collection[str] | None) -> "OnnxTowers":
         """Those of a folder, or the given ones. Raises UserError where it is damaged or cannot do what is asked."""
         described = read_description(path)
-        if device is not None and str(device) != "cpu":
+        if device is not None and str(device) not in ("cpu", "cpu:0"):
             raise UserError(f"ONNX files run on the CPU here, not on {device}")
         if precision not in (FP32, described["precision"]):
             raise UserError(f"{path} was exported in {described['precision']} and runs in that, not in {precision}")

@@ -32,8 +32,11 @@ def explain_match(embedder: Embedder, parts: Sequence[Part], path: Path, count: 
     for part in parts:
         try:
             found = embedder.explain(part.source, path)
-        except (OSError, MemoryError) as error:
-            raise ValueError(describe_error(error)) from None
+        except (ValueError, OSError, MemoryError) as error:
+            reason = describe_error(error)
+            for source in (path, part.source):
+                reason = reason.replace(str(source), source.name) if isinstance(source, Path) else reason
+            raise ValueError(reason) from None
         weight = part.weight / length
         cosine += weight * found.cosine
         item.append([replace(share, share=weight * share.share) for share in found.item])

@@ -11,6 +11,7 @@ from clamp3.errors import Note, ignore
 from clamp3.features.reading import Item, read_item
 from clamp3.formats.abc import VOICE_SWITCH, interleave, is_interleaved, read_abc, split_tunes
 from clamp3.formats.midi import TIME_FIRST, is_mtf, midi_to_mtf
+from clamp3.formats.notes import DRUMS
 from clamp3.formats.registry import (
     ABC,
     FRAMES,
@@ -38,7 +39,6 @@ MOST_NOTES = 20_000
 MOST_BARS = 10_000  # of MIDI, whose times are told
 BARS = 4  # on a line of a score, if nothing else is said
 LONG_LINE = 300  # characters of ABC that no engraver breaks by itself
-DRUMS = 9  # the channel of percussion, counted from 0
 TEMPO = 500_000  # microseconds to a quarter note, where a MIDI file does not say
 SHOWN_FIELDS = "TCOR"  # of ABC: what is shown above the notes
 

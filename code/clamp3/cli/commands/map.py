@@ -127,16 +127,23 @@ def of_collection(collection: "Collection", args: Namespace) -> "list[Piece]":
     from clamp3.tasks.maps import Piece
 
     known: dict[str, dict] = {}
-    made_of: dict[str, dict] = {}  # what features may have been made of, without the extension
+    made_of: dict[str, list[str]] = {}  # what features may have been made of, by the name without its extension
     if args.metadata:
         for path, described in read_metadata(args.metadata, collection.folder).items():
             if path.is_relative_to(collection.folder.resolve()):
                 name = path.relative_to(collection.folder.resolve()).as_posix()
-                known[name] = made_of[without_extension(name)] = described
+                known[name] = described
+                made_of.setdefault(without_extension(name), []).append(name)
     found = []
     for file in collection.files:
         bare = without_extension(file)
-        own = known.get(file) or known.get(bare) or (made_of.get(bare) if file.endswith(".npy") else None)
+        own, sources = known.get(file) or known.get(bare), made_of.get(bare, [])
+        if own is None and file.endswith(".npy") and sources:
+            if len(sources) > 1:
+                raise UserError(
+                    f"{args.metadata}: {file} may be made of {' or '.join(sources)}: add a line for {file}"
+                )
+            own = known[sources[0]]
         found.append(Piece(file, collection.folder / file, own or {}))
     return found
 
