@@ -16,8 +16,8 @@ from xml.etree import ElementTree
 from clamp3.errors import Note, warn
 from clamp3.formats.abc import check_one_tune, check_size, read_abc, split_tunes, with_unit_length
 from clamp3.formats.musicxml_cleaning import MAX_CELLS, MENDED, clean
-from clamp3.formats.musicxml_time import QUARTERS, number
-from clamp3.formats.mxl import extracted, in_its_own_encoding, root_name
+from clamp3.formats.musicxml_time import QUARTERS, Number, number
+from clamp3.formats.mxl import extracted, parsed
 
 
 def _own_copy(name: str) -> Any:
@@ -74,16 +74,10 @@ def musicxml_to_abc(source: bytes | str | Path, note: Note = warn) -> str:
     has no notes, or would fill the memory, and OSError where the path cannot be read.
     """
     data = extracted(source if isinstance(source, bytes) else Path(source).read_bytes(), note)
-    score = _partwise(in_its_own_encoding(data, note))
-    tree = ElementTree.fromstring(score)
+    score = _partwise(parsed(data, note))
+    changed = clean(score)
     try:
-        before = ElementTree.tostring(tree)
-        changed = clean(tree)
-        after = ElementTree.tostring(tree)
-    except RecursionError:
-        raise ValueError("elements within elements, too many to be a score") from None
-    try:
-        abc, said = _written(score if after == before else after)
+        abc, said = _written(score)
     except Exception as error:  # of any kind, wherever the converter meets what it does not expect
         raise ValueError(f"cannot be converted to ABC: {type(error).__name__}: {error}") from error
     if not abc:
@@ -96,13 +90,13 @@ def musicxml_to_abc(source: bytes | str | Path, note: Note = warn) -> str:
     return STRAY_LINE_END.sub(" ", abc)
 
 
-def _written(score: bytes) -> tuple[str, list[str]]:
+def _written(score: ElementTree.Element) -> tuple[str, list[str]]:
     """What xml2abc makes of `score`, and what it says about it."""
     with LOCK:
         said = _listen(xml2abc)
         xml2abc.abcOut = output = xml2abc.ABCoutput("", "", 0, OPTIONS)
         output.outfile = io.StringIO()
-        _Parser(OPTIONS).parse(io.BytesIO(score))
+        _Parser(OPTIONS).parse(score)
         return output.outfile.getvalue(), said
 
 
@@ -174,7 +168,7 @@ class _Parser(xml2abc.Parser):  # type: ignore[name-defined]
         untied.extend(child for child in note if child.tag in ("pitch", "accidental", "unpitched"))
         return super().ntAbc(step, octave, untied, voice, record, is_tab)
 
-    def _microtone(self, alter: Fraction, pitch: str, voice: int) -> str:
+    def _microtone(self, alter: Number, pitch: str, voice: int) -> str:
         """A note that is altered by a fraction of a semitone: `^/F`, `_3/2B`."""
         if self.curalts.get((pitch, voice)) == alter:
             return pitch
@@ -220,16 +214,16 @@ def _tuplet(index: int, notes: list, _outer: tuple[int, int]) -> tuple[int, int]
 
 
 _original_length, xml2abc.abcdur, xml2abc.insTup = xml2abc.abcdur, _length, _tuplet
+xml2abc.E = SimpleNamespace(parse=lambda score: score, Element=ElementTree.Element)  # a tree, where it reads a file
 xml2abc.chkbug = lambda duration, measure: duration > measure.divs / 16  # the original's, which says so each time
 
 
-def _partwise(score: bytes) -> bytes:
-    """`score` with its measures in parts: as it is, or regrouped where it has parts in measures. Raises ValueError."""
-    if (kind := root_name(score)) == "score-partwise":
-        return score
+def _partwise(root: ElementTree.Element) -> ElementTree.Element:
+    """A score with its measures in parts: as it is, or regrouped where it has parts in measures. Raises ValueError."""
+    if (kind := root.tag.rpartition("}")[2]) == "score-partwise":
+        return root
     if kind != "score-timewise":
         raise ValueError(f"not MusicXML: its root is <{kind}>")
-    root = ElementTree.fromstring(score)
     root.tag = "score-partwise"
     named = [*root.iterfind("part-list/score-part"), *root.iterfind("measure/part")]
     parts = {part.get("id"): ElementTree.Element("part", id=part.get("id", "")) for part in named}
@@ -243,7 +237,7 @@ def _partwise(score: bytes) -> bytes:
                 if there.get("id") == name:
                     regrouped.extend(there)
     root.extend(parts.values())
-    return ElementTree.tostring(root)
+    return root
 
 
 # ---------- ABC -> MusicXML ----------
