@@ -4,8 +4,9 @@ import io
 import re
 import threading
 import warnings
+from collections import defaultdict
 from fractions import Fraction
-from functools import reduce
+from functools import lru_cache, reduce
 from importlib.util import find_spec, module_from_spec
 from math import gcd
 from pathlib import Path
@@ -109,6 +110,24 @@ class _Music(xml2abc.Music):  # type: ignore[name-defined]
         return super().outVoices(divisions, part, is_sibelius)
 
 
+class _ByPath:
+    """An element as xml2abc asks for what it holds, some 20 times for a note: by its path, of two names at most.
+
+    Same answers as the element's own methods, which take most of the converter's time for paths such as pitch/step.
+    """
+
+    def __init__(self, element: ElementTree.Element):
+        found: defaultdict[str, list[ElementTree.Element]] = defaultdict(list)
+        for child in element:
+            found[child.tag].append(child)
+            for below in child:
+                found[f"{child.tag}/{below.tag}"].append(below)
+        self.get = element.get
+        self.find = {path: elements[0] for path, elements in found.items()}.get
+        self.findtext = {path: elements[0].text or "" for path, elements in found.items()}.get
+        self.findall = found.__getitem__
+
+
 class _Parser(xml2abc.Parser):  # type: ignore[name-defined]
     """xml2abc's parser, with directions that stay in their part, closed grace notes and notes of the right pitch."""
 
@@ -148,9 +167,12 @@ class _Parser(xml2abc.Parser):  # type: ignore[name-defined]
             self.msc.lastnote.after += "}"
             self.ingrace = 0
         self.grace_voice = voice
-        super().doNote(note)
+        super().doNote(_ByPath(note))
 
-    def ntAbc(self, step: str, octave: int, note: ElementTree.Element, voice: int, record: Any, is_tab: bool) -> str:
+    def doNotations(self, record: Any, notations: ElementTree.Element, is_tab: bool) -> None:
+        super().doNotations(record, _ByPath(notations), is_tab)
+
+    def ntAbc(self, step: str, octave: int, note: _ByPath, voice: int, record: Any, is_tab: bool) -> str:
         """A note's pitch; that at the end of a tie without accidental only where the same pitch began it."""
         place = voice, xml2abc.addoct(step, octave)
         kinds = [tie.get("type") for tie in note.findall("tie") + note.findall("notations/tied")]
@@ -164,8 +186,7 @@ class _Parser(xml2abc.Parser):  # type: ignore[name-defined]
             )
         if "stop" not in kinds or begun:
             return super().ntAbc(step, octave, note, voice, record, is_tab)
-        untied = ElementTree.Element("note")
-        untied.extend(child for child in note if child.tag in ("pitch", "accidental", "unpitched"))
+        untied = SimpleNamespace(findtext=note.findtext, findall=lambda path: [])
         return super().ntAbc(step, octave, untied, voice, record, is_tab)
 
     def _microtone(self, alter: Number, pitch: str, voice: int) -> str:
@@ -179,12 +200,17 @@ class _Parser(xml2abc.Parser):  # type: ignore[name-defined]
 
 
 def _length(note: Any, divisions: int, unit: int) -> str:
+    return _length_of(note.dur, note.fact, divisions, unit)
+
+
+@lru_cache(maxsize=10_000)
+def _length_of(duration: int, ratio: tuple[int, int] | None, divisions: int, unit: int) -> str:
     """A duration in ABC: exactly, unless the original's, of 64ths of a unit at most, differs by a rounding alone."""
-    original = _original_length(note, divisions, unit)
-    if note.dur == 0:
+    original = _original_length(SimpleNamespace(dur=duration, fact=ratio), divisions, unit)
+    if duration == 0:
         return original
-    factor = Fraction(*note.fact) if note.fact else 1
-    exact = Fraction(unit * note.dur, 4 * divisions) * factor
+    factor = Fraction(*ratio) if ratio else 1
+    exact = Fraction(unit * duration, 4 * divisions) * factor
     upper, _, lower = original.partition("/")
     rounded = Fraction(int(upper or 1), int(lower or 2) if "/" in original else 1)
     if exact.denominator <= 64 or abs(rounded - exact) <= Fraction(unit, 4 * divisions) * factor:
