@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 from clamp3.errors import Note, warn
 from clamp3.formats.abc import check_one_tune, check_size, read_abc, split_tunes, with_unit_length
 from clamp3.formats.musicxml_cleaning import MAX_CELLS, MENDED, clean
-from clamp3.formats.musicxml_time import QUARTERS, Number, number
+from clamp3.formats.musicxml_time import QUARTERS, number
 from clamp3.formats.mxl import extracted, parsed
 
 
@@ -122,10 +122,9 @@ class _ByPath:
             found[child.tag].append(child)
             for below in child:
                 found[f"{child.tag}/{below.tag}"].append(below)
-        self.get = element.get
-        self.find = {path: elements[0] for path, elements in found.items()}.get
-        self.findtext = {path: elements[0].text or "" for path, elements in found.items()}.get
-        self.findall = found.__getitem__
+        first = {path: elements[0] for path, elements in found.items()}
+        self.get, self.find, self.findall = element.get, first.get, found.__getitem__
+        self.findtext = {path: element.text or "" for path, element in first.items()}.get
 
 
 class _Parser(xml2abc.Parser):  # type: ignore[name-defined]
@@ -180,16 +179,15 @@ class _Parser(xml2abc.Parser):  # type: ignore[name-defined]
         begun = place in self.tied and self.tied.pop(place) == alter
         if "start" in kinds:
             self.tied[place] = alter
-        if (value := number(alter)) is not None and value.denominator > 1:
-            return self._microtone(
-                value, xml2abc.addoct(step, octave + self.clefOct.get(self.curStf[voice], 0)), voice
-            )
+        if isinstance(value := number(alter), Fraction):  # whole ones are int
+            shown = xml2abc.addoct(step, octave + self.clefOct.get(self.curStf[voice], 0))
+            return self._microtone(value, shown, voice)
         if "stop" not in kinds or begun:
             return super().ntAbc(step, octave, note, voice, record, is_tab)
         untied = SimpleNamespace(findtext=note.findtext, findall=lambda path: [])
         return super().ntAbc(step, octave, untied, voice, record, is_tab)
 
-    def _microtone(self, alter: Number, pitch: str, voice: int) -> str:
+    def _microtone(self, alter: Fraction, pitch: str, voice: int) -> str:
         """A note that is altered by a fraction of a semitone: `^/F`, `_3/2B`."""
         if self.curalts.get((pitch, voice)) == alter:
             return pitch

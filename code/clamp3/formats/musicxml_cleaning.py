@@ -1,13 +1,14 @@
 """What abctoolkit's xml2abc cannot read, taken out of a MusicXML tree or put in the form that it reads.
 
-Only elements that stop the converter, or mislead it, are touched: a score that has none stays as it is, byte for byte.
+Only elements that stop the converter, or mislead it, are touched: a score that has none stays as it is. Most scores
+have none, and are only looked through here: that takes less time than converting them, and has to.
 """
 
 import re
 from collections.abc import Callable
 from copy import deepcopy
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, zip_longest
 from xml.etree.ElementTree import Element, SubElement
 
 from clamp3.formats.musicxml_time import (
@@ -53,7 +54,8 @@ def clean(root: Element) -> set[str]:
     _check_bounds(root)
     _complete_part_list(root, changed)
     for part in root.findall("part"):
-        if any(note.get("print-object") == "no" and note.find("rest") is None for note in part.iter("note")):
+        hides = any(note.get("print-object") == "no" and note.find("rest") is None for note in part.iter("note"))
+        if hides:
             changed.add("hidden notes")
         _name_voices(part, changed)
         unify_divisions(part, changed)
@@ -64,7 +66,8 @@ def clean(root: Element) -> set[str]:
             _move_octave_clefs(part)
         if not tags.isdisjoint(SPANS):
             _match_spans(part, changed)
-        _show_heads(part)
+        if hides or any(number(text) == 0 for text in {element.text for element in part.iter("duration")}):
+            _show_heads(part)
         separate_voices(part)
     _fill_empty_measures(root)
     if not tags.isdisjoint(("tie", "tied")):
@@ -134,15 +137,17 @@ def _name_voices(part: Element, changed: set[str]) -> None:
 
 
 def _all_whole(part: Element, tag: str) -> bool:
+    """Whether all elements of that name say whole numbers; each text, of which there are few, is looked at once."""
     return all(map(is_whole, {element.text for element in part.iter(tag)}))
 
 
 def _clean_staves(part: Element, changed: set[str]) -> None:
     """Take out what stands on a staff that has no notes, and give the staff of an unpitched note a clef."""
-    for staff in [] if _all_whole(part, "staff") else list(part.iterfind("measure/*/staff")):
-        if not is_whole(staff.text):
-            staff.text = "1"
-            changed.add("staff")
+    if not _all_whole(part, "staff"):
+        for staff in list(part.iterfind("measure/*/staff")):
+            if not is_whole(staff.text):
+                staff.text = "1"
+                changed.add("staff")
     notes = part.findall("measure/note")
     staves = {int(name) for name in {note.findtext("staff", "1") for note in notes}}
     for measure in part.findall("measure"):
@@ -201,7 +206,7 @@ def _move_octave_clefs(part: Element) -> None:
     those of other voices at earlier times too. One behind the last note is the next measure's."""
     shifted: dict[str, bool] = {}
     measures = part.findall("measure")
-    for measure, following in zip(measures, [*measures[1:], None], strict=True):
+    for measure, following in zip_longest(measures, measures[1:]):
         children, begun = list(measure), False
         for place, child in enumerate(children):
             begun |= child.tag in ("note", "forward")
@@ -223,22 +228,24 @@ def _move_octave_clefs(part: Element) -> None:
 
 def _fill_empty_measures(root: Element) -> None:
     """Have a measure of no length last as long as in the other parts, or as its metre: else later notes move up."""
-    parts = [part.findall("measure") for part in root.iterfind("part")]
+    parts = [part.findall("measure") for part in root.findall("part")]
+    lengths = [list(map(measure_length, measures)) for measures in parts]
+    if all(map(all, lengths)):
+        return
     longest: dict[int, Number] = {}  # quarters of the measures, by their indices
     empty: list[tuple[int, Element, Number, Number, bool]] = []  # index, measure, divisions, its metre, if alone
-    for measures in parts:
+    for measures, its_lengths in zip(parts, lengths, strict=True):
         divisions: Number = 1
         metre: Number = 4
-        for index, measure in enumerate(measures):
+        for index, (measure, length) in enumerate(zip(measures, its_lengths, strict=True)):
             for attributes in measure.findall("attributes"):
                 divisions = number(attributes.findtext("divisions")) or divisions
                 beats, unit = (number(attributes.findtext(f"time/{name}")) for name in ("beats", "beat-type"))
                 metre = Fraction(4 * beats, unit) if beats and unit else metre
-            length = Fraction(measure_length(measure), divisions)
-            longest[index] = max(longest.get(index, 0), length)
+            longest[index] = max(longest.get(index, 0), Fraction(length, divisions))
             if not length:
-                around = [measures[at] for at in (index - 1, index + 1) if 0 <= at < len(measures)]
-                alone = len(around) == 2 and all(map(measure_length, around))  # interleaving fills such a one
+                around = [its_lengths[at] for at in (index - 1, index + 1) if 0 <= at < len(measures)]
+                alone = len(around) == 2 and all(around)  # interleaving fills such a one
                 empty.append((index, measure, divisions, metre, alone))
     for index, measure, divisions, metre, alone in empty:
         quarters = longest[index] or metre
@@ -418,28 +425,29 @@ KNOWN: dict[str, Callable[[Element], bool]] = {
     "staff-tuning": lambda element: bool(element.findtext("tuning-step") and element.findtext("tuning-octave")),
     "staff-lines": lambda element: is_whole(element.text) and 0 <= int(element.text or "") <= 20,
 }
+LOOKED_AT = {*KNOWN, "note", "harmony", "barline", "sound", "words", "rehearsal"}
 
 
 def _clean_values(root: Element, changed: set[str]) -> None:
-    unknown = {element for element in root.iter() if element.tag in KNOWN and not KNOWN[element.tag](element)}
-    for parent in root.iter() if unknown else ():
-        for child in unknown.intersection(parent):
-            parent.remove(child)
-            changed.add(child.tag)
+    found = [element for element in root.iter() if element.tag in LOOKED_AT]
+    if unknown := {element for element in found if element.tag in KNOWN and not KNOWN[element.tag](element)}:
+        for parent in root.iter():
+            for child in unknown.intersection(parent):
+                parent.remove(child)
+                changed.add(child.tag)
+        found = [element for element in root.iter() if element.tag in LOOKED_AT]
     has_lines = _has_lines(root)
-    for element in root.iter():
-        tag = element.tag
-        if tag == "note":
+    for element in found:
+        if element.tag == "note":
             _clean_note(element, changed)
-        elif tag in ("sound", "words", "rehearsal"):
-            for name in ("tempo", "default-y"):
-                if name in element.attrib and number(element.attrib[name]) is None:
-                    element.attrib.pop(name)
-                    changed.add(f"{tag} {name}")
-        if has_lines and tag in ("note", "harmony", "barline"):
+        if has_lines and element.tag in ("note", "harmony", "barline"):
             _join_lines(element)
-        if tag in ("harmony", "barline"):
+        if element.tag in ("harmony", "barline"):
             _unquote(element)
+        for name in ("tempo", "default-y") if element.tag in ("sound", "words", "rehearsal") else ():
+            if name in element.attrib and number(element.attrib[name]) is None:
+                element.attrib.pop(name)
+                changed.add(f"{element.tag} {name}")
 
 
 def _clean_note(note: Element, changed: set[str]) -> None:

@@ -150,7 +150,7 @@ def _join(note: Element, length: Number, first: Event, events: list[Event]) -> b
     Some programs write nonsense for the durations of further notes: of two that look alike, the first one's counts.
     """
     for event in reversed(events):
-        if abs(event.length - length) <= 1 or (event is first and _look_alike(note, event.notes[0])):
+        if -1 <= event.length - length <= 1 or (event is first and _look_alike(note, event.notes[0])):
             event.notes.append(note)
             return event is first
         if event is first:
