@@ -4,7 +4,6 @@ import io
 import re
 import threading
 import warnings
-from collections import defaultdict
 from fractions import Fraction
 from functools import lru_cache, reduce
 from importlib.util import find_spec, module_from_spec
@@ -111,20 +110,22 @@ class _Music(xml2abc.Music):  # type: ignore[name-defined]
 
 
 class _ByPath:
-    """An element as xml2abc asks for what it holds, some 20 times for a note: by its path, of two names at most.
+    """An element as xml2abc asks for what it holds, some 20 times for a note: by paths of one or two names.
 
-    Same answers as the element's own methods, which take most of the converter's time for paths such as pitch/step.
+    Its answers are the element's own, which take most of the converter's time for paths such as pitch/step.
     """
 
     def __init__(self, element: ElementTree.Element):
-        found: defaultdict[str, list[ElementTree.Element]] = defaultdict(list)
-        for child in element:
-            found[child.tag].append(child)
-            for below in child:
-                found[f"{child.tag}/{below.tag}"].append(below)
-        first = {path: elements[0] for path, elements in found.items()}
-        self.get, self.find, self.findall = element.get, first.get, found.__getitem__
-        self.findtext = {path: element.text or "" for path, element in first.items()}.get
+        first: dict[str, ElementTree.Element] = {}
+        for child in reversed(element):
+            first[child.tag] = child
+            for below in reversed(child):
+                first[f"{child.tag}/{below.tag}"] = below
+        self.element, self.first, self.get, self.find = element, first, element.get, first.get
+        self.findtext = {path: found.text or "" for path, found in first.items()}.get
+
+    def findall(self, path: str) -> list[ElementTree.Element]:
+        return self.element.findall(path) if path in self.first else []
 
 
 class _Parser(xml2abc.Parser):  # type: ignore[name-defined]
