@@ -436,18 +436,16 @@ def _clean_values(root: Element, changed: set[str]) -> None:
                 parent.remove(child)
                 changed.add(child.tag)
         found = [element for element in root.iter() if element.tag in LOOKED_AT]
-    has_lines = _has_lines(root)
     for element in found:
         if element.tag == "note":
             _clean_note(element, changed)
-        if has_lines and element.tag in ("note", "harmony", "barline"):
-            _join_lines(element)
         if element.tag in ("harmony", "barline"):
             _unquote(element)
         for name in ("tempo", "default-y") if element.tag in ("sound", "words", "rehearsal") else ():
             if name in element.attrib and number(element.attrib[name]) is None:
                 element.attrib.pop(name)
                 changed.add(f"{element.tag} {name}")
+    _join_lines([element for element in found if element.tag in ("note", "harmony", "barline")])
 
 
 def _clean_note(note: Element, changed: set[str]) -> None:
@@ -494,16 +492,14 @@ def _unquote(parent: Element) -> None:
             element.set(name, value.replace('"', "'"))
 
 
-def _has_lines(root: Element) -> bool:
-    """Whether any text but that between elements, or any attribute, has line breaks."""
-    texts = {element.text or "" for element in root.iter() if len(element) == 0}
-    values = {value for _, value in chain.from_iterable(map(Element.items, root.iter()))}
-    return any(map(LINE_END.search, texts | values))
-
-
-def _join_lines(parent: Element) -> None:
-    """Make line breaks of text spaces: in ABC, what follows them would be music."""
-    for element in parent.iter():
+def _join_lines(parents: list[Element]) -> None:
+    """Make line breaks of text in `parents` spaces: in ABC, what follows them would be music."""
+    elements = list(chain.from_iterable(map(Element.iter, parents)))
+    texts = {element.text or "" for element in elements if len(element) == 0}
+    values = {value for _, value in chain.from_iterable(map(Element.items, elements))}
+    if not any(map(LINE_END.search, texts | values)):  # each text once: a score has few
+        return
+    for element in elements:
         if len(element) == 0 and element.text and LINE_END.search(element.text):
             element.text = re.sub(r"\s*[\r\n]\s*", " ", element.text.strip())
         for name, value in element.attrib.items():
