@@ -1,10 +1,12 @@
 """MusicXML to ABC: every note comes out, whatever else the score holds."""
 
 import contextlib
+import inspect
 import io
 import random
 import re
 import sys
+import time
 import zipfile
 from fractions import Fraction
 from xml.etree import ElementTree
@@ -12,9 +14,12 @@ from xml.etree import ElementTree
 import pytest
 
 from clamp3.errors import RepairWarning
+from clamp3.formats import musicxml
 from clamp3.formats.abc import interleave
 from clamp3.formats.musicxml import abc_to_musicxml, musicxml_to_abc
-from clamp3.formats.mxl import extracted
+from clamp3.formats.musicxml_cleaning import clean
+from clamp3.formats.musicxml_time import first_below, number, text_below
+from clamp3.formats.mxl import extracted, parsed
 from conftest import ROOT, run
 from corpus import corpus_folder
 from golden_model import golden_json
@@ -439,6 +444,13 @@ def test_a_tie_to_another_pitch_binds_nothing():
         assert read_back(data) == [[(0, 80, 1), (1, 79, 1), (2, 76, 1), (3, 76, 1)]]
 
 
+def test_a_part_without_measures_is_passed_over():
+    clef = "<clef><sign>G</sign><line>2</line><clef-octave-change>-1</clef-octave-change></clef>"
+    data = measures(BAR, head=clef).replace(b"</part>", b'</part><part id="P2"/>')
+    with pytest.warns(RepairWarning, match="part-list"):
+        assert [pitch for part in read_back(data) for _, pitch, _ in part] == [72, 74, 76, 77]
+
+
 def test_grace_notes_at_a_parts_end_are_closed():
     grace = quarter("C").replace("<duration>2</duration>", "").replace("<note>", "<note><grace/>")
     abc = musicxml_to_abc(measures(BAR + grace))
@@ -467,3 +479,85 @@ def test_alter_decides_where_the_accidental_says_otherwise_and_the_accidental_wh
 def test_abc_goes_to_musicxml_note_for_note(body):
     abc = tune(body)
     assert musicxml_notes(abc_to_musicxml(abc).encode()) == abc_notes(abc)
+
+
+# ---------- as fast as it is ----------
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-16", "utf-16-be", "iso-8859-1", "cp1251", "cp037", "utf-7", "utf-32", "shift_jis"]
+)
+def test_entities_are_refused_in_every_encoding(encoding):
+    declared = f'<?xml version="1.0" encoding="{encoding}"?><!DOCTYPE score-partwise [<!ENTITY e "C">]>'
+    data = declared + measures(BAR).decode().replace("<step>C", "<step>&e;", 1)
+    with pytest.raises(ValueError, match="declares XML entities|multi-byte encodings|not whole XML"):
+        musicxml_to_abc(data.encode(encoding))
+
+
+@pytest.mark.parametrize(
+    "wrong, reason",
+    [
+        ('<!DOCTYPE score-partwise SYSTEM "a.dtd"><score-partwise>&e;</score-partwise>', "undefined entity"),
+        ("<score-partwise><x:part/></score-partwise>", "unbound prefix"),
+        (f"<score-partwise>{'<a>' * 2000}{'</a>' * 2000}</score-partwise>", "elements within elements"),
+    ],
+)
+def test_xml_that_parses_only_in_part_is_refused(wrong, reason):
+    with pytest.raises(ValueError, match=reason):
+        musicxml_to_abc(wrong.encode())
+
+
+def asked(name: str) -> set[str]:
+    """The paths that a function of xml2abc asks notes for."""
+    source = inspect.getsource(getattr(musicxml.xml2abc.Parser, name))
+    return set(re.findall(r"\b(?:n|note|nttn)\s*\.\s*find\w*\s*\(\s*'([^']+)'", source))
+
+
+def test_notes_by_path_answer_as_elements_do():
+    root = parsed((corpus_folder() / "beach/prayer_of_a_tired_child.musicxml").read_bytes())
+    twice = ElementTree.fromstring(
+        "<note><pitch><step/></pitch><pitch><alter>1</alter><step>C</step></pitch><tie type='stop'/><tie/><notations/>"
+        "<notations><tied type='stop'/><slur/><slur/></notations><notations><tied/></notations></note>"
+    )
+    paths = set.union(*map(asked, ("doNote", "ntAbc", "doNotations"))) | set(musicxml.xml2abc.note_ornamentation_map)
+    assert {"voice", "pitch/step", "ornaments/tremolo"} < paths and all(path.count("/") < 2 for path in paths)
+    for element in (twice, *list(root.iter("note"))[:100], *list(root.iter("notations"))[:100]):
+        by_path = musicxml._ByPath(element)
+        for path in paths:
+            assert by_path.find(path) is element.find(path)
+            assert by_path.findtext(path) == element.findtext(path)
+            assert by_path.findtext(path, "1") == element.findtext(path, "1")
+            assert by_path.findall(path) == element.findall(path)
+            if "/" in path:
+                assert first_below(element, *path.split("/")) is element.find(path)
+                assert text_below(element, *path.split("/")) == element.findtext(path)
+
+
+@ignore_repairs
+@pytest.mark.parametrize("path", sorted(SCORES.glob("*.m*l")), ids=lambda path: path.stem)
+def test_the_converter_reads_a_clean_tree_as_it_reads_its_text(path):
+    root = parsed(extracted(path.read_bytes()))
+    clean(root)
+    copy = ElementTree.fromstring(ElementTree.tostring(root))
+    assert musicxml._written(root) == musicxml._written(copy)
+
+
+def test_whole_numbers_are_int_and_others_exact():
+    assert [(number(text), type(number(text))) for text in ("+12 ", "4.0", "7/2", "-.5")] == [
+        (12, int),
+        (4, int),
+        (Fraction(7, 2), Fraction),
+        (Fraction(-1, 2), Fraction),
+    ]
+    assert {number(text) for text in (None, "", "x", "1e9", "1/0", "9" * 40)} == {None}
+
+
+def test_looking_through_a_sound_score_takes_less_time_than_converting_it(score):
+    def seconds(work, *args) -> float:
+        start = time.process_time()
+        work(*args)
+        return time.process_time() - start
+
+    trees = [parsed(score) for _ in range(5)]
+    cleaning, converting = (min(seconds(work, tree) for tree in trees) for work in (clean, musicxml._written))
+    assert cleaning < converting

@@ -5,7 +5,7 @@ import re
 import threading
 import warnings
 from fractions import Fraction
-from functools import reduce
+from functools import lru_cache, reduce
 from importlib.util import find_spec, module_from_spec
 from math import gcd
 from pathlib import Path
@@ -17,7 +17,7 @@ from clamp3.errors import Note, warn
 from clamp3.formats.abc import check_one_tune, check_size, read_abc, split_tunes, with_unit_length
 from clamp3.formats.musicxml_cleaning import MAX_CELLS, MENDED, clean
 from clamp3.formats.musicxml_time import QUARTERS, number
-from clamp3.formats.mxl import extracted, in_its_own_encoding, root_name
+from clamp3.formats.mxl import extracted, parsed
 
 
 def _own_copy(name: str) -> Any:
@@ -74,16 +74,10 @@ def musicxml_to_abc(source: bytes | str | Path, note: Note = warn) -> str:
     has no notes, or would fill the memory, and OSError where the path cannot be read.
     """
     data = extracted(source if isinstance(source, bytes) else Path(source).read_bytes(), note)
-    score = _partwise(in_its_own_encoding(data, note))
-    tree = ElementTree.fromstring(score)
+    score = _partwise(parsed(data, note))
+    changed = clean(score)
     try:
-        before = ElementTree.tostring(tree)
-        changed = clean(tree)
-        after = ElementTree.tostring(tree)
-    except RecursionError:
-        raise ValueError("elements within elements, too many to be a score") from None
-    try:
-        abc, said = _written(score if after == before else after)
+        abc, said = _written(score)
     except Exception as error:  # of any kind, wherever the converter meets what it does not expect
         raise ValueError(f"cannot be converted to ABC: {type(error).__name__}: {error}") from error
     if not abc:
@@ -96,13 +90,13 @@ def musicxml_to_abc(source: bytes | str | Path, note: Note = warn) -> str:
     return STRAY_LINE_END.sub(" ", abc)
 
 
-def _written(score: bytes) -> tuple[str, list[str]]:
+def _written(score: ElementTree.Element) -> tuple[str, list[str]]:
     """What xml2abc makes of `score`, and what it says about it."""
     with LOCK:
         said = _listen(xml2abc)
         xml2abc.abcOut = output = xml2abc.ABCoutput("", "", 0, OPTIONS)
         output.outfile = io.StringIO()
-        _Parser(OPTIONS).parse(io.BytesIO(score))
+        _Parser(OPTIONS).parse(score)
         return output.outfile.getvalue(), said
 
 
@@ -113,6 +107,25 @@ class _Music(xml2abc.Music):  # type: ignore[name-defined]
         if self.lastnote is not None and self.lastnote.grace and not self.lastnote.after.endswith("}"):
             self.lastnote.after += "}"
         return super().outVoices(divisions, part, is_sibelius)
+
+
+class _ByPath:
+    """An element as xml2abc asks for what it holds, some 20 times for a note: by paths of one or two names.
+
+    Its answers are the element's own, which take most of the converter's time for paths such as pitch/step.
+    """
+
+    def __init__(self, element: ElementTree.Element):
+        first: dict[str, ElementTree.Element] = {}
+        for child in reversed(element):
+            first[child.tag] = child
+            for below in reversed(child):
+                first[f"{child.tag}/{below.tag}"] = below
+        self.element, self.first, self.get, self.find = element, first, element.get, first.get
+        self.findtext = {path: found.text or "" for path, found in first.items()}.get
+
+    def findall(self, path: str) -> list[ElementTree.Element]:
+        return self.element.findall(path) if path in self.first else []
 
 
 class _Parser(xml2abc.Parser):  # type: ignore[name-defined]
@@ -154,9 +167,12 @@ class _Parser(xml2abc.Parser):  # type: ignore[name-defined]
             self.msc.lastnote.after += "}"
             self.ingrace = 0
         self.grace_voice = voice
-        super().doNote(note)
+        super().doNote(_ByPath(note))
 
-    def ntAbc(self, step: str, octave: int, note: ElementTree.Element, voice: int, record: Any, is_tab: bool) -> str:
+    def doNotations(self, record: Any, notations: ElementTree.Element, is_tab: bool) -> None:
+        super().doNotations(record, _ByPath(notations), is_tab)
+
+    def ntAbc(self, step: str, octave: int, note: _ByPath, voice: int, record: Any, is_tab: bool) -> str:
         """A note's pitch; that at the end of a tie without accidental only where the same pitch began it."""
         place = voice, xml2abc.addoct(step, octave)
         kinds = [tie.get("type") for tie in note.findall("tie") + note.findall("notations/tied")]
@@ -164,14 +180,12 @@ class _Parser(xml2abc.Parser):  # type: ignore[name-defined]
         begun = place in self.tied and self.tied.pop(place) == alter
         if "start" in kinds:
             self.tied[place] = alter
-        if (value := number(alter)) is not None and value.denominator > 1:
-            return self._microtone(
-                value, xml2abc.addoct(step, octave + self.clefOct.get(self.curStf[voice], 0)), voice
-            )
+        if isinstance(value := number(alter), Fraction):  # whole ones are int
+            shown = xml2abc.addoct(step, octave + self.clefOct.get(self.curStf[voice], 0))
+            return self._microtone(value, shown, voice)
         if "stop" not in kinds or begun:
             return super().ntAbc(step, octave, note, voice, record, is_tab)
-        untied = ElementTree.Element("note")
-        untied.extend(child for child in note if child.tag in ("pitch", "accidental", "unpitched"))
+        untied = SimpleNamespace(findtext=note.findtext, findall=lambda path: [])
         return super().ntAbc(step, octave, untied, voice, record, is_tab)
 
     def _microtone(self, alter: Fraction, pitch: str, voice: int) -> str:
@@ -185,12 +199,17 @@ class _Parser(xml2abc.Parser):  # type: ignore[name-defined]
 
 
 def _length(note: Any, divisions: int, unit: int) -> str:
+    return _length_of(note.dur, note.fact, divisions, unit)
+
+
+@lru_cache(maxsize=10_000)
+def _length_of(duration: int, ratio: tuple[int, int] | None, divisions: int, unit: int) -> str:
     """A duration in ABC: exactly, unless the original's, of 64ths of a unit at most, differs by a rounding alone."""
-    original = _original_length(note, divisions, unit)
-    if note.dur == 0:
+    original = _original_length(SimpleNamespace(dur=duration, fact=ratio), divisions, unit)
+    if duration == 0:
         return original
-    factor = Fraction(*note.fact) if note.fact else 1
-    exact = Fraction(unit * note.dur, 4 * divisions) * factor
+    factor = Fraction(*ratio) if ratio else 1
+    exact = Fraction(unit * duration, 4 * divisions) * factor
     upper, _, lower = original.partition("/")
     rounded = Fraction(int(upper or 1), int(lower or 2) if "/" in original else 1)
     if exact.denominator <= 64 or abs(rounded - exact) <= Fraction(unit, 4 * divisions) * factor:
@@ -220,16 +239,16 @@ def _tuplet(index: int, notes: list, _outer: tuple[int, int]) -> tuple[int, int]
 
 
 _original_length, xml2abc.abcdur, xml2abc.insTup = xml2abc.abcdur, _length, _tuplet
+xml2abc.E = SimpleNamespace(parse=lambda score: score, Element=ElementTree.Element)  # a tree, where it reads a file
 xml2abc.chkbug = lambda duration, measure: duration > measure.divs / 16  # the original's, which says so each time
 
 
-def _partwise(score: bytes) -> bytes:
-    """`score` with its measures in parts: as it is, or regrouped where it has parts in measures. Raises ValueError."""
-    if (kind := root_name(score)) == "score-partwise":
-        return score
+def _partwise(root: ElementTree.Element) -> ElementTree.Element:
+    """A score with its measures in parts: as it is, or regrouped where it has parts in measures. Raises ValueError."""
+    if (kind := root.tag.rpartition("}")[2]) == "score-partwise":
+        return root
     if kind != "score-timewise":
         raise ValueError(f"not MusicXML: its root is <{kind}>")
-    root = ElementTree.fromstring(score)
     root.tag = "score-partwise"
     named = [*root.iterfind("part-list/score-part"), *root.iterfind("measure/part")]
     parts = {part.get("id"): ElementTree.Element("part", id=part.get("id", "")) for part in named}
@@ -243,7 +262,7 @@ def _partwise(score: bytes) -> bytes:
                 if there.get("id") == name:
                     regrouped.extend(there)
     root.extend(parts.values())
-    return ElementTree.tostring(root)
+    return root
 
 
 # ---------- ABC -> MusicXML ----------

@@ -1,16 +1,26 @@
 """What abctoolkit's xml2abc cannot read, taken out of a MusicXML tree or put in the form that it reads.
 
-Only elements that stop the converter, or mislead it, are touched: a score that has none stays as it is, byte for byte.
+Only elements that stop the converter, or mislead it, are touched: a score that has none stays as it is. Most scores
+have none, and are only looked through here: that takes less time than converting them, and has to.
 """
 
 import re
 from collections.abc import Callable
 from copy import deepcopy
 from fractions import Fraction
+from itertools import chain, zip_longest
 from xml.etree.ElementTree import Element, SubElement
 
-from clamp3.formats.musicxml_time import is_whole, measure_length, number, unify_divisions
-from clamp3.formats.musicxml_voices import MAX_VOICES, separate_voices
+from clamp3.formats.musicxml_time import (
+    Number,
+    first_below,
+    is_whole,
+    measure_length,
+    number,
+    text_below,
+    unify_divisions,
+)
+from clamp3.formats.musicxml_voices import MAX_VOICES, separate_voices, ties
 
 ACCIDENTALS = {
     "double-flat": -2,
@@ -28,6 +38,7 @@ SPANS = {
     "wedge": ("crescendo", "diminuendo", "stop"),
     "octave-shift": ("up", "down", "stop"),
 }
+LINE_END = re.compile(r"[\r\n]")
 MAX_OCTAVE = 20  # ABC writes a sign for each octave
 MAX_CELLS = 200_000  # voices x measures of a score: xml2abc makes a list for each
 MAX_VERSES = 99
@@ -39,22 +50,29 @@ MENDED = frozenset(
 def clean(root: Element) -> set[str]:
     """Clean a score-partwise tree in place; the names of what was changed. Raises ValueError where it is endless."""
     changed: set[str] = set()
+    tags = {element.tag for element in root.iter()}  # a pass for which there is nothing is left out
     _check_bounds(root)
     _complete_part_list(root, changed)
-    for part in root.iterfind("part"):
-        if any(note.get("print-object") == "no" and note.find("rest") is None for note in part.iter("note")):
+    for part in root.findall("part"):
+        hides = any(note.get("print-object") == "no" and note.find("rest") is None for note in part.iter("note"))
+        if hides:
             changed.add("hidden notes")
         _name_voices(part, changed)
         unify_divisions(part, changed)
         _clean_staves(part, changed)
-        _give_transpositions_clefs(part)
-        _move_octave_clefs(part)
-        _match_spans(part, changed)
-        _show_heads(part)
+        if "transpose" in tags:
+            _give_transpositions_clefs(part)
+        if "clef-octave-change" in tags:
+            _move_octave_clefs(part)
+        if not tags.isdisjoint(SPANS):
+            _match_spans(part, changed)
+        if hides or any(number(text) == 0 for text in {element.text for element in part.iter("duration")}):
+            _show_heads(part)
         separate_voices(part)
     _fill_empty_measures(root)
-    for part in root.iterfind("part"):
-        _cut_ties(part, changed)
+    if not tags.isdisjoint(("tie", "tied")):
+        for part in root.findall("part"):
+            _cut_ties(part, changed)
     _clean_values(root, changed)
     return changed
 
@@ -65,16 +83,16 @@ def clean(root: Element) -> set[str]:
 def _check_bounds(root: Element) -> None:
     """Raise ValueError where values would have the converter run for hours or fill the memory."""
     cells = 0
-    for part in root.iterfind("part"):
-        voices = {voice.text for voice in part.iterfind("measure/note/voice")}
+    for part in root.findall("part"):
+        voices = {note.findtext("voice") for note in part.iterfind("measure/note")} - {None}
         if len(voices) > MAX_VOICES:
             raise ValueError(f"a part of {len(voices)} voices, where {MAX_VOICES} are the most that are read")
         cells += max(1, len(voices)) * len(part.findall("measure"))
     if cells > MAX_CELLS:
         raise ValueError(f"{cells} measures of its voices, where {MAX_CELLS} are the most that are read")
-    for octave in root.iterfind("part/measure/note/pitch/octave"):
+    for octave in root.iter("octave"):
         value = number(octave.text)
-        if value is not None and abs(value) > MAX_OCTAVE or len(octave.text or "") > 9:
+        if value is not None and not -MAX_OCTAVE <= value <= MAX_OCTAVE or len(octave.text or "") > 9:
             three = "three digits or more" if len((octave.text or "").strip(" +-")) > 2 else octave.text
             raise ValueError(f"it has an octave of {three}")
 
@@ -103,6 +121,8 @@ def _complete_part_list(root: Element, changed: set[str]) -> None:
 
 def _name_voices(part: Element, changed: set[str]) -> None:
     """Number the voices that have names."""
+    if _all_whole(part, "voice"):
+        return
     voices = list(part.iterfind("measure/note/voice"))
     taken = {int(voice.text or "") for voice in voices if is_whole(voice.text)}
     free = iter(set(range(1, len(voices) + len(taken) + 2)) - taken)
@@ -116,24 +136,31 @@ def _name_voices(part: Element, changed: set[str]) -> None:
             changed.add("voice")
 
 
+def _all_whole(part: Element, tag: str) -> bool:
+    """Whether all elements of that name say whole numbers; each text, of which there are few, is looked at once."""
+    return all(map(is_whole, {element.text for element in part.iter(tag)}))
+
+
 def _clean_staves(part: Element, changed: set[str]) -> None:
     """Take out what stands on a staff that has no notes, and give the staff of an unpitched note a clef."""
-    for staff in list(part.iterfind("measure/*/staff")):
-        if not is_whole(staff.text):
-            staff.text = "1"
-            changed.add("staff")
+    if not _all_whole(part, "staff"):
+        for staff in list(part.iterfind("measure/*/staff")):
+            if not is_whole(staff.text):
+                staff.text = "1"
+                changed.add("staff")
     notes = part.findall("measure/note")
-    staves = {int(note.findtext("staff", "1")) for note in notes}
-    for measure in part.iterfind("measure"):
-        for child in measure.findall("direction") + measure.findall("harmony"):
+    staves = {int(name) for name in {note.findtext("staff", "1") for note in notes}}
+    for measure in part.findall("measure"):
+        placed = measure.findall("direction") + measure.findall("harmony")
+        for child in placed:
             staff_element = child.find("staff")
             if staff_element is not None and int(staff_element.text or "") not in staves:
                 child.remove(staff_element)
         if 1 not in staves and staves:
-            for child in measure.findall("direction") + measure.findall("harmony"):
+            for child in placed:
                 if child.find("staff") is None:
                     SubElement(child, "staff").text = str(min(staves))
-        for attributes in measure.iterfind("attributes"):
+        for attributes in measure.findall("attributes"):
             for child in attributes.findall("clef") + attributes.findall("measure-style"):
                 if not is_whole(child.get("number", "1")) or int(child.get("number", "1")) not in staves:
                     attributes.remove(child)
@@ -163,8 +190,8 @@ def _give_transpositions_clefs(part: Element) -> None:
     """Have each transposition stand beside a clef, where alone xml2abc reads it; at first, beside the last one."""
     clefs: dict[str, Element] = {}
     stated: Element | None = None
-    for index, measure in enumerate(part.iterfind("measure")):
-        for attributes in measure.iterfind("attributes"):
+    for index, measure in enumerate(part.findall("measure")):
+        for attributes in measure.findall("attributes"):
             here = attributes.find("transpose")
             if here is not None and attributes.find("clef") is None:
                 attributes.extend(map(deepcopy, clefs.values()) if clefs else [_clef("G", "2")])
@@ -179,7 +206,7 @@ def _move_octave_clefs(part: Element) -> None:
     those of other voices at earlier times too. One behind the last note is the next measure's."""
     shifted: dict[str, bool] = {}
     measures = part.findall("measure")
-    for measure, following in zip(measures, [*measures[1:], None], strict=True):
+    for measure, following in zip_longest(measures, measures[1:]):
         children, begun = list(measure), False
         for place, child in enumerate(children):
             begun |= child.tag in ("note", "forward")
@@ -201,21 +228,24 @@ def _move_octave_clefs(part: Element) -> None:
 
 def _fill_empty_measures(root: Element) -> None:
     """Have a measure of no length last as long as in the other parts, or as its metre: else later notes move up."""
-    parts = [part.findall("measure") for part in root.iterfind("part")]
-    longest: dict[int, Fraction] = {}  # quarters of the measures, by their indices
-    empty: list[tuple[int, Element, Fraction, Fraction, bool]] = []  # index, measure, divisions, its metre, if alone
-    for measures in parts:
-        divisions, metre = Fraction(1), Fraction(4)
-        for index, measure in enumerate(measures):
-            for attributes in measure.iterfind("attributes"):
+    parts = [part.findall("measure") for part in root.findall("part")]
+    lengths = [list(map(measure_length, measures)) for measures in parts]
+    if all(map(all, lengths)):
+        return
+    longest: dict[int, Number] = {}  # quarters of the measures, by their indices
+    empty: list[tuple[int, Element, Number, Number, bool]] = []  # index, measure, divisions, its metre, if alone
+    for measures, its_lengths in zip(parts, lengths, strict=True):
+        divisions: Number = 1
+        metre: Number = 4
+        for index, (measure, length) in enumerate(zip(measures, its_lengths, strict=True)):
+            for attributes in measure.findall("attributes"):
                 divisions = number(attributes.findtext("divisions")) or divisions
                 beats, unit = (number(attributes.findtext(f"time/{name}")) for name in ("beats", "beat-type"))
-                metre = 4 * beats / unit if beats and unit else metre
-            length = measure_length(measure) / divisions
-            longest[index] = max(longest.get(index, Fraction(0)), length)
+                metre = Fraction(4 * beats, unit) if beats and unit else metre
+            longest[index] = max(longest.get(index, 0), Fraction(length, divisions))
             if not length:
-                around = [measures[at] for at in (index - 1, index + 1) if 0 <= at < len(measures)]
-                alone = len(around) == 2 and all(map(measure_length, around))  # interleaving fills such a one
+                around = [its_lengths[at] for at in (index - 1, index + 1) if 0 <= at < len(measures)]
+                alone = len(around) == 2 and all(around)  # interleaving fills such a one
                 empty.append((index, measure, divisions, metre, alone))
     for index, measure, divisions, metre, alone in empty:
         quarters = longest[index] or metre
@@ -226,7 +256,7 @@ def _fill_empty_measures(root: Element) -> None:
 
 def _show_heads(part: Element) -> None:
     """Have a chord begin with a note that is shown, and a note of no length be a grace note."""
-    for measure in part.iterfind("measure"):
+    for measure in part.findall("measure"):
         head = None  # of a chord: a hidden note
         for note in measure.findall("note"):
             if note.find("chord") is None:
@@ -245,7 +275,7 @@ def _show_heads(part: Element) -> None:
 def _match_spans(part: Element, changed: set[str]) -> None:
     """Take out pedals, hairpins and octave shifts of kinds that xml2abc does not know, and stops that end nothing."""
     is_open: set[tuple[str, str]] = set()
-    for measure in part.iterfind("measure"):
+    for measure in part.findall("measure"):
         found = []
         for kind in measure.iterfind("direction/direction-type"):
             for element in list(kind):
@@ -267,37 +297,45 @@ def _match_spans(part: Element, changed: set[str]) -> None:
 
 def _cut_ties(part: Element, changed: set[str]) -> None:
     """Take out ties to a note of another pitch: in ABC they would bind it, for only its name counts there."""
-    waiting: dict[tuple, list[tuple[Element, Fraction]]] = {}  # (voice, step, octave) -> notes with their ends
-    start = Fraction(0)
-    divisions = Fraction(1)
-    for measure in part.iterfind("measure"):
-        time = onset = Fraction(0)
-        longest = Fraction(0)
+    waiting: dict[tuple, list[tuple[Element, Number]]] = {}  # (voice, step, octave) -> notes with their ends
+    start: Number = 0  # of the measure, in quarters
+    divisions: Number = 1
+    for measure in part.findall("measure"):
+        time: Number = 0
+        onset: Number = 0
+        longest: Number = 0
         for child in measure:
             if child.tag == "attributes":
                 divisions = number(child.findtext("divisions")) or divisions
-            length = (number(child.findtext("duration")) or Fraction(0)) / divisions
-            if child.tag in ("backup", "forward"):
-                time = max(Fraction(0), time + (length if child.tag == "forward" else -length))
+            elif child.tag in ("backup", "forward"):
+                length = number(child.findtext("duration")) or 0
+                time = max(0, time + (length if child.tag == "forward" else -length))
             elif child.tag == "note" and child.find("grace") is None:
+                length = number(child.findtext("duration")) or 0
                 if child.find("chord") is None:
                     onset, time = time, time + length
-                place = [child.findtext(path) for path in ("voice", "pitch/step", "pitch/octave")]
-                _tie(child, tuple(place), start + onset, length, waiting, changed)
+                if waiting or _begins_tie(child):
+                    begin = start + Fraction(onset, divisions)
+                    _tie(child, begin, begin + Fraction(length, divisions), waiting, changed)
             longest = max(longest, time)
-        start += longest
+        start += Fraction(longest, divisions)
 
 
-def _tie(note: Element, place: tuple, onset: Fraction, length: Fraction, waiting: dict, changed: set[str]) -> None:
-    for earlier, end in waiting.pop(place, []):
+def _begins_tie(note: Element) -> bool:
+    return any(tie.get("type") == "start" for tie in ties(note))
+
+
+def _tie(note: Element, onset: Fraction, end: Fraction, waiting: dict, changed: set[str]) -> None:
+    place = note.findtext("voice"), text_below(note, "pitch", "step"), text_below(note, "pitch", "octave")
+    for earlier, its_end in waiting.pop(place, []):
         same = number(note.findtext("pitch/alter") or "0") == number(earlier.findtext("pitch/alter") or "0")
-        if abs(end - onset) >= Fraction(1, 16):  # what lies between ends the tie, and what it says about the pitch
+        if abs(its_end - onset) >= Fraction(1, 16):  # what lies between ends the tie, and what it says about the pitch
             _remove_ties(note, "stop")
         elif not same:
             _remove_ties(earlier, "start")
             changed.add("ties to a note of another pitch")
-    if place[1] and any(tie.get("type") == "start" for tie in note.findall("tie") + note.findall("notations/tied")):
-        waiting.setdefault(place, []).append((note, onset + length))
+    if place[1] and _begins_tie(note):
+        waiting.setdefault(place, []).append((note, end))
 
 
 def _remove_ties(note: Element, kind: str) -> None:
@@ -343,9 +381,10 @@ def _time(element: Element) -> bool:
 
 def _accidental_of(note: Element) -> bool:
     """Whether a note's accidental says what its alter says, if it has one: xml2abc believes the accidental."""
-    accidental, alter = note.find("accidental"), note.findtext("pitch/alter")
+    accidental = note.find("accidental")
     if accidental is None or note.find("pitch") is None:
         return True
+    alter = note.findtext("pitch/alter")
     written = ACCIDENTALS.get(accidental.text or "")
     return written is not None and (alter is None or written == number(alter))
 
@@ -386,39 +425,41 @@ KNOWN: dict[str, Callable[[Element], bool]] = {
     "staff-tuning": lambda element: bool(element.findtext("tuning-step") and element.findtext("tuning-octave")),
     "staff-lines": lambda element: is_whole(element.text) and 0 <= int(element.text or "") <= 20,
 }
+LOOKED_AT = {*KNOWN, "note", "harmony", "barline", "sound", "words", "rehearsal"}
 
 
 def _clean_values(root: Element, changed: set[str]) -> None:
-    for parent in root.iter():
-        if parent.tag == "note":
-            _clean_note(parent, changed)
-        for child in list(parent):
-            if child.tag in KNOWN and not KNOWN[child.tag](child):
+    found = [element for element in root.iter() if element.tag in LOOKED_AT]
+    if unknown := {element for element in found if element.tag in KNOWN and not KNOWN[element.tag](element)}:
+        for parent in root.iter():
+            for child in unknown.intersection(parent):
                 parent.remove(child)
                 changed.add(child.tag)
-        if parent.tag in ("note", "harmony", "barline"):
-            _join_lines(parent)
-        if parent.tag in ("harmony", "barline"):
-            _unquote(parent)
-        for name in ("tempo", "default-y"):
-            if parent.tag in ("sound", "words", "rehearsal") and name in parent.attrib:
-                if number(parent.attrib[name]) is None:
-                    parent.attrib.pop(name)
-                    changed.add(f"{parent.tag} {name}")
+        found = [element for element in root.iter() if element.tag in LOOKED_AT]
+    for element in found:
+        if element.tag == "note":
+            _clean_note(element, changed)
+        if element.tag in ("harmony", "barline"):
+            _unquote(element)
+        for name in ("tempo", "default-y") if element.tag in ("sound", "words", "rehearsal") else ():
+            if name in element.attrib and number(element.attrib[name]) is None:
+                element.attrib.pop(name)
+                changed.add(f"{element.tag} {name}")
+    _join_lines([element for element in found if element.tag in ("note", "harmony", "barline")])
 
 
 def _clean_note(note: Element, changed: set[str]) -> None:
-    alter = note.find("pitch/alter")
+    alter = first_below(note, "pitch", "alter")
     if alter is not None and not (is_whole(alter.text) and abs(int(alter.text or "")) <= 2):
         _clean_alter(note, alter, changed)
     if not _accidental_of(note):
         note.remove(note.find("accidental"))  # type: ignore[arg-type]
-    for lyric in note.iterfind("lyric"):
+    for lyric in note.findall("lyric"):
         verse = re.sub(r"^.*verse", "", lyric.get("number", "1"))
         if not (is_whole(verse) and 0 <= int(verse) <= MAX_VERSES):
             lyric.attrib.pop("number")
             changed.add("lyric number")
-    octave = note.find("unpitched/display-octave")
+    octave = first_below(note, "unpitched", "display-octave")
     if octave is not None and not (is_whole(octave.text) and abs(int(octave.text or "")) <= MAX_OCTAVE):
         octave.text = "5"
         changed.add("display-octave")
@@ -451,13 +492,16 @@ def _unquote(parent: Element) -> None:
             element.set(name, value.replace('"', "'"))
 
 
-def _join_lines(parent: Element) -> None:
-    """Make line breaks of text spaces: in ABC, what follows them would be music."""
-    for element in parent.iter():
-        if len(element) == 0 and element.text and re.search(r"[\r\n]", element.text.strip()):
+def _join_lines(parents: list[Element]) -> None:
+    """Make line breaks of text in `parents` spaces: in ABC, what follows them would be music."""
+    elements = list(chain.from_iterable(map(Element.iter, parents)))
+    texts = {element.text or "" for element in elements if len(element) == 0}
+    values = {value for _, value in chain.from_iterable(map(Element.items, elements))}
+    if not any(map(LINE_END.search, texts | values)):  # each text once: a score has few
+        return
+    for element in elements:
+        if len(element) == 0 and element.text and LINE_END.search(element.text):
             element.text = re.sub(r"\s*[\r\n]\s*", " ", element.text.strip())
-        elif len(element) == 0 and element.text and re.search(r"[\r\n]", element.text):
-            element.text = element.text.strip()
         for name, value in element.attrib.items():
-            if re.search(r"[\r\n]", value):
+            if LINE_END.search(value):
                 element.set(name, " ".join(value.split()))

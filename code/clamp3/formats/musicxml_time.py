@@ -1,14 +1,16 @@
 """How long the notes of a MusicXML part last: its numbers, and all of its durations in whole `divisions`."""
 
 import re
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from math import lcm
 from xml.etree.ElementTree import Element, SubElement
 
+Number = Fraction | int  # whole ones are int, whose sums are quick
 MAX_QUARTERS = 10_000  # of a note, a rest or a measure
 MAX_DIVISIONS = 10**6
-QUARTERS: dict[str, int | Fraction] = {
+QUARTERS: dict[str, Number] = {
     "maxima": 32,
     "long": 16,
     "breve": 8,
@@ -21,16 +23,36 @@ QUARTERS |= {f"{2**power}{'nd' if power == 5 else 'th'}": Fraction(4, 2**power) 
 WHOLE = re.compile(r"\s*[+-]?\d{1,9}\s*$")
 
 
-def number(text: str | None) -> Fraction | None:
+def number(text: str | None) -> Number | None:
     """The number that `text` is, if it is one of sensible length."""
+    return _number(text) if text and len(text) < 40 else None
+
+
+@lru_cache(maxsize=10_000)
+def _number(text: str) -> Number | None:
     try:
-        return Fraction((text or "").strip()) if len(text or "") < 40 and "e" not in (text or "").lower() else None
+        value = Fraction(text.strip()) if "e" not in text.lower() else None
     except (ValueError, ZeroDivisionError):
         return None
+    return int(value) if value is not None and value.denominator == 1 else value
 
 
 def is_whole(text: str | None) -> bool:
     return bool(WHOLE.match(text or ""))
+
+
+def first_below(element: Element, parent: str, name: str) -> Element | None:
+    """What `element.find(f"{parent}/{name}")` finds, in a fraction of its time."""
+    for child in element.findall(parent):
+        if (found := child.find(name)) is not None:
+            return found
+    return None
+
+
+def text_below(element: Element, parent: str, name: str) -> str | None:
+    """What `element.findtext(f"{parent}/{name}")` says, likewise."""
+    found = first_below(element, parent, name)
+    return None if found is None else found.text or ""
 
 
 def written_length(note: Element) -> Fraction | None:
@@ -38,64 +60,68 @@ def written_length(note: Element) -> Fraction | None:
     base = QUARTERS.get((note.findtext("type") or "").strip())
     if base is None:
         return None
-    length = Fraction(base) * (2 - Fraction(1, 2 ** min(len(note.findall("dot")), 6)))
+    if note.find("time-modification") is None:
+        return _dotted(base, len(note.findall("dot")), None, None)
     actual, normal = (number(note.findtext(f"time-modification/{name}-notes")) for name in ("actual", "normal"))
+    return _dotted(base, len(note.findall("dot")), actual, normal)
+
+
+@lru_cache(maxsize=1000)
+def _dotted(base: Number, dots: int, actual: Number | None, normal: Number | None) -> Fraction:
+    length = base * (2 - Fraction(1, 2 ** min(dots, 6)))
     return length * normal / actual if actual and normal else length
 
 
-def _timed(part: Element) -> Iterator[Element]:
-    for child in part.iterfind("measure/*"):
-        if child.tag in ("backup", "forward") or child.tag == "note" and child.find("grace") is None:
-            yield child
+@dataclass
+class _Said:
+    """What the measures of a part say about time."""
+
+    durations: dict[str | None, None] = field(default_factory=dict)  # of all that lasts, in order, each once
+    divisions: dict[str | None, None] = field(default_factory=dict)
+    is_late: bool = False  # nothing says the divisions before the first that lasts
+    changes: bool = False  # divisions change between the notes of a measure: xml2abc reads one of them for all
+
+
+def _said(part: Element) -> _Said:
+    said = _Said()
+    current = ""
+    for measure in part.findall("measure"):
+        begun = False
+        for child in measure:
+            if child.tag in ("note", "forward", "backup"):
+                begun = begun or child.tag != "backup"
+                if child.find("grace") is None:
+                    said.is_late |= not said.divisions
+                    said.durations[child.findtext("duration")] = None
+            elif child.tag == "attributes":
+                said.divisions |= dict.fromkeys(element.text for element in child.findall("divisions"))
+                stated = child.findtext("divisions")
+                said.changes |= bool(stated and begun and stated != current)
+                current = stated or current
+    return said
 
 
 def unify_divisions(part: Element, changed: set[str]) -> None:
     """Give a part whose durations are not all whole numbers of known divisions one that they are."""
-    said = [child.findtext("duration") for child in _timed(part)]
-    if any(text and text.strip() and number(text) is None for text in said):
+    said = _said(part)
+    if any(text and text.strip() and number(text) is None for text in said.durations):
         return  # damaged: the converter refuses it
-    divisions = part.findall("measure/attributes/divisions")
-    stated = _states_divisions_first(part)
-    sound = stated and all(is_whole(element.text) and int(element.text or "") > 0 for element in divisions)
-    sound = sound and all(is_whole(child.findtext("duration")) for child in _timed(part))
-    sound = sound and not _changes_divisions(part)
-    if not sound and next(_timed(part), None) is not None:
+    sound = all(is_whole(text) and int(text or "") > 0 for text in said.divisions)
+    sound = sound and all(map(is_whole, said.durations)) and not said.is_late and not said.changes
+    if not sound and said.durations:
         _rewrite_durations(part)
         changed.add("divisions or duration")
-    for child in _timed(part):
-        if len(child.findtext("duration", "")) > 9:
-            raise ValueError(f"a duration of {child.findtext('duration', '')[:20]}")
+        said = _said(part)
+    for text in said.durations:
+        if len(text or "") > 9:
+            raise ValueError(f"a duration of {(text or '')[:20]}")
     current = 1
-    for measure in part.iterfind("measure"):
+    for measure in part.findall("measure"):
         for child in measure:
             if child.tag == "attributes":
                 current = int(child.findtext("divisions") or current)
             elif child.tag in ("note", "forward") and int(child.findtext("duration") or 0) > MAX_QUARTERS * current:
                 raise ValueError(f"a duration of more than {MAX_QUARTERS} quarters")
-
-
-def _states_divisions_first(part: Element) -> bool:
-    """Whether `part` says its divisions before anything that takes time."""
-    for child in part.iterfind("measure/*"):
-        if child.tag == "attributes" and child.find("divisions") is not None:
-            return True
-        if child.tag in ("note", "forward", "backup") and child.find("grace") is None:
-            return False
-    return False
-
-
-def _changes_divisions(part: Element) -> bool:
-    """Whether divisions change between the notes of a measure: xml2abc reads one of them for all."""
-    current = ""
-    for measure in part.iterfind("measure"):
-        begun = False
-        for child in measure:
-            stated = child.findtext("divisions") if child.tag == "attributes" else None
-            if stated and begun and stated != current:
-                return True
-            current = stated or current
-            begun |= child.tag in ("note", "forward")
-    return False
 
 
 def _rewrite_durations(part: Element) -> None:
@@ -105,7 +131,7 @@ def _rewrite_durations(part: Element) -> None:
     chord_length = Fraction(0)
     for child in part.iterfind("measure/*"):
         if child.tag == "attributes" and (stated := number(child.findtext("divisions"))) and stated > 0:
-            divisions = stated
+            divisions = Fraction(stated)
         elif child.tag in ("note", "forward", "backup") and child.find("grace") is None:
             duration, written = number(child.findtext("duration")), written_length(child)
             if duration is not None and duration >= 0:
@@ -138,15 +164,16 @@ def _implied_divisions(part: Element) -> Fraction:
         if duration and written and duration > 0:
             return duration / written
     first = number(part.findtext("measure/attributes/divisions"))
-    return first if first and first > 0 else Fraction(1)
+    return Fraction(first) if first and first > 0 else Fraction(1)
 
 
-def measure_length(measure: Element) -> Fraction:
+def measure_length(measure: Element) -> Number:
     """The divisions that the notes, rests and skips of a measure last."""
-    time = longest = Fraction(0)
+    time: Number = 0
+    longest: Number = 0
     for child in measure:
         if child.tag in ("note", "forward", "backup") and child.find("grace") is None and child.find("chord") is None:
-            length = number(child.findtext("duration")) or Fraction(0)
-            time = max(Fraction(0), time - length if child.tag == "backup" else time + length)
+            length = number(child.findtext("duration")) or 0
+            time = max(0, time - length if child.tag == "backup" else time + length)
             longest = max(longest, time)
     return longest

@@ -8,22 +8,23 @@ voices; all others stay as they are.
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import count
+from operator import attrgetter
 from xml.etree.ElementTree import Element, SubElement
 
-from clamp3.formats.musicxml_time import number, written_length
+from clamp3.formats.musicxml_time import Number, first_below, number, written_length
 
 MAX_VOICES = 64  # of a part
 Place = tuple[str, str, str]  # step, alter and octave of a note
 
 
-@dataclass
+@dataclass(slots=True)
 class Event:
     """What begins at one time in one voice: a note, a chord of notes of one length, or a rest. Times in divisions."""
 
     voice: str
     staff: str
-    onset: Fraction
-    length: Fraction
+    onset: Number
+    length: Number
     notes: list[Element]
     before: list[Element] = field(default_factory=list)  # grace notes, directions and others
     after: list[Element] = field(default_factory=list)
@@ -39,7 +40,7 @@ class Event:
 
     def places(self, tie: str) -> set[Place]:
         """Of the notes that have a `tie` of that type."""
-        return {_place(note) for note in self.notes if tie in _ties(note)}
+        return {_place(note) for note in self.notes if any(found.get("type") == tie for found in ties(note))}
 
 
 @dataclass
@@ -49,8 +50,8 @@ class Measure:
     head: list[Element] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     tail: list[Element] = field(default_factory=list)
-    end: Fraction = Fraction(0)  # the time at its last element
-    length: Fraction = Fraction(0)
+    end: Number = 0  # the time at its last element
+    length: Number = 0
     sequential: bool = True  # whether xml2abc reads all of it
 
 
@@ -78,15 +79,16 @@ class Voices:
 
 def separate_voices(part: Element) -> bool:
     """Have each voice of `part` hold one note or chord at a time; whether anything was changed. Raises ValueError."""
-    voices = Voices(part)
-    divisions, changed = Fraction(1), False
-    for measure in part.iterfind("measure"):
-        divisions = number(measure.findtext("attributes/divisions")) or divisions
-        slack = _slack(measure, divisions)
-        read = _read(measure, divisions, slack)
-        if read.sequential and not any(voices.tied.values()):
+    voices = None
+    divisions: Number = 1
+    for measure in part.findall("measure"):
+        if (stated := first_below(measure, "attributes", "divisions")) is not None:
+            divisions = number(stated.text) or divisions
+        read = _read(measure, divisions)
+        if read.sequential and not (voices and any(voices.tied.values())):
             continue
-        changed = True
+        voices = voices or Voices(part)
+        slack = _slack(measure, divisions)
         lanes = _allot(read.events, voices, slack)
         added = {name for names in voices.added.values() for name in names}
         voices.tied = {name: lane[-1].places("start") for name, lane in lanes.items() if name in added}
@@ -96,30 +98,34 @@ def separate_voices(part: Element) -> bool:
             _move(measure, "backup", time)
         _move(measure, "forward", read.end)
         measure.extend(read.tail)
-    return changed
+    return voices is not None
 
 
-def _slack(measure: Element, divisions: Fraction) -> Fraction:
+def _slack(measure: Element, divisions: Number) -> Fraction:
     """How far times may be off: what rounding to whole numbers of divisions makes of all notes, a 384th to a 256th."""
     rounded = 0
     for note in measure.iterfind("note"):
         written, duration = written_length(note), number(note.findtext("duration"))
         rounded += bool(written and duration) and 0 < abs(written * divisions - duration) < 1  # type: ignore[operator]
-    return min(max(Fraction(rounded), divisions / 96), divisions / 64)
+    return min(max(Fraction(rounded), Fraction(divisions, 96)), Fraction(divisions, 64))
 
 
-def _read(measure: Element, divisions: Fraction, slack: Fraction) -> Measure:
+def _is_skipped(gap: Number, measure: Element, divisions: Number) -> bool:
+    """Whether xml2abc skips `gap`, of a 64th or less, which is not for rounding alone."""
+    return divisions >= 16 * gap > 0 and gap > _slack(measure, divisions)
+
+
+def _read(measure: Element, divisions: Number) -> Measure:
     """The events of a measure in the order in which they stand."""
     read = Measure()
     waiting: list[Element] = []
-    time = Fraction(0)
-    shortest = divisions / 16  # xml2abc skips what is not longer
+    time: Number = 0
     first: Event | None = None  # of the chord that is being read
     for child in measure:
-        length = number(child.findtext("duration")) or Fraction(0)
+        length = number(child.findtext("duration")) or 0
         if child.tag in ("backup", "forward"):
-            read.sequential &= not slack < length <= shortest
-            time = max(Fraction(0), time - length if child.tag == "backup" else time + length)
+            read.sequential &= not _is_skipped(length, measure, divisions)
+            time = max(0, time - length if child.tag == "backup" else time + length)
             if read.events:
                 read.events[-1].after += waiting
                 waiting = []
@@ -134,19 +140,17 @@ def _read(measure: Element, divisions: Fraction, slack: Fraction) -> Measure:
             time += length
         read.length = max(read.length, time)
     read.tail, read.end = waiting, time
-    read.sequential &= _is_sequence(read.events, slack, shortest)
+    read.sequential = read.sequential and _is_sequence(read.events, measure, divisions)
     return read
 
 
-def _join(note: Element, length: Fraction, first: Event, events: list[Event]) -> bool:
+def _join(note: Element, length: Number, first: Event, events: list[Event]) -> bool:
     """Add a chord's further note to the event that is as long; whether that is the chord's first.
 
     Some programs write nonsense for the durations of further notes: of two that look alike, the first one's counts.
     """
-    written = written_length(note)
-    alike = written is not None and written == written_length(first.notes[0])
     for event in reversed(events):
-        if abs(event.length - length) <= 1 or (alike and event is first):
+        if -1 <= event.length - length <= 1 or (event is first and _look_alike(note, event.notes[0])):
             event.notes.append(note)
             return event is first
         if event is first:
@@ -155,17 +159,22 @@ def _join(note: Element, length: Fraction, first: Event, events: list[Event]) ->
     return False
 
 
-def _is_sequence(events: list[Event], slack: Fraction, shortest: Fraction) -> bool:
+def _look_alike(note: Element, other: Element) -> bool:
+    written = written_length(note)
+    return written is not None and written == written_length(other)
+
+
+def _is_sequence(events: list[Event], measure: Element, divisions: Number) -> bool:
     """Whether xml2abc reads all notes: none overlaps another of its voice, and there are no gaps that it skips."""
     before: dict[str, Event] = {}  # by voice: the event that ends last
-    for event in sorted(events, key=lambda event: event.onset):
+    for event in sorted(events, key=attrgetter("onset")):
         other = before.get(event.voice)
-        end = other.onset + other.length if other else Fraction(0)
+        end = other.onset + other.length if other else 0
         if other and event.onset < end:
             shown_rest = next((one for one in (event, other) if one.is_rest and not one.is_hidden), None)
             if not shown_rest or other.after or event.before:
                 return False
-        elif slack < event.onset - end <= shortest:
+        elif _is_skipped(event.onset - end, measure, divisions):
             return False
         if event.onset + event.length >= end:
             before[event.voice] = event
@@ -211,9 +220,9 @@ def _keep_around(rest: Event, lane: list[Event]) -> None:
     following.before[:0] = rest.before + rest.after
 
 
-def _write(measure: Element, name: str, lane: list[Event], slack: Fraction, length: Fraction) -> Fraction:
+def _write(measure: Element, name: str, lane: list[Event], slack: Fraction, length: Number) -> Number:
     """Append the events of a voice to `measure`, with hidden rests between them and at its end; the time there."""
-    time = Fraction(0)
+    time: Number = 0
     for event in lane:
         if event.onset - time > slack:
             _rest(measure, event.onset - time, name, event.staff)
@@ -238,20 +247,23 @@ def _write(measure: Element, name: str, lane: list[Event], slack: Fraction, leng
     return time
 
 
-def _rest(measure: Element, length: Fraction, voice: str, staff: str) -> None:
+def _rest(measure: Element, length: Number, voice: str, staff: str) -> None:
     note = SubElement(measure, "note", {"print-object": "no"})
     SubElement(note, "rest")
     for tag, text in (("duration", str(length)), ("voice", voice), ("staff", staff)):
         SubElement(note, tag).text = text
 
 
-def _move(measure: Element, tag: str, length: Fraction) -> None:
+def _move(measure: Element, tag: str, length: Number) -> None:
     if length:
         SubElement(SubElement(measure, tag), "duration").text = str(length)
 
 
-def _ties(note: Element) -> set[str | None]:
-    return {tie.get("type") for tie in note.findall("tie") + note.findall("notations/tied")}
+def ties(note: Element) -> list[Element]:
+    """The ties that a note has, as it sounds and as it is written."""
+    return note.findall("tie") + [
+        tied for notations in note.findall("notations") for tied in notations.findall("tied")
+    ]
 
 
 def _place(note: Element) -> Place:

@@ -1,9 +1,11 @@
 """The XML of a score, from its bytes: plain, in any encoding, or in a zip archive (.mxl)."""
 
 import codecs
+import contextlib
 import io
 import re
 import zipfile
+from itertools import chain
 from pathlib import PurePosixPath
 from urllib.parse import unquote
 from xml.etree import ElementTree
@@ -13,6 +15,7 @@ from clamp3.errors import Note, warn
 
 MAX_BYTES = 100 * 2**20  # of a score's XML; an orchestral movement has some 10 MB
 MAX_TAGS = 4_000_000  # that movement has some 800,000; each element takes some 200 bytes of memory, more than once
+MAX_DEPTH = 900  # of elements within elements: deeper trees cannot be copied or written
 CONTAINER = "META-INF/container.xml"
 SCORE_EXTENSIONS = (".xml", ".musicxml")
 DECLARED = re.compile(r"""^(<\?xml[^>]*?)\s+encoding\s*=\s*(?:"[^"]*"|'[^']*')""")
@@ -80,10 +83,7 @@ def root_name(data: bytes) -> str:
 
     An entity can stand for gigabytes, or for a file of this machine: a document that declares any is refused.
     """
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"more than {MAX_BYTES >> 20} MB of XML")
-    if data.count(b"<") > MAX_TAGS:
-        raise ValueError(f"more than {MAX_TAGS} tags of XML")
+    _check_size(data)
     parser = expat.ParserCreate()
     root = ""
 
@@ -101,6 +101,37 @@ def root_name(data: bytes) -> str:
         parser.Parse(data, True)
     except (expat.ExpatError, LookupError) as error:  # LookupError: of an encoding that there is not
         raise ValueError(f"not whole XML: {error}") from None
+    return root
+
+
+def _check_size(data: bytes) -> None:
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES >> 20} MB of XML")
+    if data.count(b"<") > MAX_TAGS:
+        raise ValueError(f"more than {MAX_TAGS} tags of XML")
+
+
+def parsed(data: bytes, note: Note = warn) -> ElementTree.Element:
+    """The root of the XML in `data`, read in its own encoding. Raises ValueError where it is not safe or whole.
+
+    All encodings that expat knows but UTF-16, which has zero bytes, write what declares an entity as ASCII does: where
+    nothing does, `data` is parsed once.
+    """
+    _check_size(data)
+    root = None
+    if b"<!ENTITY" not in data and b"\0" not in data:
+        with contextlib.suppress(ElementTree.ParseError, LookupError, ValueError):
+            root = ElementTree.fromstring(data)
+    if root is None:
+        try:
+            root = ElementTree.fromstring(in_its_own_encoding(data, note))
+        except ElementTree.ParseError as error:  # of an entity or a prefix that nothing declares
+            raise ValueError(f"not whole XML: {error}") from None
+    level, depth = [root], 0
+    while level:
+        level, depth = list(chain.from_iterable(level)), depth + 1
+        if depth > MAX_DEPTH:
+            raise ValueError("elements within elements, too many to be a score")
     return root
 
 
