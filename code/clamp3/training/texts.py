@@ -1,38 +1,49 @@
 """The items of a JSONL file, and the texts and files that training and evaluation take from an item."""
 
 import codecs
-from array import array
+import hashlib
+import os
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from clamp3.formats.registry import extensions, model_inputs
 from clamp3.io.files import parse_json
+from clamp3.io.remembered import Remembered
 
 NOT_TEXT = ("id", "filepaths", "language", "translations")
+READ_SIZE = 1 << 18  # bytes at once
+REMEMBERED_SIZE = 1 << 24  # bytes from which on a file's lines are remembered: smaller ones are read through at once
+SETTLED = 10**9  # nanoseconds since a file's last change, within which another one might not show in its times
+LINES_VERSION = 1  # counts up when lines are found in another way
+PARTS = ("starts", "numbers", "sha256")
+NEWLINE, SPACES = ord("\n"), b" \t\n\r\v\f"
+IS_SPACE = np.isin(np.arange(256), list(SPACES))
 
 
 class JsonLines:
     """The values of a JSONL file by position, in UTF-8 with or without a BOM. Memory grows with 16 bytes a line.
 
-    `lines[index]` raises ValueError where the line is not JSON.
+    `lines[index]` raises ValueError where the line is not JSON. `sha256` is that of the file, in hexadecimal digits.
+    Where the lines of a large file start is remembered in the user's cache folder, with its SHA-256: while size and
+    times stay as they are, the file is not read through again.
     """
 
     def __init__(self, path: Path):
         """Raises OSError where the file cannot be read."""
         self.path = path
-        starts, numbers, position = array("q"), array("q"), 0
         with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                bom = len(codecs.BOM_UTF8) if number == 1 and line.startswith(codecs.BOM_UTF8) else 0
-                line, position = line[bom:], position + bom
-                if line.strip():
-                    starts.append(position)
-                    numbers.append(number)
-                position += len(line)
-        self.starts = np.array(starts, np.int64)
-        self.numbers = np.array(numbers, np.int64)  # from 1, blank lines counted
+            state = _state(file)
+            is_large, is_settled = state[0] >= REMEMBERED_SIZE, time.time_ns() - max(state[1:]) > SETTLED
+            remembered = Remembered("lines", [LINES_VERSION, str(path.resolve())], state)
+            found = remembered.load(*PARTS) if is_large else None
+            if found is None:
+                found = _read_lines(file)
+                if is_large and is_settled and _state(file) == state:
+                    remembered.save(**dict(zip(PARTS, found, strict=True)))
+        self.starts, self.numbers, self.sha256 = found[0], found[1], str(found[2])  # numbers count blank lines, from 1
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -45,6 +56,39 @@ class JsonLines:
     def place(self, index: int) -> str:
         """File and line, as people look for it."""
         return f"{self.path}:{self.numbers[index]}"
+
+
+def _state(file: BinaryIO) -> list[int]:
+    """What changes with the content of an open file: its size, and the times of its last change in nanoseconds.
+
+    Programs that copy set the first of these times; the second is the system's own (on Windows, the file's birth).
+    """
+    stat = os.fstat(file.fileno())
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _read_lines(file: BinaryIO) -> list[np.ndarray]:
+    """Where the lines that are not blank begin, their numbers (from 1, blank ones counted), and the file's SHA-256."""
+    digest, position, is_start = hashlib.sha256(), 0, True
+    starts, firsts = [np.zeros(0, np.int64)], [np.zeros(0, np.uint8)]  # of each line, and its first byte
+    while block := file.read(READ_SIZE):
+        digest.update(block)
+        data = np.frombuffer(block, np.uint8)
+        begins = np.empty(len(data), bool)
+        begins[0], begins[1:] = is_start, data[:-1] == NEWLINE
+        starts.append(np.flatnonzero(begins) + position)
+        firsts.append(data[begins])
+        if not position and block.startswith(codecs.BOM_UTF8):
+            starts[-1][0], firsts[-1][0] = len(codecs.BOM_UTF8), SPACES[0]
+        position, is_start = position + len(block), block.endswith(b"\n")
+    found = np.concatenate(starts)
+    is_item = np.ones(len(found), bool)
+    for index in np.flatnonzero(IS_SPACE[np.concatenate(firsts)]):
+        file.seek(found[index])
+        is_item[index] = bool(file.readline().strip())
+    numbers = np.flatnonzero(is_item)
+    numbers += 1
+    return [found[is_item], numbers, np.array(digest.hexdigest())]
 
 
 def checked_item(item: Any, modality: str) -> dict:
