@@ -5,6 +5,7 @@ What has been looked through and not been changed since is not read again.
 
 import logging
 import os
+import stat
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -72,15 +73,24 @@ def check_pair(item: Any, folder: Path, modality: str, audio_hidden_size: int) -
     stats = {}
     for name in checked_item(item, modality)["filepaths"]:
         path = folder / name
-        refuse_special(path)
-        if not path.is_file():
-            raise ValueError(f"there is no file {path}")
-        stats[name] = path.stat()
+        stats[name] = _file_stat(path)
         if not stats[name].st_size:
             raise ValueError(f"{path} is empty")
         if modality == AUDIO.name:
             check_frames(path, audio_hidden_size)
     return stats
+
+
+def _file_stat(path: Path) -> os.stat_result:
+    """What the system says of a file. Raises an error for anything else; once for each file of millions."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        found = None
+    if found is None or not stat.S_ISREG(found.st_mode):
+        refuse_special(path)
+        raise ValueError(f"there is no file {path}")
+    return found
 
 
 def check_frames(path: Path, hidden_size: int) -> None:
@@ -108,8 +118,8 @@ class PassedFiles:
 
     def add(self, index: int, stats: dict[str, os.stat_result]) -> None:
         """Add an item with the files of `check_pair`."""
-        for name, stat in stats.items():
-            self.rows.extend((index, stat.st_size, stat.st_mtime_ns))
+        for name, found in stats.items():
+            self.rows.extend((index, found.st_size, found.st_mtime_ns))
             self.names.append(name)
 
     def refresh(self, folder: Path, count: int) -> np.ndarray:

@@ -97,11 +97,11 @@ def checked_item(item: Any, modality: str) -> dict:
         raise ValueError("not a JSON object")
     if not isinstance(item.get("translations") or {}, dict):
         raise ValueError('"translations" must be an object')
-    lines = lines_of(item, translated=False) + lines_of(item, translated=True)
-    if not lines:
+    texts = _own_texts(item) + _translated_texts(item)
+    if not texts:
         raise ValueError("no text in any of its fields")
     try:
-        "".join(lines).encode()
+        "".join(texts).encode()
     except UnicodeEncodeError as error:
         half = ord(error.object[error.start])
         raise ValueError(f"a text holds the lone surrogate U+{half:04X}, which is no character") from None
@@ -121,11 +121,17 @@ def texts_of(fields: dict) -> list[str]:
     return [text for group in values for text in group if isinstance(text, str) and text.strip()]
 
 
+def _own_texts(item: dict) -> list[str]:
+    return texts_of({name: value for name, value in item.items() if name not in NOT_TEXT})
+
+
+def _translated_texts(item: dict) -> list[str]:
+    return texts_of({name: value for name, value in (item.get("translations") or {}).items() if name != "language"})
+
+
 def lines_of(item: dict, translated: bool) -> list[str]:
     """The distinct lines of an item's own texts, or of its translations where there are any."""
-    translations = item.get("translations") or {}
-    texts = texts_of({name: value for name, value in translations.items() if name != "language"}) if translated else []
-    texts = texts or texts_of({name: value for name, value in item.items() if name not in NOT_TEXT})
+    texts = (_translated_texts(item) if translated else []) or _own_texts(item)
     return list(dict.fromkeys(line for text in texts for line in text.split("\n") if line.strip()))
 
 
