@@ -26,7 +26,7 @@ from report import add_parts_option, benchmark_parser, conditions, show, table_r
 from training import Contest, Measure
 
 PARTS = {"tiny": "hidden size 128", "middle": "hidden size 384"}
-PROCESSES = (1, 2, 4)
+PROCESSES, FEW_PROCESSES = (1, 2, 4), (1, 2)
 MEASURES = {"tiny": Measure(512, 64, 0), "middle": Measure(192, 32, 0)}  # items, and a global batch
 QUICK = {name: Measure(32, 8, 0) for name in PARTS}
 GROUP = "CLAMP3_BENCHMARK_GROUP"  # the environment variable that tells a process what to do in its group
@@ -47,10 +47,10 @@ def main() -> int:
     figures = {"machine": measure.machine(), "quick": args.quick, "rounds": rounds}
     with tempfile.TemporaryDirectory() as folder:
         for name in args.only:
-            found = {count: [] for count in PROCESSES}
+            found = {count: [] for count in (FEW_PROCESSES if args.quick else PROCESSES)}
             Contest(Path(folder, name), name, chosen(args.quick)[name], args.quick)  # writes what the groups read
             for number in range(rounds):
-                for count in PROCESSES:
+                for count in found:
                     measure.note(f"{PARTS[name]}: round {number + 1} of {rounds}, processes: {count}")
                     work = {"folder": str(Path(folder, name)), "name": name, "quick": args.quick}
                     told = run_together([sys.executable, __file__], count, **{GROUP: json.dumps(work)})

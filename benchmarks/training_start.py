@@ -104,7 +104,7 @@ def measure_starts(folder: Path, contenders: dict[str, Path], processes: int, ro
     found = {name: {start: [] for start in STARTS} for name in contenders}
     for number in range(rounds):
         for name, code in contenders.items():
-            for start in ("few", "first", "second") if number == 0 else ("few", "second"):
+            for start in STARTS if number == 0 else ("few", "second"):
                 print(f"{name}, {STARTS[start]}, round {number + 1}", file=sys.stderr, flush=True)
                 found[name][start].append(run(folder, code, name, "few" if start == "few" else "all", processes))
     return {name: {start: summary(runs) for start, runs in starts.items()} for name, starts in found.items()}

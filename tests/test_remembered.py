@@ -39,7 +39,7 @@ def assert_right(lines: JsonLines) -> None:
     rows = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     assert lines.numbers.tolist() == [number for number, row in enumerate(rows, 1) if row.strip()]
     for start, number in zip(lines.starts, lines.numbers, strict=True):
-        assert content[start:].split(b"\n")[0] == rows[number - 1]
+        assert content[start : start + len(rows[number - 1]) + 1].removesuffix(b"\n") == rows[number - 1]
     assert lines.sha256 == hashlib.sha256(content).hexdigest()
 
 
@@ -149,7 +149,7 @@ def test_a_file_that_may_still_change_is_not_remembered(tmp_path, remembering, m
 
 def test_processes_that_start_together_find_the_same_lines(tmp_path):
     path = tmp_path / "items.jsonl"
-    path.write_bytes(b'{"id": "0123456789"}\n' * 20_000)
+    path.write_bytes(b'{"id": "0123456789"}\n' * 2000)
     code = """
 import sys; from pathlib import Path; from clamp3.training import texts
 texts.REMEMBERED_SIZE = texts.SETTLED = 0
