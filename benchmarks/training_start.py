@@ -55,7 +55,7 @@ def main() -> int:
         measure.note(f"writing {items:,} items")
         figures["jsonl_bytes"] = write_data(Path(folder), items)
         interference = measure.Interference()
-        figures["starts"] = measure_starts(Path(folder), contenders, args.processes, rounds)
+        figures["starts"] = measure_starts(Path(folder), contenders, args.processes, rounds, args.quick)
         figures["interference"] = interference.share()
         measure.note("removing them")
     show(figures, markdown(figures), args.json)
@@ -99,14 +99,16 @@ def body(rng: random.Random, texts: list[str]) -> str:
     return json.dumps({**fields, "translations": translations})[1:]
 
 
-def measure_starts(folder: Path, contenders: dict[str, Path], processes: int, rounds: int) -> dict:
+def measure_starts(folder: Path, contenders: dict[str, Path], processes: int, rounds: int, quick: bool) -> dict:
     """Medians of seconds and greatest peaks, by contender and kind of start."""
     found = {name: {start: [] for start in STARTS} for name in contenders}
+    knobs = {"TRAIN_WORKERS": 0} if quick else {}
     for number in range(rounds):
         for name, code in contenders.items():
             for start in STARTS if number == 0 else ("few", "second"):
                 print(f"{name}, {STARTS[start]}, round {number + 1}", file=sys.stderr, flush=True)
-                found[name][start].append(run(folder, code, name, "few" if start == "few" else "all", processes))
+                data = "few" if start == "few" else "all"
+                found[name][start].append(run(folder, code, name, data, processes, **knobs))
     return {name: {start: summary(runs) for start, runs in starts.items()} for name, starts in found.items()}
 
 
@@ -115,7 +117,7 @@ def summary(runs: list[dict]) -> dict:
     return {**{name: median(run[name] for run in runs) for name in ("seconds", "cpu_seconds")}, **peaks}
 
 
-def run(folder: Path, code: Path, contender: str, data: str, processes: int) -> dict:
+def run(folder: Path, code: Path, contender: str, data: str, processes: int, **others: int) -> dict:
     """What benchmarks/first_step.py says of a start of some processes; each contender has a cache of its own."""
     output = folder / f"{contender}_{data}"
     shutil.rmtree(output, ignore_errors=True)
