@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 SHARE = 50_000  # files that are worth a process of their own
-AT_ONCE = 8  # files that each process asks for at once, where the disk is slow to answer
 ENCODING = "utf-8", "surrogatepass"
 
 
@@ -24,7 +23,7 @@ def sizes_and_times(folder: str, names: Sequence[str], processes: int) -> array:
     """
     count = max(1, min(processes, len(names) // SHARE))
     with ThreadPoolExecutor(count) as pool:
-        return _joined(pool.map(_in_process if count > 1 else _here, [folder] * count, _shares(names, count)))
+        return _joined(pool.map(_in_process if count > 1 else _ask, [folder] * count, _shares(names, count)))
 
 
 def _in_process(folder: str, names: Sequence[str]) -> array:
@@ -34,12 +33,7 @@ def _in_process(folder: str, names: Sequence[str]) -> array:
         found = array("q", answer.stdout)
     except (OSError, ValueError, subprocess.CalledProcessError):  # no memory, or no Python that could be started
         found = array("q")
-    return found if len(found) == 2 * len(names) else _here(folder, names)
-
-
-def _here(folder: str, names: Sequence[str]) -> array:
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return _joined(pool.map(_ask, [folder] * AT_ONCE, _shares(names, AT_ONCE)))
+    return found if len(found) == 2 * len(names) else _ask(folder, names)
 
 
 def _ask(folder: str, names: Sequence[str]) -> array:
@@ -79,7 +73,7 @@ def _joined(parts: Iterable[array]) -> array:
 
 def main() -> None:
     folder, *names = sys.stdin.buffer.read().decode(*ENCODING).split("\0")
-    sys.stdout.buffer.write(_here(folder, names).tobytes())
+    sys.stdout.buffer.write(_ask(folder, names).tobytes())
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from clamp3.io.folders import Plan, refuse_special, special_inputs, walk
 from clamp3.io.remembered import Remembered
 from clamp3.io.reports import FileIssue, describe_error, save_issues
 from clamp3.io.stats import sizes_and_times
-from clamp3.io.workers import own_cores
+from clamp3.io.workers import cores
 from clamp3.modalities import AUDIO, SYMBOLIC
 from clamp3.training.data import Examples
 from clamp3.training.texts import JsonLines, checked_item
@@ -125,7 +125,8 @@ class PassedFiles:
     def refresh(self, folder: Path, count: int) -> np.ndarray:
         """Forget the items whose files have changed; returns those of the `count` items that are not known now."""
         rows = np.frombuffer(self.rows, np.int64).reshape(-1, 3)
-        now = np.frombuffer(sizes_and_times(str(folder), self.names, own_cores()), np.int64).reshape(-1, 2)
+        # The other processes of a run are waiting meanwhile, so all cores are this one's.
+        now = np.frombuffer(sizes_and_times(str(folder), self.names, cores()), np.int64).reshape(-1, 2)
         is_known, is_changed = np.zeros(count, bool), np.zeros(count, bool)
         is_known[rows[:, 0]] = True
         is_changed[rows[(rows[:, 1:] != now).any(axis=1), 0]] = True
