@@ -24,7 +24,7 @@ from report import add_parts_option, at_least, benchmark_parser, conditions, sho
 
 PARTS = {"tiny": "hidden size 128", "full": "full-size", "loss": "hidden size 128, to a loss"}
 TARGETS = {"tiny": 10.0, "full": 4.0}  # times the plain loop's items/s
-LAYERS = 3  # of each tower of the tiny model
+WIDTHS = {"tiny": (128, 3), "loss": (128, 3), "middle": (384, 6)}  # hidden size, and layers of each tower
 LEARNING_RATE, WARM_UP = 3e-4, 100  # of the run to a loss
 HELD_OUT = 256
 
@@ -72,7 +72,10 @@ def main() -> int:
 
 
 class Contest:
-    """The library's training and the plain loop, on one data set and with equal models."""
+    """The library's training and the plain loop, on one data set and with equal models.
+
+    The data set is written to `folder`, unless it is there.
+    """
 
     def __init__(self, folder: Path, name: str, measure: Measure, quick: bool):
         import config
@@ -83,15 +86,17 @@ class Contest:
         from workload import music, save_text_model
 
         self.folder, self.measure, self.workers = folder, measure, 0 if quick else config.TRAIN_WORKERS
-        tunes, texts = music(measure.items + (HELD_OUT if name == "loss" and not quick else 8))
-        write_items(folder, tunes)
+        width, layers = (128, 1) if quick else WIDTHS.get(name, (None, None))
         text_folder = folder / "text_model"
-        save_text_model(text_folder, texts, small=quick)
+        if not folder.exists():
+            tunes, texts = music(measure.items + (HELD_OUT if name == "loss" and not quick else 8))
+            write_items(folder, tunes)
+            save_text_model(text_folder, texts, small=quick)
+            if width:
+                save_narrow_text_model(text_folder, width, layers)
         sizes = {"text_model_name": str(text_folder)}
-        if name != "full" or quick:
-            layers = 1 if quick else LAYERS
-            save_tiny_text_model(text_folder, layers)
-            sizes |= {"m3_hidden_size": 128, "audio_hidden_size": 128, "clamp3_hidden_size": 128}
+        if width:
+            sizes |= {"m3_hidden_size": width, "audio_hidden_size": width, "clamp3_hidden_size": width}
             sizes |= {"patch_num_layers": layers, "audio_num_layers": 1}
         self.sizes, self.state = ModelSizes(**sizes), start("cpu")
         self.encoder, self.lines = InputEncoder(self.sizes), JsonLines(folder / "items.jsonl")
@@ -196,13 +201,14 @@ def write_items(folder: Path, tunes: list[tuple[str, str, str]]) -> None:
             file.write(json.dumps(item) + "\n")
 
 
-def save_tiny_text_model(folder: Path, layers: int) -> None:
-    """The configuration of a text tower of hidden size 128, beside the tokenizer in `folder`."""
+def save_narrow_text_model(folder: Path, width: int, layers: int) -> None:
+    """The configuration of a text tower of hidden size `width`, beside the tokenizer in `folder`."""
     from transformers import XLMRobertaConfig
 
     from workload import TEXT_VOCABULARY
 
-    sizes = {"hidden_size": 128, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 512}
+    sizes = {"hidden_size": width, "num_hidden_layers": layers}
+    sizes |= {"num_attention_heads": width // 64, "intermediate_size": 4 * width}
     limits = {"vocab_size": TEXT_VOCABULARY, "max_position_embeddings": 130, "type_vocab_size": 1}
     XLMRobertaConfig(**sizes, **limits).save_pretrained(folder)
 

@@ -52,6 +52,24 @@ def test_training_is_measured_against_a_loop_that_learns_the_same(tmp_path):
     )
 
 
+def test_the_start_of_training_is_measured(tmp_path):
+    command = [sys.executable, "benchmarks/training_start.py", "--quick", "--json", tmp_path / "figures.json"]
+    printed = run(*command, "--folder", tmp_path, cwd=ROOT).stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["quick"] and "| clamp3, second start |" in printed and not list(tmp_path.glob("tmp*"))
+    assert 1500 < figures["jsonl_bytes"] / figures["items"] < 3000
+    for found in figures["starts"]["clamp3"].values():
+        assert 0 < found["seconds"] < 300 and found["cpu_seconds"] > 0 and found["peak_bytes"] > 1e8
+
+
+def test_training_is_measured_in_several_processes(tmp_path):
+    command = [sys.executable, "benchmarks/processes.py", "--quick", "--only", "tiny"]
+    printed = run(*command, "--json", tmp_path / "figures.json", cwd=ROOT).stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["quick"] and "| hidden size 128 |" in printed and figures["tiny"].keys() == {"1", "2"}
+    assert figures["tiny"]["1"]["on"] > 0 and min(figures["tiny"]["2"][name] for name in ("on", "off", "ratio")) > 0
+
+
 def test_training_on_a_gpu_is_measured(tmp_path):
     """A small model shows, on any device, that the benchmark runs."""
     command = [sys.executable, "benchmarks/gpu.py", "--quick", "--json", tmp_path / "figures.json"]

@@ -207,13 +207,13 @@ def clamp3_sets(
     from clamp3.training.data import Pairs, split
 
     files = {"CLAMP3_TRAIN_JSONL": knobs["CLAMP3_TRAIN_JSONL"], "CLAMP3_EVAL_JSONL": knobs["CLAMP3_EVAL_JSONL"]}
-    lines = [json_lines(knob, file) for knob, file in files.items() if file or knob == "CLAMP3_TRAIN_JSONL"]
 
-    def check_all() -> "list[FileIssue]":
-        return [issue for part in lines for issue in check_pairs(part, modality, sizes.audio_hidden_size, show_loop)]
+    def look_through() -> "tuple[list[JsonLines], list[FileIssue]]":
+        lines = [json_lines(knob, file) for knob, file in files.items() if file or knob == "CLAMP3_TRAIN_JSONL"]
+        checks = (check_pairs(part, modality, encoder.sizes.audio_hidden_size, show_loop) for part in lines)
+        return lines, [] if read_later else [issue for found in checks for issue in found]
 
-    sizes = encoder.sizes
-    issues = [] if read_later else on_main(state, check_all)
+    lines, issues = on_main(state, look_through)
     if len(lines) == 2:
         parts = np.arange(len(lines[0])), np.arange(len(lines[1]))
     else:

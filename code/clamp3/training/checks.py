@@ -3,13 +3,13 @@
 What has been looked through and not been changed since is not read again.
 """
 
-import hashlib
-import json
 import logging
 import os
+import stat
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ import numpy as np
 
 from clamp3.errors import UserError
 from clamp3.formats.registry import extensions, model_inputs
-from clamp3.io.files import atomic_write, load_array, user_cache
+from clamp3.io.files import load_array
 from clamp3.io.folders import Plan, refuse_special, special_inputs, walk
+from clamp3.io.remembered import Remembered
 from clamp3.io.reports import FileIssue, describe_error, save_issues
+from clamp3.io.stats import sizes_and_times
+from clamp3.io.workers import cores
 from clamp3.modalities import AUDIO, SYMBOLIC
 from clamp3.training.data import Examples
 from clamp3.training.texts import JsonLines, checked_item
@@ -45,12 +48,13 @@ def check_pairs(lines: JsonLines, modality: str, audio_hidden_size: int, track: 
     """What is wrong with the items of `lines`, by file and line, as far as that shows without reading all of them.
 
     Items that have passed are remembered in the user's cache folder, with the size and the modification time of each
-    file: while the JSONL file stays as it is, only the others, and those whose files have changed, are checked again.
+    file: while the JSONL file's content stays as it is, only the others, and those whose files have changed, are
+    checked again.
     Raises UserError where there is no item at all.
     """
     if not len(lines):
         raise UserError(f"{lines.path}: there is no item in it")
-    folder, record = lines.path.parent, Record(lines.path, modality, audio_hidden_size)
+    folder, record = lines.path.parent, Record(lines.path, modality, audio_hidden_size, lines.sha256)
     passed = record.load()
     indices = passed.refresh(folder, len(lines))
     issues, known = [], len(passed.names)
@@ -69,15 +73,24 @@ def check_pair(item: Any, folder: Path, modality: str, audio_hidden_size: int) -
     stats = {}
     for name in checked_item(item, modality)["filepaths"]:
         path = folder / name
-        refuse_special(path)
-        if not path.is_file():
-            raise ValueError(f"there is no file {path}")
-        stats[name] = path.stat()
+        stats[name] = _file_stat(path)
         if not stats[name].st_size:
             raise ValueError(f"{path} is empty")
         if modality == AUDIO.name:
             check_frames(path, audio_hidden_size)
     return stats
+
+
+def _file_stat(path: Path) -> os.stat_result:
+    """What the system says of a file. Raises an error for anything else; once for each file of millions."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        found = None
+    if found is None or not stat.S_ISREG(found.st_mode):
+        refuse_special(path)
+        raise ValueError(f"there is no file {path}")
+    return found
 
 
 def check_frames(path: Path, hidden_size: int) -> None:
@@ -105,63 +118,45 @@ class PassedFiles:
 
     def add(self, index: int, stats: dict[str, os.stat_result]) -> None:
         """Add an item with the files of `check_pair`."""
-        for name, stat in stats.items():
-            self.rows.extend((index, stat.st_size, stat.st_mtime_ns))
+        for name, found in stats.items():
+            self.rows.extend((index, found.st_size, found.st_mtime_ns))
             self.names.append(name)
 
     def refresh(self, folder: Path, count: int) -> np.ndarray:
         """Forget the items whose files have changed; returns those of the `count` items that are not known now."""
         rows = np.frombuffer(self.rows, np.int64).reshape(-1, 3)
-        found = array("q")
-        for name in self.names:
-            found.extend(_size_and_time(os.path.join(folder, name)))
-        now = np.frombuffer(found, np.int64).reshape(-1, 2)
-        changed = np.isin(rows[:, 0], rows[(rows[:, 1:] != now).any(axis=1), 0])
-        if changed.any():
-            self.names = [name for name, gone in zip(self.names, changed, strict=True) if not gone]
-        kept = rows[~changed]
-        self.rows = array("q", kept.tobytes())
-        return np.setdiff1d(np.arange(count), kept[:, 0])
-
-
-def _size_and_time(path: str) -> tuple[int, int]:
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return -1, -1
-    return stat.st_size, stat.st_mtime_ns
+        # The other processes of a run are waiting meanwhile, so all cores are this one's.
+        now = np.frombuffer(sizes_and_times(str(folder), self.names, cores()), np.int64).reshape(-1, 2)
+        is_known, is_changed = np.zeros(count, bool), np.zeros(count, bool)
+        is_known[rows[:, 0]] = True
+        is_changed[rows[(rows[:, 1:] != now).any(axis=1), 0]] = True
+        if is_changed.any():
+            is_kept = ~is_changed[rows[:, 0]]
+            self.rows, self.names = array("q", rows[is_kept].tobytes()), list(compress(self.names, is_kept))
+        return np.flatnonzero(~is_known | is_changed)
 
 
 class Record:
     """Where the files that have passed are remembered, in the user's cache folder."""
 
-    def __init__(self, jsonl: Path, modality: str, audio_hidden_size: int):
-        stat = jsonl.stat()
+    def __init__(self, jsonl: Path, modality: str, audio_hidden_size: int, sha256: str = ""):
+        """`sha256` is that of the JSONL file: what has passed holds for this content, whatever the file's times."""
         which = [str(jsonl.resolve()), modality, audio_hidden_size]
-        self.about = json.dumps([CHECKS, *which, stat.st_size, stat.st_mtime_ns])
-        self.path = user_cache() / "checked" / f"{hashlib.sha256(json.dumps(which).encode()).hexdigest()[:32]}.npz"
+        self.remembered = Remembered("checked", which, [CHECKS, sha256])
+        self.path = self.remembered.path
 
     def load(self) -> PassedFiles:
         """What has passed; nothing where nothing is known of the JSONL file as it is."""
-        try:
-            with np.load(self.path, allow_pickle=False) as saved:
-                names, rows = saved["names"].tobytes().decode("utf-8", "surrogatepass").split("\0"), saved["rows"]
-                is_whole = rows.dtype == np.int64 and rows.shape == (len(names), 3)
-                if str(saved["about"]) == self.about and is_whole:
-                    return PassedFiles(rows, names)
-        except Exception:  # NumPy raises errors of many kinds for what is damaged; then all is checked again
-            logger.debug("%s cannot be read", self.path, exc_info=True)
+        if found := self.remembered.load("rows", "names"):
+            rows, names = found[0], found[1].tobytes().decode("utf-8", "surrogatepass").split("\0")
+            if rows.dtype == np.int64 and rows.shape == (len(names), 3):
+                return PassedFiles(rows, names)
         return PassedFiles()
 
     def save(self, passed: PassedFiles) -> None:
         """Remember what has passed; where that is not possible, it is checked again the next time."""
         names = np.frombuffer("\0".join(passed.names).encode("utf-8", "surrogatepass"), np.uint8)
-        rows = np.frombuffer(passed.rows, np.int64).reshape(-1, 3)
-        try:
-            with atomic_write(self.path) as file:
-                np.savez(file, about=np.array(self.about), names=names, rows=rows)
-        except OSError as error:
-            logger.info("the checked items are not remembered: %s", error)
+        self.remembered.save(rows=np.frombuffer(passed.rows, np.int64).reshape(-1, 3), names=names)
 
 
 # ---------- pieces, and what the files hold ----------

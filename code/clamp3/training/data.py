@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from clamp3.errors import LONG_BARS, WAS_STANDARD, Note, ignore
 from clamp3.inputs.encoder import InputEncoder
 from clamp3.inputs.patchilizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, crop, remove_instrument_info
-from clamp3.io.files import content_hash, load_array, read_text
+from clamp3.io.files import load_array, read_text
 from clamp3.io.folders import refuse_special
 from clamp3.io.reports import FileIssue, describe_error
 from clamp3.modalities import AUDIO
@@ -135,7 +135,7 @@ class Pairs(Examples):
     def fingerprint(self) -> str:
         """Of the JSONL file's content and the places in it; not of the music files."""
         places = np.ascontiguousarray(self.indices, "<i8").tobytes()
-        return hashlib.sha256(content_hash(self.lines.path).encode() + places).hexdigest()[:16]
+        return hashlib.sha256(self.lines.sha256.encode() + places).hexdigest()[:16]
 
     def item(self, index: int) -> dict:
         """The object of the item's line. Raises ValueError where nothing can be made of it."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clamp3.distributed import PRECISIONS, checked_precision, from_main, gather, long_work
+from clamp3.distributed import PRECISIONS, checked_precision, from_main, gather, long_work, on_main
 from clamp3.errors import OneProcessError, UserError, is_out_of_memory
 from clamp3.io.files import remove_orphans
 from clamp3.io.reports import FileIssue, load_issues
@@ -222,7 +222,7 @@ class Trainer:
         hard, size = self.settings.hard_negatives * self.state.num_processes, sampler.global_batch_size
         if not isinstance(pairs, Pairs) or not 0 < hard < size:
             raise UserError(f"HARD_NEGATIVES takes {hard} of the {size} items of a batch: it must leave some of them")
-        same, step = same_items(pairs), self.progress.step
+        same, step = on_main(self.state, lambda: same_items(pairs)), self.progress.step
         found = from_main(self.state, load_neighbours(path, same) if step else None)
         if found is None:
             if step:

@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clamp3.io.files import atomic_write
+from clamp3.io.remembered import Remembered
 from clamp3.search.ranking import spans
 from clamp3.training.checkpoints import named_failures
 from clamp3.training.data import Example, Examples, Pairs
 from clamp3.training.texts import evaluation_text
 
 NEAREST = 32  # neighbours that are kept of each item
+SAME_VERSION = 1  # counts up when other items are the same
 ROWS = 512  # items whose neighbours are looked for at once
 
 logger = logging.getLogger("clamp3")
@@ -42,8 +44,13 @@ class Numbered(Examples):
 def same_items(pairs: Pairs) -> np.ndarray:
     """Two numbers for each item, (items, 2): those of items with the same music, and with the same text, are the same.
 
-    Such items are no negatives of each other. What cannot be read has numbers of its own.
+    Such items are no negatives of each other. What cannot be read has numbers of its own. As all items must be read
+    for them, the numbers are remembered in the user's cache folder.
     """
+    state = [SAME_VERSION, pairs.fingerprint()]
+    remembered = Remembered("same", [str(pairs.lines.path.resolve()), pairs.modality], state)
+    if kept := remembered.load("same"):
+        return kept[0]
     numbers: dict[tuple, int] = {}
     found = np.zeros((len(pairs), 2), np.int64)
     for index in range(len(pairs)):
@@ -53,6 +60,7 @@ def same_items(pairs: Pairs) -> np.ndarray:
         except ValueError:
             keys = [("music", index), ("text", index)]
         found[index] = [numbers.setdefault(key, len(numbers)) for key in keys]
+    remembered.save(same=found)
     return found
 
 
