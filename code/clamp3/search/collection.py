@@ -188,13 +188,16 @@ def maker_of_features(folder: Path) -> Maker | None:
     return None
 
 
-def recorded_weights(folders: Iterable[Path]) -> Path | None:
+def recorded_weights(folders: Iterable[Path | str]) -> Path | None:
     """The weights, a file or a folder, that made what is in the first of `folders` that says so, if they are there.
 
-    Such a folder is an index or has ready-made features.
+    Such a folder is an index or has ready-made features. A str is the name itself, of weights that made other rows.
     """
+    name: str | None
     for folder in folders:
-        if is_index(folder):
+        if isinstance(folder, str):
+            name = folder
+        elif is_index(folder):
             with closing(Store(folder)) as index:
                 name = index.meta.get("weights")
         else:
