@@ -13,9 +13,11 @@ from clamp3.features.embedder import Embedder
 from clamp3.features.passages import melody_of
 from clamp3.io.files import content_hash
 from clamp3.io.reports import quoted
+from clamp3.io.rows import name_in_row
 from clamp3.modalities import SYMBOLIC
 from clamp3.search.calibration import Space
 from clamp3.search.collection import (
+    UNKNOWN,
     Collection,
     check_comparable,
     existing_path,
@@ -25,13 +27,11 @@ from clamp3.search.collection import (
     query_modality,
 )
 from clamp3.search.combining import combined_query, diverse, pool_size
-from clamp3.search.engines import Engine, Hit, name_in_row
+from clamp3.search.engines import Engine, Hit
 from clamp3.search.filters import EVERYTHING, File, Filter
 from clamp3.search.index import Entry, Index
 from clamp3.search.indexing import READY_MADE, check_or_record_model
 from clamp3.search.ranking import top_k
-
-UNKNOWN = "weights that are not known"
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _passed(references: Collection, kinds: list[str], only: Filter, asked_with: 
 
 
 def _hashes(only: Filter, asked_with: list[Path]) -> Callable[[Path], str]:
-    """What gives the content hash of a file where `only` could leave it out by that, else nothing.
+    """What gives the content hash of a file where `only` could leave it out by that, and it is there; else nothing.
 
     Of `asked_with`, only files of the same size are hashed; with other contents that are not to be found, all.
     """
@@ -148,7 +148,7 @@ def _hashes(only: Filter, asked_with: list[Path]) -> Callable[[Path], str]:
     sizes = {path.stat().st_size for path in asked_with} if only.but else set()
 
     def hash_of(path: Path) -> str:
-        may_be_copy = only.but and (are_given or path.stat().st_size in sizes)
+        may_be_copy = only.but and path.is_file() and (are_given or path.stat().st_size in sizes)
         return content_hash(path) if may_be_copy else ""
 
     return hash_of
@@ -226,7 +226,7 @@ def search_engine(
         approximate,
         only,
         question.diversity,
-        lambda path: hash_of(path) if path.is_file() else "",
+        hash_of,
     )
     if others := {hit.fingerprint for hit in hits} - {engine.fingerprint}:
         raise UserError(f"{engine.what} mixes features of several models: {engine.fingerprint}, {others.pop()}")

@@ -4,19 +4,17 @@ These need qdrant-client and lancedb, which are imported when they are first use
 """
 
 import contextlib
-import importlib
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from clamp3.errors import UserError
+from clamp3.io.rows import MissingPackage, package
 from clamp3.modalities import SYMBOLIC
 from clamp3.search.combining import diverse, pool_size
 from clamp3.search.filters import EVERYTHING, MIDI_KIND, SCORE, File, Filter
@@ -29,10 +27,6 @@ STORAGE = ("s3://", "gs://", "az://")  # and that of a LanceDB database outside 
 TIMEOUT = 60  # seconds for an answer of a server
 DEEPER = 10  # times as many rows are asked for where too few of them pass a filter
 REFINE = 10  # times as many rows get their true cosines in LanceDB's approximate search, whose indexes keep others
-
-
-class MissingPackage(UserError):
-    """A package that an engine needs is not installed."""
 
 
 @dataclass(frozen=True)
@@ -276,19 +270,6 @@ def qdrant_client(place: str, api_key: str | None = None) -> Any:
         return client(path=place)
     # Whether server and client are of like versions would be asked in each run, and warned of.
     return client(url=place, api_key=api_key, timeout=TIMEOUT, check_compatibility=False)
-
-
-def package(name: str, install: str) -> ModuleType:
-    """The module `name`. Raises MissingPackage with what to install where there is none."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise MissingPackage(f"{install} is not installed: pip install {install}") from None
-
-
-def name_in_row(path: Path) -> str:
-    """What stands for a file in a row: its path; one that is not UTF-8 has \\xNN for the bytes that are not."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ from typing import Any
 
 from clamp3.errors import UserError
 from clamp3.io.files import atomic_write
-from clamp3.search.engines import NAME, name_in_row, package, qdrant_client, reached
+from clamp3.io.rows import name_in_row, package
+from clamp3.search.engines import NAME, qdrant_client, reached
 from clamp3.search.index import Index
 from clamp3.search.integrity import check_entry, record_of
 
