@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from clamp3.features import parts
 from clamp3.features.parts import read_parts, rows_done, save_in_parts
 from clamp3.io.folders import Job, Outcome, plan
 from clamp3.io.rows import package
-from conftest import run_forked
+from conftest import ROOT, run_forked
 from test_shards import contents, inputs, reports  # noqa: F401 (inputs is a fixture)
 
 GLOBAL = ("--get_global", "--variant", "tiny", "--batch_tokens", "1")
@@ -76,7 +77,7 @@ def test_rows_are_what_files_are_by_shares_and_processes_too(inputs, tmp_path): 
         assert "give another output folder" in wrong.stderr
 
 
-def test_what_no_whole_part_has_is_done_again(tmp_path, texts):
+def test_what_no_whole_part_has_is_done_again(tmp_path, texts, monkeypatch):
     pytest.importorskip("pyarrow")
     source, out = tmp_path / "in", tmp_path / "out"
     (source / "deep").mkdir(parents=True)
@@ -91,6 +92,11 @@ def test_what_no_whole_part_has_is_done_again(tmp_path, texts):
     (part,) = out.glob("*.parquet")
     partial = out / ".0123456789abcdef.partial"  # of a run that was killed as it wrote
     partial.write_bytes(part.read_bytes()[:100])
+    [block] = re.findall(r"```python\n(.*?)```", ROOT.joinpath("docs", "extraction.md").read_text("utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names_of_block: dict = {}
+    exec(block.replace("OUTPUT_DIR", "out"), names_of_block)
+    assert set(names_of_block["table"]["file"].to_pylist()) == escaped
     (source / "new.txt").write_text("a jig")
     assert written(run_forked(*command)) == 1 and not partial.exists() and len(rows(out)) == 7
     part.write_bytes(part.read_bytes()[:-20])

@@ -127,8 +127,10 @@ def rows_done(folder: Path) -> dict[Path, int]:
     for part in sorted(folder.glob(PARTS)):
         names, times = (column.to_pylist() for column in _read(part, ["file", "modified"]).columns)
         for name, modified in zip(names, times, strict=True):
-            for path in {folder / name, folder / _unescaped(name)}:
-                done[path] = max(modified, done.get(path, modified))
+            for path in {name, _unescaped(name)} if "\\" in name else (name,):
+                known = done.setdefault(folder / path, modified)
+                if known < modified:
+                    done[folder / path] = modified
     return done
 
 
@@ -160,7 +162,7 @@ def read_parts(parts: Sequence[Path]) -> Parts:
     if len(makers) > 1:
         (_, first), (_, second) = list(makers.items())[:2]
         raise UserError(f"{first} and {second} have features of different models, which cannot be compared")
-    files = sorted(rows)
+    files = sorted(rows, key=str)
     fingerprint = next(iter(makers), (0, None))[1]
     modalities, modified, features = zip(*map(rows.__getitem__, files), strict=True) if files else ((), (), ())
     stacked = np.stack(features) if files else np.zeros((0, 0), np.float32)

@@ -105,7 +105,8 @@ def load_collection(
     ordered = [*parts.files, *(file for file in taken if file in features)]
     result.files = [file.relative_to(folder).as_posix() for file in ordered]
     result.features = np.stack([features[file] for file in ordered])
-    result.made = frozenset(file.relative_to(folder).as_posix() for file in (*parts.files, *raw))
+    inputs = {*parts.files, *raw}
+    result.made = frozenset(name for file, name in zip(ordered, result.files, strict=True) if file in inputs)
     return result
 
 
