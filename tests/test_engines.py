@@ -165,6 +165,9 @@ def test_approximate_search_of_lance_takes_its_index_and_gives_true_cosines(inde
     export(index, place, "lance")
     with pytest.raises(UserError, match="has no index for approximate search"):
         search_engine(open_engine(place), question, never, approximate=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(engines, "LARGE", 100)  # as of many rows without such an index, which are all looked at
+        assert_same(open_engine(place), index, question, never)
     quantized = lancedb.index.IvfPq(distance_type="cosine", num_partitions=2, num_sub_vectors=8)
     lancedb.connect(place).open_table("clamp3").create_index("feature", config=quantized)
     cosines = {record["file"]: record["cosine"] for record in search_index(index, replace(question, k=400), never)}
@@ -233,7 +236,17 @@ def test_rows_of_others_are_refused(tmp_path):
         client.create_collection("far", models.VectorParams(size=4, distance=models.Distance.EUCLID))
         client.create_collection("empty", size)
     lancedb.connect(str(tmp_path / "lance")).create_table("others", [{"vector": [1.0, 2.0], "text": "x"}])
-    for place, name in (("qdrant", "others"), ("qdrant", "far"), ("lance", "others")):
+    row = {"file": "a", "modality": "text", "metadata": "{}", "feature": np.ones(4, np.float32)}
+    mixed = [{**row, "fingerprint": fingerprint} for fingerprint in "fg"]
+    arrow = pytest.importorskip("pyarrow")
+    texts = [(name, arrow.string()) for name in ("file", "modality", "metadata", "fingerprint")]
+    schema = arrow.schema([*texts, ("feature", arrow.list_(arrow.float32(), 4))])
+    lancedb.connect(str(tmp_path / "lance")).create_table("loose", mixed)
+    lancedb.connect(str(tmp_path / "lance")).create_table("mixed", mixed, schema=schema)
+    np.save(tmp_path / "query.npy", np.ones((1, 4), np.float32))
+    with pytest.raises(UserError, match="table mixed in .* mixes features of several models: f, g"):
+        search_engine(open_engine(str(tmp_path / "lance"), "mixed"), Question(str(tmp_path / "query.npy")), never)
+    for place, name in (("qdrant", "others"), ("qdrant", "far"), ("lance", "others"), ("lance", "loose")):
         with pytest.raises(UserError, match=f"{name} in .* does not hold what clamp3_index.py export writes"):
             open_engine(str(tmp_path / place), name)
     with contextlib.closing(open_engine(str(tmp_path / "qdrant"), "empty")) as engine:

@@ -15,7 +15,7 @@ from clamp3.distributed import gather, on_main
 from clamp3.errors import Note, UserError
 from clamp3.features.embedder import Embedder
 from clamp3.features.manifest import GLOBAL, STATES, Maker, check_or_record_maker, load_manifest
-from clamp3.features.parts import PARTS, rows_done, save_in_parts
+from clamp3.features.parts import parts_in, rows_done, save_in_parts
 from clamp3.features.reading import Item, encode, is_sound, listen, plain, read_in_processes, read_item
 from clamp3.formats.registry import SOUND, check_size, format_of
 from clamp3.inputs.encoder import InputEncoder
@@ -148,7 +148,7 @@ def _agreed(load: Callable[[], Model], state: "PartialState") -> Model:
 
 def _check_format(folder: Path, recorded: Maker | None, in_parts: bool) -> None:
     """Raise UserError where `folder` holds features in the other format."""
-    has_parts = (recorded or {}).get("format") == PARQUET or any(folder.glob(PARTS))
+    has_parts = (recorded or {}).get("format") == PARQUET or bool(parts_in(folder))
     if has_parts != in_parts and (recorded or has_parts):
         there, option = ("Parquet files", "--to parquet") if has_parts else ("a .npy for each input", "no --to")
         raise UserError(f"{folder} holds features in {there}: go on with {option}, or give another output folder")

@@ -24,7 +24,6 @@ from clamp3.io.files import atomic_write
 from clamp3.io.folders import Outcome
 from clamp3.io.rows import name_in_row, package
 
-PARTS = "features-*.parquet"
 PART_NAME = re.compile(r"features-[0-9a-f]{16}\.parquet")
 # A part is written once it has so many rows, so many bytes, or when its first row has waited for so many seconds:
 # that is what a run loses that is killed at once.
@@ -118,13 +117,18 @@ def is_part(path: Path) -> bool:
     return PART_NAME.fullmatch(path.name) is not None
 
 
+def parts_in(folder: Path) -> list[Path]:
+    """Those that extraction has written into `folder`."""
+    return sorted(filter(is_part, folder.glob("features-*.parquet")))
+
+
 def rows_done(folder: Path) -> dict[Path, int]:
     """The files whose rows whole parts in `folder` hold, as paths below it, and when each had been modified.
 
     Raises UserError where a part cannot be read.
     """
     done: dict[Path, int] = {}
-    for part in sorted(folder.glob(PARTS)):
+    for part in parts_in(folder):
         names, times = (column.to_pylist() for column in _read(part, ["file", "modified"]).columns)
         for name, modified in zip(names, times, strict=True):
             for path in {name, _unescaped(name)} if "\\" in name else (name,):

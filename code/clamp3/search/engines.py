@@ -185,7 +185,8 @@ class Lance(Engine):
                 there = [path.stem for path in Path(place).glob("*.lance")]  # in a folder
                 raise missing(place, f"table {name}", sorted(there)) from None
             schema = self._table.schema
-            if not {"file", "modality", "metadata", "fingerprint", "feature"}.issubset(schema.names):
+            columns = {"file", "modality", "metadata", "fingerprint", "feature"}
+            if not columns.issubset(schema.names) or not hasattr(schema.field("feature").type, "list_size"):
                 raise not_exported(self.what)
             self.hidden = schema.field("feature").type.list_size
             weights = (schema.metadata or {}).get(b"weights", b"None").decode()
