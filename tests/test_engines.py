@@ -12,6 +12,7 @@ import pytest
 from answers import answer, lines
 from clamp3 import Embedder
 from clamp3.cli.commands import index as clamp3_index
+from clamp3.cli.commands import search as clamp3_search
 from clamp3.errors import UserError
 from clamp3.io.files import content_hash
 from clamp3.search import engines
@@ -220,6 +221,11 @@ def test_what_cannot_be_reached_is_said_in_a_line(index, tmp_path, monkeypatch):
                 open_engine(str(place), "music")
     with pytest.raises(UserError, match="db has no table clamp3"):
         open_engine(str(tmp_path / "db"))
+    for place in (tmp_path / "db", "http://127.0.0.1:9"):
+        with pytest.raises(
+            UserError, match=f"clamp3_index.py search QUERY {place} searches what an index was exported to"
+        ):
+            answer(monkeypatch, clamp3_search, "a jig", place)
     with pytest.raises(UserError, match="there is no index in nowhere"):
         answer(monkeypatch, clamp3_index, "search", "a jig", "nowhere")
 
