@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shlex
 import sys
 
 import numpy as np
@@ -104,19 +105,25 @@ def test_qdrant(index, tmp_path):
 
 
 def test_what_docs_scaling_says_runs(tmp_path, monkeypatch, capsys):
-    """Its exports but that to a server, and its Python, with the small model; Qdrant by a folder."""
+    """Its exports and searches, and its Python, with the small model; Qdrant by a folder."""
     for package in ("lancedb", "qdrant_client"):
         pytest.importorskip(package)
     text = ROOT.joinpath("docs", "scaling.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     save_features(tmp_path / "FOLDER", vectors("a", "b", hidden=128))
     with contextlib.closing(Index.create(tmp_path / "INDEX")) as index:
-        update_index(index, tmp_path / "FOLDER", lambda: pytest.fail("nothing is to be embedded"))
+        metadata = {tmp_path / "FOLDER" / "a.npy": {"year": "1840"}}
+        update_index(index, tmp_path / "FOLDER", lambda: pytest.fail("nothing is to be embedded"), metadata=metadata)
     commands = re.findall(r"^python code/clamp3_index.py (export .*)", text, re.MULTILINE)
     assert len(commands) == 3
     for command in commands:
         words = command.replace("http://localhost:6333", "music.qdrant").split()
         assert answer(monkeypatch, clamp3_index, *words) == 0
+    searches = re.findall(r"^python code/clamp3_index.py (search .*)", text, re.MULTILINE)
+    assert len(searches) == 2
+    for command in searches:
+        words = shlex.split(command.replace("http://localhost:6333", "music.qdrant"))
+        assert answer(monkeypatch, clamp3_index, *words, "--variant", "tiny") == 0
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(block.replace('"saas"', '"tiny", "cpu"'), names)

@@ -103,11 +103,12 @@ def embedder_loader(
     device: torch.device | str | None,
     model_class: type[CLaMP3Model] | type[M3Model] = CLaMP3Model,
     tell: bool = True,
-    asked: Iterable[Path] = (),
+    asked: Iterable[Path | str] = (),
 ) -> Callable[[], Embedder]:
     """What builds, once, the Embedder that the options of a command ask for, and says by what weights, if it is to.
 
-    `asked` are indexes and folders of features, maybe, that the Embedder's features are to be compared with.
+    `asked` are indexes and folders of features, maybe, that the Embedder's features are to be compared with, or the
+    names of the weights that made other such features.
     """
     knobs = load_knobs()
     take_pictures_for(args)

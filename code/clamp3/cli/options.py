@@ -67,6 +67,7 @@ def extraction_parser(description: str, variants: tuple[str, ...]) -> argparse.A
     add_model_options(parser, variants)
     add_worker_options(parser)
     add_shard_option(parser)
+    add_format_option(parser)
     return parser
 
 
@@ -102,6 +103,15 @@ def add_shard_option(parser: argparse.ArgumentParser) -> None:
         type=_shard,
         metavar="I/N",
         help="do the Ith of N shares, such as 3/16: as many runs share the folders, on any machines",
+    )
+
+
+def add_format_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--to",
+        choices=("npy", "parquet"),
+        default="npy",
+        help="a .npy for each input, or Parquet files of thousands of rows, for millions of inputs; needs pyarrow",
     )
 
 

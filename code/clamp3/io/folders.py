@@ -4,7 +4,7 @@ import errno
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class Job:
     targets: tuple[Path, ...]
     size: int  # bytes of the source: a measure of the work
     warnings_file: Path | None = None  # of the run's report
+    modified: int = 0  # nanoseconds: when the source had last been changed when it was looked at
 
     @property
     def target(self) -> Path:
@@ -60,6 +61,7 @@ class Plan:
     special: list[FileIssue] = field(default_factory=list)  # FIFOs, devices and sockets
     is_new: bool = True  # whether no input has an output yet, in any shard
     shard: Shard | None = None  # the share of the inputs that is meant; None: all
+    rows: Callable[[], Mapping[Path, int]] | None = None  # outputs that are no files of their own
 
 
 @dataclass(frozen=True)
@@ -94,16 +96,19 @@ def plan(
     input_dir: Path,
     output_dir: Path,
     extensions: Collection[str],
-    target_extension: str,
+    target_extension: str | None,
     count_pieces: Callable[[list[Job]], Iterable[Outcome]] | None = None,
     redo_changed: bool = False,
     shard: Shard | None = None,
+    rows: Callable[[], Mapping[Path, int]] | None = None,
 ) -> Plan:
     """Find the files under `input_dir` whose extension, in any letter case, is one of `extensions`.
 
     A file of several pieces, as `count_pieces` gives for content, has as many outputs, numbered (name_01, name_02, …).
     Inputs whose outputs exist are left out, unless `redo_changed` and they are older than the input; what killed runs
-    left behind is removed. With a `shard`, only what is in its share is planned. Raises UserError where there is no
+    left behind is removed. With a `shard`, only what is in its share is planned. Outputs that are rows of tables, not
+    files, are those that `rows` gives, with the time of their inputs; no `target_extension`: they are called as the
+    inputs are. Raises UserError where there is no
     such folder or file, where two inputs would have the same output, and where there is something to do and outputs
     cannot be written: all before anything is written.
     """
@@ -113,7 +118,7 @@ def plan(
         raise UserError(f"{output_dir} is a file; outputs need a folder")
     if input_dir.resolve() == output_dir.resolve():
         raise UserError(f"input and output folder are the same ({input_dir}): give the outputs a folder of their own")
-    result = Plan(shard=shard)
+    result = Plan(shard=shard, rows=rows)
     sources = []
     for source in walk(input_dir, result, output_dir):
         if source.suffix.lower() in extensions:
@@ -133,7 +138,8 @@ def plan(
     for source, count in pieces.items():
         mirrored = output_dir / source.relative_to(input_dir)
         targets = tuple(_targets(mirrored, count, target_extension))
-        job = Job(source, targets, _size(source), output_dir / report_name(WARNINGS_FILE, shard))
+        size, modified = _size_and_time(source)
+        job = Job(source, targets, size, output_dir / report_name(WARNINGS_FILE, shard), modified)
         clashes += [_clash(owners[target], source, target) for target in job.targets if target in owners]
         owners |= dict.fromkeys(job.targets, source)
         jobs.append(job)
@@ -143,12 +149,14 @@ def plan(
     if not jobs and not result.failures and not result.special:
         raise UserError(f"there is no {' '.join(sorted(extensions))} file under {input_dir}")
 
-    done = _outputs(output_dir)
-    result.is_new = not any(done.issuperset(job.targets) for job in jobs)
+    done: Collection[Path] = _outputs(output_dir)
+    times = rows() if rows else None
+    done = done if times is None else times
+    result.is_new = not any(_is_done(job, done) for job in jobs)
     if shard is not None:
         jobs = [job for job in jobs if shard.takes(job.source.relative_to(input_dir))]
         result.special = [one for one in result.special if shard.takes(Path(one.file).relative_to(input_dir))]
-    result.jobs = [job for job in jobs if not done.issuperset(job.targets) or (redo_changed and _has_changed(job))]
+    result.jobs = [job for job in jobs if not _is_done(job, done) or (redo_changed and _has_changed(job, times))]
     result.already_done = len(jobs) - len(result.jobs)
     if result.jobs:
         _try_to_write(output_dir)
@@ -165,18 +173,24 @@ def _try_to_write(folder: Path) -> None:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from None
 
 
-def _targets(mirrored: Path, pieces: int, extension: str) -> Iterator[Path]:
+def _is_done(job: Job, outputs: Collection[Path]) -> bool:
+    return all(target in outputs for target in job.targets)
+
+
+def _targets(mirrored: Path, pieces: int, extension: str | None) -> Iterator[Path]:
     """The outputs of an input of so many pieces."""
     if pieces == 1:
-        yield mirrored.with_suffix(extension)
+        yield mirrored if extension is None else mirrored.with_suffix(extension)
         return
     digits = len(str(pieces))
     for number in range(1, pieces + 1):
         yield mirrored.with_name(f"{mirrored.stem}_{number:0{digits}}{extension}")
 
 
-def _has_changed(job: Job) -> bool:
-    """Whether the input is newer than an output."""
+def _has_changed(job: Job, rows: Mapping[Path, int] | None) -> bool:
+    """Whether the input is newer than an output, or than the input that a row was made of."""
+    if rows is not None:
+        return job.modified > min(rows[target] for target in job.targets)
     try:
         return job.source.stat().st_mtime_ns > min(target.stat().st_mtime_ns for target in job.targets)
     except OSError:  # which will be named when it is tried
@@ -285,12 +299,13 @@ def _outputs(output_dir: Path) -> set[Path]:
     return outputs
 
 
-def _size(path: Path) -> int:
-    """Bytes of `path`; 0 where it cannot be read, which will be named when it is tried."""
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes of `path`, and when it was modified; 0 where it cannot be read, which will be named when it is tried."""
     try:
-        return path.stat().st_size
+        status = path.stat()
     except OSError:
-        return 0
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
 
 
 def share(jobs: list[Job], processes: int, rank: int) -> list[Job]:
@@ -324,8 +339,9 @@ def _lost(output_dir: Path, todo: Plan, done: Tally) -> list[FileIssue]:
     """The inputs whose outputs were written and are gone again, as with a folder that is removed in mid-run."""
     if not done.written or done.stopped:
         return []
-    there, failed = _outputs(output_dir), {issue.file for issue in done.failures}
-    gone = [job.source for job in todo.jobs if not there.issuperset(job.targets) and str(job.source) not in failed]
+    there: Collection[Path] = todo.rows() if todo.rows else _outputs(output_dir)
+    failed = {issue.file for issue in done.failures}
+    gone = [job.source for job in todo.jobs if not _is_done(job, there) and str(job.source) not in failed]
     return [FileIssue(str(source), "its output was written, and was removed in mid-run") for source in gone]
 
 

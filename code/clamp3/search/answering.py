@@ -1,8 +1,9 @@
 """What is asked of a collection, a folder's or an index, and the records that answer it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,19 +13,23 @@ from clamp3.features.embedder import Embedder
 from clamp3.features.passages import melody_of
 from clamp3.io.files import content_hash
 from clamp3.io.reports import quoted
+from clamp3.io.rows import name_in_row
 from clamp3.modalities import SYMBOLIC
 from clamp3.search.calibration import Space
 from clamp3.search.collection import (
+    UNKNOWN,
     Collection,
     check_comparable,
     existing_path,
+    fingerprints,
     load_query,
     provenance,
     query_modality,
 )
 from clamp3.search.combining import combined_query, diverse, pool_size
+from clamp3.search.engines import Engine, Hit
 from clamp3.search.filters import EVERYTHING, File, Filter
-from clamp3.search.index import Index
+from clamp3.search.index import Entry, Index
 from clamp3.search.indexing import READY_MADE, check_or_record_model
 from clamp3.search.ranking import top_k
 
@@ -125,19 +130,28 @@ def search_collection(
 
 
 def _passed(references: Collection, kinds: list[str], only: Filter, asked_with: list[Path]) -> list[bool]:
-    """For each file of a folder, whether it may be an answer.
+    """For each file of a folder, whether it may be an answer."""
+    hash_of, files = _hashes(only, asked_with), []
+    for name, kind in zip(references.files, kinds, strict=True):
+        path = references.folder / name
+        files.append(File(path.resolve(), kind, hash_of(path), {}))
+    return only.passed(files)
+
+
+def _hashes(only: Filter, asked_with: list[Path]) -> Callable[[Path], str]:
+    """What gives the content hash of a file where `only` could leave it out by that, and it is there; else nothing.
 
     Of `asked_with`, only files of the same size are hashed; with other contents that are not to be found, all.
     """
     given = only.but - {content_hash(path) for path in asked_with} if only.but else only.but
     are_given = any(isinstance(one, str) for one in given)
     sizes = {path.stat().st_size for path in asked_with} if only.but else set()
-    files = []
-    for name, kind in zip(references.files, kinds, strict=True):
-        path = references.folder / name
-        may_be_copy = only.but and (are_given or path.stat().st_size in sizes)
-        files.append(File(path.resolve(), kind, content_hash(path) if may_be_copy else "", {}))
-    return only.passed(files)
+
+    def hash_of(path: Path) -> str:
+        may_be_copy = only.but and path.is_file() and (are_given or path.stat().st_size in sizes)
+        return content_hash(path) if may_be_copy else ""
+
+    return hash_of
 
 
 def search_index(
@@ -171,17 +185,66 @@ def search_index(
         diversity=question.diversity,
         melody=melody_of(load_embedder(), Path(question.query)) if is_notes else None,
     )
+    made = {
+        "weights": index.meta.get("weights", UNKNOWN),
+        "fingerprint": index.meta.get("fingerprint"),
+    }
+    return [_record(rank, cosine, entry, made, *more) for rank, (cosine, entry, *more) in enumerate(found, 1)]
+
+
+def search_engine(
+    engine: Engine,
+    question: Question,
+    load_embedder: Callable[[], Embedder],
+    cache: FeatureCache | None = None,
+    approximate: bool | None = None,
+) -> list[dict]:
+    """The files closest to what is asked, of those that an index was exported to: records as `search_index` gives.
+
+    Copies of a file that is asked with are recognized where they are at hand. `approximate` as in Engine.search.
+    Raises UserError where the query's weights are not the rows', and for a calibration.
+    """
+    if question.calibrate != "none":
+        raise UserError(f"--calibrate needs an index of our own, which {engine.what} is not")
+    if not len(engine):
+        raise UserError(f"{engine.what} is empty")
+    only = question.filter()
+    wanted = load_question(question, load_embedder, cache)
+    made = {fingerprint: name for part in wanted.parts for fingerprint, name in fingerprints(part).items()}
+    weights = engine.weights or made.get(engine.fingerprint or "", UNKNOWN)
+    for fingerprint, name in made.items():
+        if engine.fingerprint not in (None, fingerprint):
+            raise UserError(
+                f"{engine.what} holds features made by {weights} ({engine.fingerprint}), not by {name} "
+                f"({fingerprint}): these do not compare; choose the same weights (--variant, --weights, config.py)"
+            )
+    hash_of = _hashes(only, question.files)
+    only = replace(only, but=only.but | {Path(name_in_row(one)) for one in only.but if isinstance(one, Path)})
+    hits = engine.search(
+        wanted.feature,
+        question.k,
+        approximate,
+        only,
+        question.diversity,
+        hash_of,
+    )
+    if others := {hit.fingerprint for hit in hits} - {engine.fingerprint}:
+        raise UserError(f"{engine.what} mixes features of several models: {engine.fingerprint}, {others.pop()}")
     return [
-        {
-            "rank": rank,
-            "cosine": cosine,
-            "file": str(entry.path),
-            **({"passage": more[0].as_json()} if more else {}),
-            **({"melody": more[1]} if more[1:] else {}),
-            "modality": entry.modality,
-            "metadata": entry.metadata,
-            "weights": index.meta.get("weights", "weights that are not known"),
-            "fingerprint": index.meta.get("fingerprint"),
-        }
-        for rank, (cosine, entry, *more) in enumerate(found, 1)
+        _record(rank, hit.cosine, hit, {"weights": weights, "fingerprint": engine.fingerprint})
+        for rank, hit in enumerate(hits, 1)
     ]
+
+
+def _record(rank: int, cosine: float, found: Entry | Hit, made: Mapping, *passage: Any) -> dict:
+    """What is told of a file that was found, with the Span of a passage, and its melody's cosine, if any."""
+    return {
+        "rank": rank,
+        "cosine": cosine,
+        "file": str(found.path),
+        **({"passage": passage[0].as_json()} if passage else {}),
+        **({"melody": passage[1]} if passage[1:] else {}),
+        "modality": found.modality,
+        "metadata": found.metadata,
+        **made,
+    }

@@ -13,6 +13,7 @@ from clamp3.errors import UserError
 from clamp3.features.cache import FeatureCache, embed_files_once
 from clamp3.features.embedder import Embedder
 from clamp3.features.manifest import GLOBAL, Maker, load_manifest
+from clamp3.features.parts import is_part, read_parts
 from clamp3.formats.registry import extensions, format_of
 from clamp3.inputs.tokenizer import unknown_letters
 from clamp3.io.files import load_array
@@ -20,6 +21,8 @@ from clamp3.io.folders import Plan, refuse_special, special_inputs, walk
 from clamp3.io.reports import FileIssue, describe_error
 from clamp3.modalities import AUDIO, SYMBOLIC, TEXT
 from clamp3.search.store import Store, is_index
+
+UNKNOWN = "weights that are not known"
 
 
 @dataclass
@@ -37,7 +40,7 @@ class Collection:
     fingerprint: str | None = None  # of these weights
     recorded: Maker | None = None  # what made the features that were read, where their folder says so
     skipped: list[FileIssue] = field(default_factory=list)  # FIFOs, devices and sockets that are named like inputs
-    made: frozenset[str] = frozenset()  # those of `files` whose features were made, not read
+    made: frozenset[str] = frozenset()  # those of `files` that are inputs themselves, not features that were read
 
     @property
     def modalities(self) -> list[str]:
@@ -61,7 +64,8 @@ def load_collection(
 
     A .npy of one row, (1, hidden) or (hidden,), is a feature; any other is MERT features, (…, T, hidden), and is
     embedded like raw files, unless the cache has its feature. The embedder is loaded if there are such files;
-    `progress` shows a bar. Raises UserError where nothing has a feature, or where features of different widths, which
+    `progress` shows a bar. Rows of Parquet files (`features.parts`) are features too, by the names of the inputs that
+    they were made of. Raises UserError where nothing has a feature, or where features of different widths, which
     different models gave, would be compared.
     """
     noted = Plan()
@@ -74,9 +78,10 @@ def load_collection(
         raise UserError(f"there is no file or folder {path}")
     taken = [path for path in paths if format_of(path)]
     result = Collection(folder, [], np.zeros((0, 0)), failures=noted.failures)
-    result.ignored = sum(not path.name.startswith(".") for path in paths if not format_of(path))
+    parts = read_parts([path for path in paths if is_part(path)])
+    result.ignored = sum(not path.name.startswith(".") for path in paths if not format_of(path) and not is_part(path))
     result.skipped = special_inputs(noted, extensions())
-    features: dict[Path, np.ndarray] = {}
+    features: dict[Path, np.ndarray] = dict(zip(parts.files, parts.features, strict=True))
     raw = []
     for file in taken:
         try:
@@ -90,15 +95,18 @@ def load_collection(
             features[file] = feature
     result.ready = len(features)
     result.recorded = recorded_maker(folder) if features else None
+    if parts.fingerprint:
+        result.recorded = {"file": UNKNOWN, **(result.recorded or {}), "fingerprint": parts.fingerprint}
     if raw:
         features.update(_embedded(load_embedder(), raw, cache, result, progress))
     if not features:
         raise NoFeatures(f"nothing in {path} has a feature; what can be read: {' '.join(extensions())}", result)
     check_widths(features)
-    ordered = [file for file in taken if file in features]
+    ordered = [*parts.files, *(file for file in taken if file in features)]
     result.files = [file.relative_to(folder).as_posix() for file in ordered]
     result.features = np.stack([features[file] for file in ordered])
-    result.made = frozenset(file.relative_to(folder).as_posix() for file in raw)
+    inputs = {*parts.files, *raw}
+    result.made = frozenset(name for file, name in zip(ordered, result.files, strict=True) if file in inputs)
     return result
 
 
@@ -188,13 +196,16 @@ def maker_of_features(folder: Path) -> Maker | None:
     return None
 
 
-def recorded_weights(folders: Iterable[Path]) -> Path | None:
+def recorded_weights(folders: Iterable[Path | str]) -> Path | None:
     """The weights, a file or a folder, that made what is in the first of `folders` that says so, if they are there.
 
-    Such a folder is an index or has ready-made features.
+    Such a folder is an index or has ready-made features. A str is the name itself, of weights that made other rows.
     """
+    name: str | None
     for folder in folders:
-        if is_index(folder):
+        if isinstance(folder, str):
+            name = folder
+        elif is_index(folder):
             with closing(Store(folder)) as index:
                 name = index.meta.get("weights")
         else:

@@ -4,7 +4,6 @@ These need pyarrow, lancedb and qdrant-client, which are imported when they are 
 """
 
 import contextlib
-import importlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -15,6 +14,8 @@ from typing import Any
 
 from clamp3.errors import UserError
 from clamp3.io.files import atomic_write
+from clamp3.io.rows import name_in_row, package
+from clamp3.search.engines import NAME, qdrant_client, reached
 from clamp3.search.index import Index
 from clamp3.search.integrity import check_entry, record_of
 
@@ -23,17 +24,18 @@ UPSERT = 500  # points in a request to Qdrant
 Row = dict[str, Any]
 
 
-def export(index: Index, out: str, to: str, name: str = "clamp3") -> int:
+def export(index: Index, out: str, to: str, name: str = NAME, api_key: str | None = None) -> int:
     """Write all files of `index`: `to` is one of TARGETS. Returns how many there are.
 
     `out` is a file ("parquet"), the folder of a database ("lance"), or a folder or the address of a server ("qdrant");
-    `name` is that of the table or collection there. Raises UserError where it is there already, where the package is
-    missing, and Damaged where a record or a feature is not what was written. Nothing is left of what has failed.
+    `name` is that of the table or collection there, and `api_key` for a server that wants one. Raises UserError where
+    it is there already, where the package is missing, and Damaged where a record or a feature is not what was written.
+    Nothing is left of what has failed.
     """
     with index.snapshot():
         if not len(index):
             raise UserError(f"{index.folder} is empty: there is nothing to export")
-        TARGETS[to](index, out, name)
+        TARGETS[to](index, out, name, api_key)
         return len(index)
 
 
@@ -48,7 +50,7 @@ def rows(index: Index) -> Iterator[list[Row]]:
             check_entry(index.contents, record_of(entry))
         yield [
             {
-                "file": os.fsencode(entry.path).decode("utf-8", "backslashreplace"),
+                "file": name_in_row(entry.path),
                 "modality": entry.modality,
                 "metadata": entry.metadata,
                 "fingerprint": fingerprint,
@@ -58,16 +60,9 @@ def rows(index: Index) -> Iterator[list[Row]]:
         ]
 
 
-def _package(name: str, install: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise UserError(f"{install} is not installed: pip install {install}") from None
-
-
 def _arrow(index: Index) -> tuple[Any, Iterator[Any]]:
     """The schema, and the blocks as record batches; metadata is JSON."""
-    arrow = _package("pyarrow", "pyarrow")
+    arrow = package("pyarrow", "pyarrow")
     texts = [(column, arrow.string()) for column in ("file", "modality", "metadata", "fingerprint")]
     facts = {"weights": str(index.meta.get("weights"))}
     schema = arrow.schema([*texts, ("feature", arrow.list_(arrow.float32(), index.features.shape[1]))], facts)
@@ -75,20 +70,20 @@ def _arrow(index: Index) -> tuple[Any, Iterator[Any]]:
     return schema, (arrow.RecordBatch.from_pylist(block, schema) for block in blocks)
 
 
-def _to_parquet(index: Index, out: str, _name: str) -> None:
-    parquet = _package("pyarrow.parquet", "pyarrow")
+def _to_parquet(index: Index, out: str, _name: str, _api_key: str | None) -> None:
+    parquet = package("pyarrow.parquet", "pyarrow")
     schema, batches = _arrow(index)
     if os.path.lexists(out):
         raise _is_there(out, "remove it or give another name")
-    with _written(out), atomic_write(Path(out)) as file, parquet.ParquetWriter(file, schema) as writer:
+    with reached(out, "written"), atomic_write(Path(out)) as file, parquet.ParquetWriter(file, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
 
 
-def _to_lance(index: Index, out: str, name: str) -> None:
-    lancedb = _package("lancedb", "lancedb")
+def _to_lance(index: Index, out: str, name: str, _api_key: str | None) -> None:
+    lancedb = package("lancedb", "lancedb")
     schema, batches = _arrow(index)
-    with _written(out):
+    with reached(out, "written"):
         database = lancedb.connect(out)
         try:
             table = database.create_table(name, schema=schema)
@@ -102,19 +97,18 @@ def _to_lance(index: Index, out: str, name: str) -> None:
             raise
 
 
-def _to_qdrant(index: Index, out: str, name: str) -> None:
-    qdrant = _package("qdrant_client", "qdrant-client")
-    at = {"url": out} if out.startswith(("http://", "https://")) else {"path": out}
-    with _written(out), contextlib.closing(qdrant.QdrantClient(**at)) as client:
+def _to_qdrant(index: Index, out: str, name: str, api_key: str | None) -> None:
+    models = package("qdrant_client", "qdrant-client").models
+    with reached(out, "written"), contextlib.closing(qdrant_client(out, api_key)) as client:
         if client.collection_exists(name):
             raise _is_there(f"a collection {name} in {out}")
-        _fill(client, qdrant.models, name, index)
+        _fill(client, models, name, index)
 
 
 def _fill(client: Any, models: ModuleType, name: str, index: Index) -> None:
     """A new collection of cosines; what a row says of its file is the payload."""
     size = models.VectorParams(size=index.features.shape[1], distance=models.Distance.COSINE)
-    client.create_collection(name, size)
+    client.create_collection(name, size, metadata={"weights": index.meta.get("weights")})
     try:
         number = 0
         for block in rows(index):
@@ -130,22 +124,11 @@ def _fill(client: Any, models: ModuleType, name: str, index: Index) -> None:
         raise
 
 
-@contextlib.contextmanager
-def _written(out: str) -> Iterator[None]:
-    """A block that writes to `out`; what goes wrong there becomes a UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # those of clients, of their transports and of Rust are of many kinds
-        raise UserError(f"{out} cannot be written: {' '.join(str(error).split())}") from error
-
-
 def _is_there(what: str, way_out: str = "remove it, or give another by --name") -> UserError:
     return UserError(f"there is {what} already: {way_out}")
 
 
-TARGETS: dict[str, Callable[[Index, str, str], None]] = {
+TARGETS: dict[str, Callable[[Index, str, str, str | None], None]] = {
     "parquet": _to_parquet,
     "lance": _to_lance,
     "qdrant": _to_qdrant,

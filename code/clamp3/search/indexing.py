@@ -1,5 +1,6 @@
 """Folders of files of any kind -> an index: the work of clamp3_index.py build and add."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from clamp3.errors import UserError
 from clamp3.features.cache import FeatureCache, embed_files_once
 from clamp3.features.embedder import Embedder
 from clamp3.features.manifest import Maker
+from clamp3.features.parts import Parts, is_part, read_parts
 from clamp3.features.passages import Passage, embed_with_passages
 from clamp3.features.reading import Item, is_sound
 from clamp3.formats.registry import extensions, format_of
@@ -78,8 +80,9 @@ def update_index(
     nothing at all is left of what the index has of the folder: then a disk may be missing.
     `metadata`, by absolute path, replaces what the index has on a file. `approximate` prepares the index for that,
     whatever its size; `progress` shows bars, or is called. With `passages`, each file's are in the index too, then and
-    with each update; ready-made features have none. Raises UserError where features of different weights would come
-    together, or ready-made ones, whose folder does not say what made them, with others.
+    with each update; ready-made features have none. Rows of Parquet files (`features.parts`) are ready-made features
+    of the inputs that they name, as if these were beside them. Raises UserError where features of different weights
+    would come together, or ready-made ones, whose folder does not say what made them, with others.
     """
     if not folder.exists():
         raise UserError(f"there is no file or folder {folder}")
@@ -87,7 +90,8 @@ def update_index(
     folder, noted = folder.resolve(), Plan()
     paths = list(walk(folder, noted, index.folder)) if folder.is_dir() else [folder]
     taken = [path for path in paths if format_of(path)]
-    ignored = sum(not path.name.startswith(".") for path in paths if not format_of(path))
+    parts = read_parts([path for path in paths if is_part(path)])
+    ignored = sum(not path.name.startswith(".") for path in paths if not format_of(path) and not is_part(path))
     changes = Changes(ignored=ignored, failures=noted.failures, skipped=special_inputs(noted, extensions()))
     with index.writing():
         if passages and "with_passages" not in index.meta:
@@ -95,6 +99,7 @@ def update_index(
         known = {entry.path: entry for entry in index.entries()}
         new = _new_entries(index, taken, known, metadata or {}, changes, progress)
         new = _moved(index, new, known, changes)
+        _add(index, _from_parts(index, parts, known, metadata or {}, changes), changes)
         raw: list[Entry] = []
         _add(index, _ready(index, new, raw, changes), changes)
         if raw:
@@ -102,7 +107,7 @@ def update_index(
         if "with_passages" in index.meta:
             _fill_in_passages(index, folder, load_embedder, changes, progress)
         index.remove(changes.bad)
-        _look_for_missing(index, folder, set(paths), forget_missing, changes)
+        _look_for_missing(index, folder, {*paths, *parts.files}, forget_missing, changes)
         index.compact(approximate)
     return changes
 
@@ -113,7 +118,7 @@ def check_indexable(folder: Path, index: Path) -> None:
         raise UserError(f"there is no file or folder {folder}")
     count = 0
     for path in walk(folder, Plan(), index) if folder.is_dir() else [folder]:
-        if format_of(path):
+        if format_of(path) or is_part(path):
             return
         count += 1
     others = f" (it holds {count} files of other kinds)" if folder.is_dir() and count else ""
@@ -200,6 +205,31 @@ def _ready(index: Index, entries: list[Entry], remaining: list[Entry], changes: 
             yield entry, np.array(index.features[twins[0].row]), None
         else:
             remaining.append(entry)
+
+
+def _from_parts(
+    index: Index, parts: Parts, known: dict[Path, Entry], metadata: dict[Path, dict], changes: Changes
+) -> Iterator[Embedded]:
+    """The rows of Parquet files that are new or have changed; what is new about the others goes into the index."""
+    makers: dict[Path, Maker] = {}  # by folder
+    same = []
+    for path, modality, modified, feature in zip(
+        parts.files, parts.modalities, parts.modified, parts.features, strict=True
+    ):
+        entry = known.get(path)
+        described = metadata.get(path, entry.metadata if entry else {})
+        if entry is not None and (entry.size, entry.modified) == (feature.nbytes, modified):
+            changes.unchanged += 1
+            same += [replace(entry, metadata=described)] if described != entry.metadata else []
+            continue
+        if (parent := path.parent) not in makers:
+            makers[parent] = maker_of_features(parent) or {}
+            _check_or_record_maker(index, makers[parent], path, feature.size)
+        digest = hashlib.sha256(feature.tobytes()).hexdigest()
+        yield Entry(path, modality or READY, digest, feature.nbytes, modified, described), feature, None
+    if parts.files and parts.fingerprint and not index.meta.get("fingerprint"):
+        index.record(fingerprint=parts.fingerprint)
+    index.update(same)
 
 
 def _check_or_record_maker(index: Index, maker: Maker, path: Path, size: int) -> None:

@@ -9,6 +9,8 @@ With the small model that comes with the code, which needs no download:
 On four GPUs, in bf16; and in two processes on CPUs:
     accelerate launch --multi_gpu --num_processes 4 --mixed_precision bf16 clamp3_embd.py INPUT_DIR OUTPUT_DIR
     torchrun --nproc_per_node 2 clamp3_embd.py INPUT_DIR OUTPUT_DIR --get_global
+As rows of Parquet files, in place of millions of small files (docs/scaling.md):
+    python clamp3_embd.py INPUT_DIR OUTPUT_DIR --get_global --to parquet
 It takes .txt, .xml .musicxml .mxl, .abc (interleaved or not), .mid .midi .kar .rmi .mtf, .wav .mp3 .flac .ogg .opus …
 and .npy of MERT features. Each input becomes OUTPUT_DIR/same/path.npy; outputs that are there already are skipped, so
 an interrupted run is taken up by the same command; with --shard 3/16 it does a share. Inputs that cannot be read are
@@ -20,6 +22,7 @@ downloaded.
 from clamp3.cli.captions import add_pictures_option
 from clamp3.cli.options import (
     add_cache_options,
+    add_format_option,
     add_model_options,
     add_raw_options,
     add_shard_option,
@@ -35,6 +38,7 @@ def main() -> int:
     add_raw_options(parser)
     add_cache_options(parser)
     add_shard_option(parser)
+    add_format_option(parser)
     add_pictures_option(parser)
     parser.add_argument("--get_global", action="store_true", help="one vector a file: what retrieval needs")
     args = parser.parse_args()
@@ -62,5 +66,6 @@ def main() -> int:
         ),
         progress=True,
         shard=args.shard,
+        to=args.to,
     )
     return end_of_run(report, state)

@@ -13,6 +13,8 @@ On four GPUs, in bf16; on two machines, run the second form on each:
     torchrun --nnodes 2 --nproc_per_node 4 --rdzv_endpoint HOST:PORT extract_clamp3.py INPUT_DIR OUTPUT_DIR
 On any number of machines that know nothing of each other, the third of 16 shares (docs/scaling.md):
     python extract_clamp3.py INPUT_DIR OUTPUT_DIR --get_global --shard 3/16
+As rows of Parquet files, in place of millions of small files:
+    python extract_clamp3.py INPUT_DIR OUTPUT_DIR --get_global --to parquet
 ABC that is not interleaved is interleaved first; with --as_is it is taken as it stands.
 Plain `python` works too. Each input becomes OUTPUT_DIR/same/path.npy; outputs that are there already are skipped, so
 an interrupted run is taken up by the same command. Inputs that have no feature are listed with the reason, also in
@@ -45,5 +47,6 @@ def main() -> int:
         state=state,
         progress=True,
         shard=args.shard,
+        to=args.to,
     )
     return end_of_run(report, state)

@@ -36,5 +36,6 @@ def main() -> int:
         state=state,
         progress=True,
         shard=args.shard,
+        to=args.to,
     )
     return end_of_run(report, state)

@@ -24,7 +24,9 @@ Look whether all of it is as it was written, and mend what is not:
     python clamp3_index.py repair INDEX
 Give it to a vector database, or to whatever reads Parquet (docs/scaling.md):
     python clamp3_index.py export INDEX rows.parquet --to parquet
-    python clamp3_index.py export INDEX http://localhost:6333 --to qdrant
+    python clamp3_index.py export INDEX http://localhost:6333 --to qdrant --name music
+and search it there, with the same answers; a folder of a database does as well as an address:
+    python clamp3_index.py search "a lively Irish reel" http://localhost:6333 --name music
 An index holds features of one model, and refuses others. Several processes may use it; one at a time changes it.
 Search is exact; from 100,000 files on it is approximate, if there is faiss (`pip install faiss-cpu`), unless --exact
 says otherwise. For approximate search in a smaller index, build it with --approximate. Files that cannot be read are
@@ -35,6 +37,7 @@ has moved keeps its entry. Files of FOLDER that are gone leave the index, unless
 import os
 import sys
 from argparse import ArgumentParser, Namespace
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +57,8 @@ from clamp3.cli.searching import add_search_options, check_search_options, give_
 
 if TYPE_CHECKING:
     from clamp3.search.index import Index
+
+API_KEY = "QDRANT_API_KEY"  # the environment variable with a key for a Qdrant server
 
 
 def main() -> int:
@@ -98,7 +103,10 @@ def parse() -> Namespace:
     repairing = command("repair", "mend an index; what cannot be trusted is dropped, for `add` to embed again")
     searching = commands.add_parser("search", help="find the files closest to a text or a file", allow_abbrev=False)
     searching.add_argument("query", help="a file, or a text in quotes")
-    searching.add_argument("index", help="folder of the index; it may come first, too")
+    searching.add_argument(
+        "index", help="folder of the index, or what it was exported to (OUT of `export`); it may come first, too"
+    )
+    searching.add_argument("--name", default="clamp3", help="of the table or collection there; default: %(default)s")
     add_search_options(searching)
     searching.add_argument("--passages", action="store_true", help="find bars, seconds and lines, not only files")
     searching.add_argument(
@@ -224,12 +232,14 @@ def search(args: Namespace) -> int:
     from clamp3.cli.embedders import embedder_loader
     from clamp3.distributed import start_alone
     from clamp3.search.answering import search_index
-    from clamp3.search.index import Index
+    from clamp3.search.index import Index, is_index
 
-    folder, args.query = index_and_query(args.query, args.index, args.text)
-    load_embedder = embedder_loader(args, start_alone(args.device, args.threads), asked=[folder])
+    place, args.query = index_and_query(args.query, args.index, args.text)
+    if not is_index(Path(place)):
+        return search_exported(args, place)
+    load_embedder = embedder_loader(args, start_alone(args.device, args.threads), asked=[Path(place)])
     found = search_index(
-        *(Index(folder), question_of(args), load_embedder, feature_cache(args), args.approximate),
+        *(Index(Path(place)), question_of(args), load_embedder, feature_cache(args), args.approximate),
         passages=args.passages or args.per_file is not None,
         per_file=args.per_file,
         by_melody=not args.no_melody,
@@ -238,21 +248,41 @@ def search(args: Namespace) -> int:
     return 0
 
 
-def index_and_query(first: str, second: str, as_text: bool) -> tuple[Path, str]:
-    """The index and the query among the words of `search`, which is `QUERY INDEX` and was `INDEX QUERY`.
+def search_exported(args: Namespace, place: str) -> int:
+    """Show the files closest to the query of those that an index was exported to, at an address or in a folder."""
+    from clamp3.cli.embedders import embedder_loader
+    from clamp3.distributed import start_alone
+    from clamp3.errors import UserError
+    from clamp3.search.answering import search_engine
+    from clamp3.search.engines import open_engine
 
-    Raises UserError where both are indexes, unless the query is said to be a text, and where none is.
+    if args.passages or args.per_file is not None:
+        raise UserError(f"{place} has no passages, which are not exported: search the index itself for them")
+    with closing(open_engine(place, args.name, os.environ.get(API_KEY))) as engine:
+        asked = [engine.weights] if engine.weights else []
+        load_embedder = embedder_loader(args, start_alone(args.device, args.threads), asked=asked)
+        found = search_engine(engine, question_of(args), load_embedder, feature_cache(args), args.approximate)
+    give_answers(args, found)
+    return 0
+
+
+def index_and_query(first: str, second: str, as_text: bool) -> tuple[str, str]:
+    """The index, or what one was exported to, and the query among the words of `search`.
+
+    That is `QUERY INDEX` and was `INDEX QUERY`. Raises UserError where both are indexes, unless the query is said to
+    be a text, and where none is.
     """
     from clamp3.errors import UserError
+    from clamp3.search.engines import engine_at
     from clamp3.search.index import is_index, missing_index
 
-    indexes = [word for word in (first, second) if is_index(Path(word))]
+    indexes = [word for word in (first, second) if is_index(Path(word)) or engine_at(word)]
     if len(indexes) == 2 and not as_text:
         raise UserError(f"both {first} and {second} are indexes; if the first is the query, a text, say so by --text")
     if not indexes:
         folders = [word for word in (second, first) if Path(word).is_dir()]
         raise missing_index(Path(folders[0] if folders else second))
-    return (Path(second), first) if indexes[-1] == second else (Path(first), second)
+    return (second, first) if indexes[-1] == second else (first, second)
 
 
 def duplicates(args: Namespace) -> int:
@@ -296,7 +326,7 @@ def export(args: Namespace) -> int:
     from clamp3.search import exporting
     from clamp3.search.index import Index
 
-    count = exporting.export(Index(args.index), args.out, args.to, args.name)
+    count = exporting.export(Index(args.index), args.out, args.to, args.name, os.environ.get(API_KEY))
     print_line(f"{count} files -> {args.out}")
     return 0
 

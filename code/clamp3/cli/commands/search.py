@@ -23,6 +23,7 @@ A .npy of the shape (1, 768) is such a feature; one of (…, T, 768) is MERT fea
 states that clamp3_embd.py and extract_clamp3.py write without --get_global are neither, but look like MERT features.
 """
 
+import re
 from argparse import Namespace
 
 from clamp3.cli.options import answers_parser, feature_cache
@@ -45,11 +46,16 @@ def answer(args: Namespace) -> int:
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.cli.embedders import embedder_loader
     from clamp3.distributed import start_alone
+    from clamp3.errors import UserError
     from clamp3.search.answering import search_collection, search_index
     from clamp3.search.collection import load_collection
+    from clamp3.search.engines import engine_at
     from clamp3.search.explaining import explain_found
     from clamp3.search.index import Index, is_index
 
+    place = re.sub("^(https?):/", r"\1://", str(args.ref_dir))  # paths have one slash
+    if engine_at(place):
+        raise UserError(f"clamp3_index.py search QUERY {place} searches what an index was exported to")
     device = start_alone(args.device, args.threads)
     embedding = embedder_loader(args, device, asked=[args.ref_dir]), feature_cache(args)
     question, references = question_of(args), None
