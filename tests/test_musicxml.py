@@ -6,7 +6,6 @@ import io
 import random
 import re
 import sys
-import time
 import zipfile
 from fractions import Fraction
 from xml.etree import ElementTree
@@ -550,14 +549,3 @@ def test_whole_numbers_are_int_and_others_exact():
         (Fraction(-1, 2), Fraction),
     ]
     assert {number(text) for text in (None, "", "x", "1e9", "1/0", "9" * 40)} == {None}
-
-
-def test_looking_through_a_sound_score_takes_less_time_than_converting_it(score):
-    def seconds(work, *args) -> float:
-        start = time.process_time()
-        work(*args)
-        return time.process_time() - start
-
-    trees = [parsed(score) for _ in range(5)]
-    cleaning, converting = (min(seconds(work, tree) for tree in trees) for work in (clean, musicxml._written))
-    assert cleaning < converting
