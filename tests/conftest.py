@@ -103,6 +103,7 @@ def own_log() -> None:
     logger = logging.getLogger("clamp3")
     logger.handlers, logger.propagate = [], True
     logger.setLevel(logging.NOTSET)
+    logging.getLogger().setLevel(logging.WARNING)  # which `clamp3 export` raises
 
 
 def save_small_model(folder: Path) -> SmallModel:

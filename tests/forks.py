@@ -21,10 +21,6 @@ TIME_LIMIT = 300  # seconds, after which a script is killed
 LIBRARIES = (
     "accelerate.utils",
     "av",
-    "matplotlib.backends.backend_agg",
-    "matplotlib.figure",
-    "sklearn.linear_model",
-    "sklearn.metrics",
     "torch._dynamo",
     "transformers.models.auto.tokenization_auto",
     "clamp3.features.embedder",

@@ -29,7 +29,8 @@ class Remembered:
         try:
             with np.load(self.path, allow_pickle=False) as saved:  # a ZIP file, whose checksums tell of damage
                 if str(saved["about"]) == self.about:
-                    return [saved[name] for name in names]
+                    found = [saved[name] for name in names]
+                    return found if all(isinstance(one, np.ndarray) for one in found) else None
         except Exception:  # NumPy raises errors of many kinds for what is damaged
             logger.debug("%s cannot be read", self.path, exc_info=True)
         return None

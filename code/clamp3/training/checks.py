@@ -125,6 +125,9 @@ class PassedFiles:
     def refresh(self, folder: Path, count: int) -> np.ndarray:
         """Forget the items whose files have changed; returns those of the `count` items that are not known now."""
         rows = np.frombuffer(self.rows, np.int64).reshape(-1, 3)
+        if ((rows[:, 0] < 0) | (rows[:, 0] >= count)).any():  # of a damaged record
+            self.rows, self.names = array("q"), []
+            return np.arange(count)
         # The other processes of a run are waiting meanwhile, so all cores are this one's.
         now = np.frombuffer(sizes_and_times(str(folder), self.names, cores()), np.int64).reshape(-1, 2)
         is_known, is_changed = np.zeros(count, bool), np.zeros(count, bool)
