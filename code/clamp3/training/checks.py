@@ -151,7 +151,11 @@ class Record:
     def load(self) -> PassedFiles:
         """What has passed; nothing where nothing is known of the JSONL file as it is."""
         if found := self.remembered.load("rows", "names"):
-            rows, names = found[0], found[1].tobytes().decode("utf-8", "surrogatepass").split("\0")
+            rows = found[0]
+            try:
+                names = found[1].tobytes().decode("utf-8", "surrogatepass").split("\0")
+            except UnicodeDecodeError:
+                return PassedFiles()
             if rows.dtype == np.int64 and rows.shape == (len(names), 3):
                 return PassedFiles(rows, names)
         return PassedFiles()
