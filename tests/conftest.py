@@ -18,6 +18,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from clamp3.io.workers import cores
 from clamp3.sizes import ModelSizes
 from corpus import Tune, folk_tunes
 from golden_model import golden_json, golden_sizes, save_checkpoint
@@ -57,7 +58,7 @@ def save_tokenizer(folder: Path, vocab_size: int) -> None:
 
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores, as many tests wait for the processes that they start; four at most."""
-    return min(4, len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else 2)
+    return min(4, cores() + 1)
 
 
 @pytest.fixture(scope="session")

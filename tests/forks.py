@@ -5,7 +5,6 @@ It reads requests from its standard input, a line of JSON each: `words` (the scr
 started them. It answers each request with a line, the first exit code that is not 0, or else 0.
 """
 
-import contextlib
 import json
 import os
 import runpy
@@ -48,8 +47,7 @@ def load_libraries() -> None:
     """All that the project imports, but nothing of the project: its settings are those of a request."""
     sys.path.insert(0, str(CODE))
     for name in LIBRARIES:
-        with contextlib.suppress(ModuleNotFoundError):  # the oldest set lacks some
-            import_module(name)
+        import_module(name)
     sys.modules["torch"].set_num_threads(1)
     sys.path.remove(str(CODE))
     for name, module in list(sys.modules.items()):

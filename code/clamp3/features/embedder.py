@@ -49,7 +49,7 @@ from clamp3.io.workers import Processes
 from clamp3.modalities import AUDIO, MODALITIES, SAMPLING_RATE, SYMBOLIC, TEXT
 from clamp3.models.hub import upload_folder
 from clamp3.models.onnx_files import is_onnx
-from clamp3.models.releases import RELEASES
+from clamp3.models.releases import is_name
 from clamp3.sizes import ModelSizes
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class Embedder(InputEncoder):
         With `as_is`, symbolic text is not interleaved first, as in the original. A folder of ONNX files, which
         `clamp3 export` has written, is run by onnxruntime on the CPU, in the precision that they have.
         """
-        if revision is not None and (str(weights) in (*RELEASES, "tiny") or Path(weights).exists()):
+        if revision is not None and (is_name(weights) or Path(weights).exists()):
             raise UserError(f"{weights} has no revisions, as models on the hub have: leave out {revision=}")
         if is_onnx(weights):
             onnx = OnnxTowers.load(Path(weights), device, precision, towers)

@@ -107,10 +107,9 @@ def plan(
     A file of several pieces, as `count_pieces` gives for content, has as many outputs, numbered (name_01, name_02, …).
     Inputs whose outputs exist are left out, unless `redo_changed` and they are older than the input; what killed runs
     left behind is removed. With a `shard`, only what is in its share is planned. Outputs that are rows of tables, not
-    files, are those that `rows` gives, with the time of their inputs; no `target_extension`: they are called as the
-    inputs are. Raises UserError where there is no
-    such folder or file, where two inputs would have the same output, and where there is something to do and outputs
-    cannot be written: all before anything is written.
+    files, are those that `rows` gives, with the time of their inputs; without a `target_extension`, outputs are called
+    as the inputs are. Raises UserError where there is no such folder or file, where two inputs would have the same
+    output, and where there is something to do and outputs cannot be written: all before anything is written.
     """
     if not input_dir.is_dir():
         raise UserError(f"there is no folder {input_dir}")

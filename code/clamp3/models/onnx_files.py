@@ -22,7 +22,7 @@ from clamp3.io.files import parse_json
 from clamp3.io.workers import own_cores
 from clamp3.io.wrong_files import AGAIN, problem_of_text_file
 from clamp3.modalities import MODALITIES
-from clamp3.models.releases import RELEASES
+from clamp3.models.releases import is_name
 from clamp3.models.verification import file_state, verified_digest
 from clamp3.sizes import ModelSizes
 
@@ -37,7 +37,7 @@ _first_process: int | None = None  # that has opened a file here; its forks inhe
 
 def is_onnx(weights: str | Path) -> bool:
     """Whether weights are given as a folder of ONNX files."""
-    return str(weights) not in (*RELEASES, "tiny") and Path(weights, ONNX_FILE).is_file()
+    return not is_name(weights) and Path(weights, ONNX_FILE).is_file()
 
 
 def read_description(folder: Path) -> dict[str, Any]:

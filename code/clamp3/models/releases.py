@@ -50,6 +50,11 @@ M3_CONFIGURED_NAME = (
 )
 
 
+def is_name(weights: str | Path) -> bool:
+    """Whether `weights` names a release or the small model, whatever files or folders are called so."""
+    return str(weights) in (*RELEASES, "tiny")
+
+
 def release_named(file_name: str) -> Release | None:
     """The release whose file is called `file_name`, if there is one."""
     by_name = {release.file_name: release for release in RELEASES.values()}

@@ -21,6 +21,7 @@ from clamp3.search.filters import EVERYTHING, MIDI_KIND, SCORE, File, Filter
 from clamp3.search.index import LARGE
 from clamp3.search.ranking import normalized
 
+API_KEY = "QDRANT_API_KEY"  # the environment variable that commands take the key for a Qdrant server from
 NAME = "clamp3"  # of a collection or table, unless another is given
 SERVERS = ("http://", "https://")  # how the address of a Qdrant server begins
 STORAGE = ("s3://", "gs://", "az://")  # and that of a LanceDB database outside of any folder
@@ -283,7 +284,7 @@ def reached(place: str, done: str = "read") -> Iterator[None]:
     except Exception as error:  # those of clients, of their transports and of Rust are of many kinds
         way_out = ""
         if getattr(error, "status_code", None) in (401, 403):
-            way_out = "; the environment variable QDRANT_API_KEY has to hold a key for that"
+            way_out = f"; the environment variable {API_KEY} has to hold a key for that"
         elif isinstance(getattr(error, "source", None), Exception) and place.startswith(SERVERS):
             way_out = "; is a Qdrant server running there?"
         raise UserError(f"{place} cannot be {done}: {' '.join(str(error).split())}{way_out}") from error

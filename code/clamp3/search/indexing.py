@@ -23,7 +23,7 @@ from clamp3.io.files import content_hash
 from clamp3.io.folders import Plan, refuse_special, special_inputs, walk
 from clamp3.io.reports import FileIssue, describe_error, printable
 from clamp3.io.tables import csv_rows
-from clamp3.search.collection import maker_of_features, ready_feature
+from clamp3.search.collection import UNKNOWN, maker_of_features, ready_feature
 from clamp3.search.index import Entry, Index
 
 # Files that are features already, of which nothing more is known: their modality, and the identity of their makers.
@@ -239,7 +239,7 @@ def _check_or_record_maker(index: Index, maker: Maker, path: Path, size: int) ->
     if identity is None or recorded and recorded.startswith(READY_MADE):
         check_or_record_model(index, f"{READY_MADE}, {size} numbers", f"ready-made features such as {path}")
         return
-    check_or_record_model(index, identity, maker.get("file") or "weights that are not known")
+    check_or_record_model(index, identity, maker.get("file") or UNKNOWN)
     if not index.meta.get("fingerprint"):
         index.record(fingerprint=maker.get("fingerprint"))
 

@@ -3,6 +3,7 @@
 What has been looked through and not been changed since is not read again.
 """
 
+import contextlib
 import logging
 import os
 import stat
@@ -151,13 +152,10 @@ class Record:
     def load(self) -> PassedFiles:
         """What has passed; nothing where nothing is known of the JSONL file as it is."""
         if found := self.remembered.load("rows", "names"):
-            rows = found[0]
-            try:
-                names = found[1].tobytes().decode("utf-8", "surrogatepass").split("\0")
-            except UnicodeDecodeError:
-                return PassedFiles()
-            if rows.dtype == np.int64 and rows.shape == (len(names), 3):
-                return PassedFiles(rows, names)
+            with contextlib.suppress(UnicodeDecodeError):  # of a damaged record
+                rows, names = found[0], found[1].tobytes().decode("utf-8", "surrogatepass").split("\0")
+                if rows.dtype == np.int64 and rows.shape == (len(names), 3):
+                    return PassedFiles(rows, names)
         return PassedFiles()
 
     def save(self, passed: PassedFiles) -> None:

@@ -20,6 +20,7 @@ from clamp3.features.embedder import Embedder
 from clamp3.inputs.passages import Span
 from clamp3.io.reports import FileIssue
 from clamp3.models.onnx_files import is_onnx
+from clamp3.search.collection import UNKNOWN
 from clamp3.search.combining import WITHOUT, combined_query
 from clamp3.search.filters import EVERYTHING, Condition, Filter, kind_of
 from clamp3.search.index import Entry, Index, is_index, sampled
@@ -290,7 +291,7 @@ class Collection:
             self._check(terms)
             raise
         found = [one for one in found if one[1].path not in same][: terms.k]
-        weights = self._index.meta.get("weights", "weights that are not known")
+        weights = self._index.meta.get("weights", UNKNOWN)
         everyone = None if terms.by_passage else np.sort(self._sampled() @ feature)
         names = {
             name: [part.name for part in parts[1:] if (part.weight > 0) == (name == "also")]

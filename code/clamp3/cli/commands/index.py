@@ -58,8 +58,6 @@ from clamp3.cli.searching import add_search_options, check_search_options, give_
 if TYPE_CHECKING:
     from clamp3.search.index import Index
 
-API_KEY = "QDRANT_API_KEY"  # the environment variable with a key for a Qdrant server
-
 
 def main() -> int:
     args = parse()
@@ -254,7 +252,7 @@ def search_exported(args: Namespace, place: str) -> int:
     from clamp3.distributed import start_alone
     from clamp3.errors import UserError
     from clamp3.search.answering import search_engine
-    from clamp3.search.engines import open_engine
+    from clamp3.search.engines import API_KEY, open_engine
 
     if args.passages or args.per_file is not None:
         raise UserError(f"{place} has no passages, which are not exported: search the index itself for them")
@@ -324,6 +322,7 @@ def mend(args: Namespace) -> int:
 def export(args: Namespace) -> int:
     """Write all files and features in another program's format."""
     from clamp3.search import exporting
+    from clamp3.search.engines import API_KEY
     from clamp3.search.index import Index
 
     count = exporting.export(Index(args.index), args.out, args.to, args.name, os.environ.get(API_KEY))

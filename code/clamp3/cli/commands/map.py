@@ -213,5 +213,7 @@ def draw(
 
 def features_of(origin: dict) -> str:
     """The features, by the name of the weights that made them, without the folder that these lie in."""
+    from clamp3.search.collection import UNKNOWN
+
     known = f" ({origin['fingerprint']})" if origin["fingerprint"] else ""
-    return f"features made by {Path(str(origin['weights'])).name if known else 'weights that are not known'}{known}"
+    return f"features made by {Path(str(origin['weights'])).name if known else UNKNOWN}{known}"
