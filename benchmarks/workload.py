@@ -118,12 +118,17 @@ def write_full_length(workload: Workload, tunes: list[tuple[str, str, str]], tex
     sizes, rng = workload.sizes, np.random.default_rng(AUDIO_SEED)
     bars = [line for _, abc, _ in tunes for line in abc.splitlines() if line.startswith("[V:1]")]
     patchilizer = M3Patchilizer(sizes.patch_size)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(sizes.text_model_name)
     bars = [bar for bar in bars if len(patchilizer.encode(f"{bar}\n", add_special_patches=True)) == 3]  # one patch
     for number in range(workload.items // 8):
         piece = "\n".join(["X:1", *(bars[(number * 97 + bar) % len(bars)] for bar in range(sizes.patch_length - 5))])
         workload.inputs("long_abc").joinpath(f"{number}.abc").write_text(piece + "\n", encoding="utf-8")
-        text = " ".join(texts[number * 5 : number * 5 + 5])
-        workload.inputs("long_text").joinpath(f"{number}.txt").write_text(text, encoding="utf-8")
+        words: list[str] = []  # as many as fit
+        for word in " ".join(texts[number * 5 : number * 5 + 50]).split():
+            if len(tokenizer(" ".join([*words, word]))["input_ids"]) > sizes.max_text_length:
+                break
+            words.append(word)
+        workload.inputs("long_text").joinpath(f"{number}.txt").write_text(" ".join(words), encoding="utf-8")
         frames = rng.standard_normal((1, sizes.max_audio_length - 2, sizes.audio_hidden_size), dtype=np.float32)
         np.save(workload.inputs("long_audio") / f"{number}.npy", frames)
 

@@ -29,11 +29,11 @@ class OnnxMert:
     window = WINDOW / SAMPLING_RATE
     device: Any = Cpu()
 
-    def __init__(self, session: Session, width: int, is_batched: bool = True):
-        """`width` is that of a frame. Unless `is_batched`, windows are computed one by one (see OnnxTowers)."""
+    def __init__(self, session: Session, width: int):
+        """`width` is that of a frame."""
         self.width = width
         self.identity: str | None = session.sha256[:16]
-        self._session, self._batch_seconds = session, BATCH_SECONDS["cpu"] if is_batched else 0
+        self._session = session
 
     def __str__(self) -> str:
         return str(self._session.path)
@@ -44,7 +44,7 @@ class OnnxMert:
 
     def extract(self, sounds: Iterable[Iterable[np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
         """As Mert's."""
-        for index, frames in each_whole(sounds, self.forward, self._batch_seconds):
+        for index, frames in each_whole(sounds, self.forward, BATCH_SECONDS["cpu"]):
             yield index, np.stack(frames)
 
     def forward(self, waves: np.ndarray) -> np.ndarray:

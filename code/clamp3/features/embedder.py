@@ -67,8 +67,9 @@ if TYPE_CHECKING:
     Samples: TypeAlias = np.ndarray | torch.Tensor
     Sound: TypeAlias = str | Path | bytes | BinaryIO | Samples | tuple[Samples, int]
 
-# Enough to keep the arithmetic units busy; more makes no CPU faster, since activations then leave its caches.
-BATCH_TOKENS = {"cpu": 2048, "other": 32768}
+# Enough to keep the arithmetic units busy; more makes no CPU faster, since activations then leave its caches. In ONNX
+# padding is computed too, of which smaller batches have less.
+BATCH_TOKENS = {"cpu": 2048, "onnx": 512, "other": 32768}
 # Batches sorted together: the more, the less padding; a bound on what waits in memory.
 CHUNK_BATCHES = 16
 _preparing = threading.RLock()  # held while an Embedder, of several threads perhaps, loads its audio encoder
@@ -138,7 +139,8 @@ class Embedder(InputEncoder):
         super().__init__(sizes, as_is)
         self._towers = model if isinstance(model, OnnxTowers) else _in_torch(model, device, precision)
         given = None if batch_tokens is None else checked_count("batch_tokens", batch_tokens, 1)
-        self.batch_tokens = given or BATCH_TOKENS["cpu" if self.device.type == "cpu" else "other"]
+        kind = "onnx" if isinstance(model, OnnxTowers) else "cpu" if self.device.type == "cpu" else "other"
+        self.batch_tokens = given or BATCH_TOKENS[kind]
         own_mert = model.mert if isinstance(model, OnnxTowers) else None
         self.audio_encoder_name = own_mert if mert is None else mert
         self.processes = processes

@@ -36,11 +36,7 @@ NOT_HERE = "ONNX files embed, and no more"
 
 
 class OnnxTowers:
-    """The towers of a folder of ONNX files, each opened when it is first used. Threads may share it.
-
-    Those in int8 take one item at a time: they quantize activations by the range of all that they are given, so that
-    in company an item would have another feature.
-    """
+    """The towers of a folder of ONNX files, each opened when it is first used. Threads may share it."""
 
     name_their_tokenizer = True
     for_listening = ("cpu", FP32)  # device and precision of a MERT in PyTorch, where there is none of ONNX
@@ -56,7 +52,7 @@ class OnnxTowers:
         self.mert: OnnxMert | None = None
         if MERT_KEY in described and AUDIO.name in towers:
             listener = Session(path / described[MERT_KEY]["file"], described[MERT_KEY]["sha256"])
-            self.mert = OnnxMert(listener, self.sizes.audio_hidden_size, self.precision == FP32)
+            self.mert = OnnxMert(listener, self.sizes.audio_hidden_size)
 
     @classmethod
     def load(cls, path: Path, device: Any, precision: str, towers: Collection[str] | None) -> "OnnxTowers":
@@ -132,13 +128,4 @@ class OnnxTowers:
             asked = 'layers="all"' if output.layers == "all" else "projected=True, which explanations take,"
             raise UserError(f"{NOT_HERE}: {asked} needs the weights that they were exported from")
         session, name = self._sessions[modality], FEATURES if output.pooled else STATES
-        if self.precision == FP32:
-            return session.run([name], {INPUTS: padded, MASKS: masks})[0]
-        rows = []
-        for row, mask in zip(padded, masks, strict=True):
-            length = int(mask.sum())
-            [found] = session.run([name], {INPUTS: row[None, :length], MASKS: mask[None, :length]})
-            if not output.pooled:
-                found = np.pad(found, ((0, 0), (0, len(row) - length), (0, 0)))
-            rows.append(found)
-        return np.concatenate(rows)
+        return session.run([name], {INPUTS: padded, MASKS: masks})[0]

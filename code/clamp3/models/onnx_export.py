@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import HubertModel
 
 OPSET = 20  # the first with Gelu; onnxruntime 1.17 and later run it
+TOGETHER = 8  # characters of a patch that are looked up at once
 LARGEST = 2_000_000_000  # bytes that a file of ONNX can hold
 
 
@@ -52,10 +53,11 @@ class TowerGraph(nn.Module):
 
 
 def embed_patches(embedding: PatchEmbedding, patches: Tensor) -> Tensor:
-    """`PatchEmbedding.forward` of ids (batch, length, patch_size) as one product of a matrix of ones."""
+    """`PatchEmbedding.forward` of ids (batch, length, patch_size), a few characters at a time to save memory."""
     rows = patches.long() + torch.arange(0, embedding.in_features, VOCAB_SIZE)  # (batch, length, patch_size)
-    ones = torch.zeros(*rows.shape[:2], embedding.in_features).scatter(2, rows, 1.0)
-    return F.linear(ones, embedding.weight, embedding.bias)
+    table = embedding.weight.t()
+    parts = [F.embedding(part, table).sum(dim=2) for part in rows.split(TOGETHER, dim=-1)]
+    return sum(parts, start=embedding.bias)  # (batch, length, hidden)
 
 
 def run_bert(tower: Any, masks: Tensor, **embedded: Tensor) -> Tensor:

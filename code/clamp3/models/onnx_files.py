@@ -27,7 +27,7 @@ from clamp3.models.verification import file_state, verified_digest
 from clamp3.sizes import ModelSizes
 
 ONNX_FILE = "onnx.json"
-FORMAT = 1
+FORMAT = 2  # 1 had another int8, whose items had an effect on each other in a batch
 FP32, INT8 = "fp32", "int8"
 INPUTS, MASKS, FEATURES, STATES, WAVES = "inputs", "masks", "features", "hidden_states", "waves"  # of the graphs
 MERT_KEY, TEXT_FOLDER = "mert", "text"
@@ -59,6 +59,8 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be used: {reason}") from None
     if written > FORMAT:
         raise UserError(f"{path} was written by a later version of clamp3: update this one")
+    if written < FORMAT and described["precision"] == INT8:
+        raise UserError(f"{path} was written by an earlier version of clamp3, whose int8 was another: export it again")
     return described
 
 

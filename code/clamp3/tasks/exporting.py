@@ -201,7 +201,7 @@ class _Exporter:
 
         def exported() -> OnnxMert:
             self.described[MERT_KEY] = {"file": path.name, "sha256": content_hash(path)}
-            return OnnxMert(Session(path, self.described[MERT_KEY]["sha256"]), width, self.precision == FP32)
+            return OnnxMert(Session(path, self.described[MERT_KEY]["sha256"]), width)
 
         def compare() -> Parity:
             return self._parity(SOUND, expected, self._heard(towers, exported(), sounds)[0], before, path)
