@@ -2,7 +2,7 @@
 
 Everything is read by the one process and padded to its tower's maximum, patches are one-hot vectors made on the CPU,
 and there is a pooler whose output nobody uses. Extraction takes one item at a time. The batched loop is the same but
-for batches and padding.
+for batches, and for padding no further than to the longest item of a batch.
 """
 
 from pathlib import Path
@@ -126,12 +126,12 @@ class BatchedLoop(PlainLoop):
 
 
 class PlainTraining:
-    """Steps of CLaMP 3 with symbolic music."""
+    """Steps of CLaMP 3 with symbolic music, by the networks of a loop, which pads as it does in extraction."""
 
-    def __init__(self, model: CLaMP3Model, sizes: ModelSizes, tokenizer, learning_rate: float, warm_up: int):
-        self.loop = PlainLoop(model, sizes, tokenizer)
-        model = self.loop.model
-        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
+    def __init__(self, loop: PlainLoop, learning_rate: float, warm_up: int):
+        self.loop = loop
+        weights = [weight for weight in loop.model.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.AdamW(weights, lr=learning_rate)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / warm_up))
 
     def step(self, examples: list[Example]) -> int:

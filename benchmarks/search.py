@@ -37,7 +37,7 @@ NEIGHBOURS = 50
 BLOCK = 50_000
 QUERIES = 200  # of each kind
 TOP = 10
-TARGETS = {"exact": 150, "approximate": 10}  # ms for the median query, among a million; recall: 0.98; opening: 1 s
+TARGETS = {"exact": 80, "approximate": 5}  # ms for the median query, among a million; recall: 0.98; opening: 1 s
 
 
 def main() -> None:

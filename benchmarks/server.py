@@ -1,7 +1,7 @@
 """Load on the web server: clients that ask without a pause, against a process for each query.
 
     python benchmarks/server.py                 64 clients for a minute, on the demo's collection and small model
-    python benchmarks/server.py INDEX --variant saas --clients 16 --seconds 30
+    python benchmarks/server.py INDEX --weights FILE --clients 1 --seconds 30
 Each client sends its next text when the last one is answered; no text is asked twice. Prints requests a second, the
 median and the 99th percentile of their times, errors, and how many texts shared a batch; then the time of
 clamp3_search.py for one query on the same collection, start of Python and model included.
@@ -28,10 +28,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, nargs="?", default=DEMO)
     parser.add_argument("--variant", default="tiny")
+    parser.add_argument("--weights", type=Path, help="in place of a variant")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60)
     args = parser.parse_args()
-    options = [str(args.path), "--variant", args.variant]
+    options = [str(args.path), *(["--weights", str(args.weights)] if args.weights else ["--variant", args.variant])]
     command = [sys.executable, "-u", str(CODE / "clamp3_web.py"), *options, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ import mido  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
 from captioners import make_blip  # noqa: E402
+from clamp3.cli.commands.web import serve  # noqa: E402
 from clamp3.features.cache import FeatureCache  # noqa: E402
 from clamp3.features.embedder import Embedder  # noqa: E402
 from clamp3.formats.abc import interleave, read_abc  # noqa: E402
@@ -101,6 +103,26 @@ def test_a_text_finds_what_the_command_finds(client, embedder, music):
         assert record["percentile"] == round(100 * below / (len(cosines) - 1), 1)
         assert record["query"] == QUERY and record["metadata"] == {}
     assert records[0]["percentile"] == 100
+
+
+def test_answers_are_sent_at_once(monkeypatch):
+    """Without TCP_NODELAY a client waits some 40 ms for the second half of each answer."""
+    import uvicorn
+
+    found = []
+
+    async def serve_one(_server, sockets):
+        async def accept(_reader, writer):
+            found.append(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        async with await asyncio.start_server(accept, sock=sockets[0]):
+            reader, writer = await asyncio.open_connection(*sockets[0].getsockname())
+            await reader.read()
+            writer.close()
+
+    monkeypatch.setattr(uvicorn.Server, "serve", serve_one)
+    assert serve(None, "127.0.0.1", 0, None) == 0 and found and all(found)
 
 
 def test_search_by_kind_number_and_likeness(client, ids):

@@ -107,7 +107,8 @@ def serve(app: Any, host: str, port: int, token: str | None) -> int:
     from clamp3.web.protection import addresses
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
+    # Named as TCP, as asyncio lets only such sockets send at once; others wait 40 ms for the client's acknowledgement.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host.strip("[]"), port))
