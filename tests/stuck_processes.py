@@ -36,14 +36,14 @@ def main() -> None:
     for scenario, expected, stuck in scenarios:
         port, begin = free_port(), time.monotonic()
         children = [fork(scenario, rank, port) for rank in range(2)]
-        waiting = 0 if scenario is a_rank_hangs else 1
-        code = exit_code(children[waiting])
-        if stuck:
-            os.kill(children[1 - waiting], signal.SIGKILL)
-            os.waitpid(children[1 - waiting], 0)
-        else:
-            assert exit_code(children[1 - waiting]) == expected
-        assert code == expected, (scenario.__name__, code)
+        waiting, other = children if scenario is a_rank_hangs else reversed(children)
+        try:
+            code = exit_code(waiting)
+        finally:  # one that is stopped would keep the pipes of this process open
+            if stuck:
+                os.kill(other, signal.SIGKILL)
+                os.waitpid(other, 0)
+        assert code == expected and (stuck or exit_code(other) == expected), (scenario.__name__, code)
         print(f"{scenario.__name__}: as expected after {time.monotonic() - begin:.1f} s", flush=True)
 
 
@@ -107,6 +107,7 @@ def main_is_slow(state, _knobs: dict) -> int:
 
 def main_is_stopped(state, _knobs: dict) -> int:
     """So that it gives no sign of life."""
+    on_main(state, lambda: None)  # once the other process has joined
     try:
         on_main(state, lambda: os.kill(os.getpid(), signal.SIGSTOP))
     except UserError as error:

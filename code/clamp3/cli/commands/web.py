@@ -114,6 +114,7 @@ def serve(app: Any, host: str, port: int, token: str | None) -> int:
             listener.bind((host.strip("[]"), port))
         except (OSError, OverflowError) as error:
             raise UserError(f"port {port} of {host} cannot be used: {error}") from None
+        listener.listen()  # who asks once the address is told is answered
         for address in addresses(host, listener.getsockname()[1]):
             print_line(f"the page is at {address}{'?token=…' if token else ''} (Ctrl-C ends it)")
         config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=2)
