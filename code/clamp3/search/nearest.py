@@ -18,7 +18,7 @@ from clamp3.search.ranking import spans
 BLOCK = 16_384  # rows that are read at once
 ROWS_A_GROUP = 500  # on average
 TRAINING_ROWS = 40  # for each centroid, which are enough for faiss
-PROBED = 64, 1 / 32  # how many groups a search looks at, or what share of them if that is more
+PROBED = 48, 1 / 42  # how many groups a search looks at, or what share of them if that is more
 CANDIDATES = 20  # for each row that is asked for, scored anew
 SEED = 0
 
