@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from copy import copy, deepcopy
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -136,22 +136,14 @@ class Contest:
 
         return PlainTraining(PlainLoop(model, self.sizes, self.encoder.tokenizer), LEARNING_RATE, WARM_UP)
 
-    def batched(self, plain):
-        """The batched loop's training of a plain one's model, by the same optimizer: another would be gigabytes."""
-        from plain_loop import BatchedLoop
-
-        made = copy(plain)
-        made.loop = BatchedLoop(plain.loop.model, self.sizes, self.encoder.tokenizer)
-        return made
-
     def speeds(self, rounds: int) -> dict:
         """Items/s of all, and medians of ratios. They start with equal models, whose values do not matter here."""
+        from plain_loop import BatchedLoop
+
         trainer = self.trainer()
         plain = self.plain(deepcopy(trainer.model))
-        loops = {
-            "loop": (plain, self.measure.plain_steps),
-            "batched": (self.batched(plain), self.measure.batched_steps),
-        }
+        batched = BatchedLoop(plain.loop.model, self.sizes, self.encoder.tokenizer)  # by turns, with one optimizer
+        loops = {"loop": (plain.loop, self.measure.plain_steps), "batched": (batched, self.measure.batched_steps)}
         train_epoch(trainer)  # workers start, and memory is taken
         speeds = {"clamp3": [], **{name: [] for name in loops}}
         for _ in range(rounds):
@@ -160,9 +152,9 @@ class Contest:
             speeds["clamp3"].append(
                 len(trainer.samplers[0]) * trainer.samplers[0].global_batch_size / (time.perf_counter() - begin)
             )
-            for name, (loop, steps) in loops.items():
+            for name, (plain.loop, steps) in loops.items():
                 begin = time.perf_counter()
-                items = sum(loop.step(batch) for batch in plain_batches(trainer, steps))
+                items = sum(plain.step(batch) for batch in plain_batches(trainer, steps))
                 speeds[name].append(items / (time.perf_counter() - begin))
         ratios = {
             name: median(ours / theirs for ours, theirs in zip(speeds["clamp3"], speeds[name], strict=True))

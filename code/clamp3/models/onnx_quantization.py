@@ -10,12 +10,15 @@ quantization has one range for all that a product is given, so that items would 
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 VOCABULARY = "vocabulary"
 MICROSOFT = "com.microsoft"  # the domain of onnxruntime's own operations
 LEAST = np.float32(1e-30)  # of scales, where all is zero
+AXIS, SMALLEST, STEP, ZERO = "int8.axis", "int8.least", "int8.step", "int8.zero"
+CONSTANTS = {AXIS: np.array([-1]), SMALLEST: LEAST, STEP: np.float32(1 / 127), ZERO: np.uint8(128)}  # of the graphs
 LARGE = 1 << 18  # elements of a table from which on it counts as a vocabulary
 
 
@@ -47,60 +50,73 @@ def quantize(source: Path, target: Path, kinds: dict[str, list[str]], wide: Coll
     (q - 128) v max|x| max|w| / (127 x 63).
     """
     import onnx
-    from onnx.helper import make_node
 
     model = onnx.load(source)
     graph = model.graph
     chosen = {name for kind, names in kinds.items() if kind not in wide for name in names}
-    stored = {weight.name: onnx.numpy_helper.to_array(weight) for weight in graph.initializer}
-    constants = {"axis": np.array([-1]), "least": LEAST, "step": np.float32(1 / 127), "zero": np.uint8(128)}
-    added = {f"int8.{name}": value for name, value in constants.items()}
-    axis, least, step, zero = added
-    quantized, nodes = set(), []
+    stored = {weight.name: weight for weight in graph.initializer}
+    added, nodes, rounded = dict(CONSTANTS), [], set()
     for node in graph.node:
         if node.name not in chosen:
             nodes.append(node)
-        elif node.op_type == "Gather":
-            (table, ids), taken = node.input, node.output[0]
-            added[f"{table}.int8"], added[f"{table}.scales"] = _rounded(stored[table], 1, 127)
-            nodes += [
-                make_node("Gather", [f"{table}.int8", ids], [f"{taken}.int8"], node.name),
-                make_node("Cast", [f"{taken}.int8"], [f"{taken}.unit"], to=onnx.TensorProto.FLOAT),
-                make_node("Gather", [f"{table}.scales", ids], [f"{taken}.scale"]),
-                make_node("Mul", [f"{taken}.unit", f"{taken}.scale"], [taken]),
-            ]
-        else:
-            (x, w), product = node.input, f"{node.output[0]}.int8"
-            if x not in quantized:  # once for the products that share it: query, key and value
-                quantized.add(x)
-                nodes += [
-                    make_node("Abs", [x], [f"{x}.magnitudes"]),
-                    make_node("ReduceMax", [f"{x}.magnitudes", axis], [f"{x}.largest"]),
-                    make_node("Max", [f"{x}.largest", least], [f"{x}.scale"]),
-                    make_node("Div", [x, f"{x}.scale"], [f"{x}.unit"]),
-                    make_node("QuantizeLinear", [f"{x}.unit", step, zero], [f"{x}.int8"]),
-                ]
-            added[f"{w}.int8"], scales = _rounded(stored[w], 0, 63)
-            added[f"{w}.scales"] = scales.squeeze(0)
-            factors = [f"{x}.int8", f"{w}.int8", step, f"{w}.scales", zero]
-            nodes += [
-                make_node("MatMulIntegerToFloat", factors, [product], node.name, domain=MICROSOFT),
-                make_node("Mul", [product, f"{x}.scale"], list(node.output)),
-            ]
+            continue
+        is_table = node.op_type == "Gather"
+        activations, matrix = (None, node.input[0]) if is_table else node.input
+        if f"{matrix}.int8" not in added:
+            values = onnx.numpy_helper.to_array(stored[matrix])
+            axis, most = (1, 127) if is_table else (0, 63)
+            scales = np.maximum(np.abs(values).max(axis, keepdims=is_table) / np.float32(most), LEAST)
+            added[f"{matrix}.int8"], added[f"{matrix}.scales"] = np.round(values / scales).astype(np.int8), scales
+        if activations and activations not in rounded:  # once for products that share them: query, key and value
+            rounded.add(activations)
+            nodes += _rounding(activations)
+        nodes += _lookup(node) if is_table else _product(node)
     used = {name for node in nodes for name in node.input}
-    weights = [weight for weight in graph.initializer if weight.name in used]
-    weights += [onnx.numpy_helper.from_array(value, name) for name, value in added.items()]
+    weights = [*graph.initializer, *(onnx.numpy_helper.from_array(value, name) for name, value in added.items())]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
-    graph.initializer.extend(weights)
+    graph.initializer.extend(weight for weight in weights if weight.name in used)
     model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
     onnx.save(model, target)
 
 
-def _rounded(matrix: np.ndarray, axis: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """A matrix in int8, of `most` at most, and the scales along `axis` that give it back."""
-    scales = np.maximum(np.abs(matrix).max(axis, keepdims=True) / np.float32(most), LEAST)
-    return np.round(matrix / scales).astype(np.int8), scales
+def _lookup(node: Any) -> list[Any]:
+    """In place of a Gather from a table."""
+    from onnx import TensorProto
+    from onnx.helper import make_node
+
+    (table, ids), [taken] = node.input, node.output
+    return [
+        make_node("Gather", [f"{table}.int8", ids], [f"{taken}.int8"], node.name),
+        make_node("Cast", [f"{taken}.int8"], [f"{taken}.unit"], to=TensorProto.FLOAT),
+        make_node("Gather", [f"{table}.scales", ids], [f"{taken}.scale"]),
+        make_node("Mul", [f"{taken}.unit", f"{taken}.scale"], [taken]),
+    ]
+
+
+def _rounding(x: str) -> list[Any]:
+    """Activations -> x.int8 and x.scale."""
+    from onnx.helper import make_node
+
+    return [
+        make_node("Abs", [x], [f"{x}.magnitudes"]),
+        make_node("ReduceMax", [f"{x}.magnitudes", AXIS], [f"{x}.largest"]),
+        make_node("Max", [f"{x}.largest", SMALLEST], [f"{x}.scale"]),
+        make_node("Div", [x, f"{x}.scale"], [f"{x}.unit"]),
+        make_node("QuantizeLinear", [f"{x}.unit", STEP, ZERO], [f"{x}.int8"]),
+    ]
+
+
+def _product(node: Any) -> list[Any]:
+    """In place of a MatMul, whose activations `_rounding` has rounded."""
+    from onnx.helper import make_node
+
+    (x, w), [product] = node.input, node.output
+    factors = [f"{x}.int8", f"{w}.int8", STEP, f"{w}.scales", ZERO]
+    return [
+        make_node("MatMulIntegerToFloat", factors, [f"{product}.int8"], node.name, domain=MICROSOFT),
+        make_node("Mul", [f"{product}.int8", f"{x}.scale"], [product]),
+    ]
 
 
 def quantize_well(source: Path, target: Path, loss_of: Callable[[], float], is_good: Callable[[], bool]) -> list[str]:
