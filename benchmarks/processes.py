@@ -27,8 +27,8 @@ from training import Contest, Measure
 
 PARTS = {"tiny": "hidden size 128", "middle": "hidden size 384"}
 PROCESSES, FEW_PROCESSES = (1, 2, 4), (1, 2)
-MEASURES = {"tiny": Measure(512, 64, 0), "middle": Measure(192, 32, 0)}  # items, and a global batch
-QUICK = {name: Measure(32, 8, 0) for name in PARTS}
+MEASURES = {"tiny": Measure(512, 64), "middle": Measure(192, 32)}  # items, and a global batch
+QUICK = {name: Measure(32, 8) for name in PARTS}
 GROUP = "CLAMP3_BENCHMARK_GROUP"  # the environment variable that tells a process what to do in its group
 
 

@@ -38,12 +38,12 @@ class Measure:
 
     items: int
     batch_size: int
-    plain_steps: int  # in each round; ours takes an epoch
-    batched_steps: int
+    plain_steps: int = 0  # in each round; ours takes an epoch
+    batched_steps: int = 0
 
 
-MEASURES = {"tiny": Measure(2048, 64, 2, 16), "full": Measure(96, 8, 2, 6), "loss": Measure(4096, 64, 0, 0)}
-QUICK = {"tiny": Measure(24, 8, 1, 1), "full": Measure(16, 4, 1, 1), "loss": Measure(24, 8, 0, 0)}
+MEASURES = {"tiny": Measure(2048, 64, 2, 16), "full": Measure(96, 8, 2, 6), "loss": Measure(4096, 64)}
+QUICK = {"tiny": Measure(24, 8, 1, 1), "full": Measure(16, 4, 1, 1), "loss": Measure(24, 8)}
 
 
 def main() -> int:

@@ -13,7 +13,8 @@ from clamp3.audio.mert import Mert
 from clamp3.audio.windows import windows
 from clamp3.features.embedder import Embedder
 from clamp3.io.files import read_text
-from clamp3.models.layers import Packing, prepare_layers
+from clamp3.models.layers import prepare_layers
+from clamp3.models.packing import Packing
 from clamp3.training.curves import figures_path
 from conftest import CODE, MERT_TINY, run
 from training_runs import (
@@ -104,13 +105,13 @@ def epochs_of(trainer) -> list[dict]:
 def test_items_of_all_lengths_are_attended_without_their_padding(dtype, is_causal):
     """Values and gradients of the packed kernel, against padded ones in full precision."""
     lengths = torch.tensor([40, 1, 17, 64])
-    packing = Packing.of(torch.arange(64) < lengths[:, None], ON_GPU.device)
+    packing = Packing.of(torch.arange(64) < lengths[:, None], ON_GPU.device, is_causal)
     torch.manual_seed(0)
     heads = torch.randn(3, int(lengths.sum()), 128, device="cuda").to(dtype)
     found = []
     for precision in (dtype, torch.float32):
         projected = [part.to(precision).requires_grad_() for part in heads]
-        context = packing.attend(projected, 2, nn.Dropout(0.0), is_causal)
+        context = packing.attend(projected, 2, nn.Dropout(0.0))
         found.append([context, *torch.autograd.grad(context.float().square().sum(), projected)])
     for packed, padded in zip(*found, strict=True):
         torch.testing.assert_close(packed.float(), padded, atol=0.05, rtol=0.02)

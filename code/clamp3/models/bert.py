@@ -1,12 +1,15 @@
 """BERT and RoBERTa, as transformers computes them and names their parameters, without the seconds of importing it."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from clamp3.models.dropout import Dropout
 
 ROBERTA = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
 # By the model_type of a config.json, for those whose network this is: where their defaults differ from BERT's.
@@ -76,18 +79,27 @@ class Embeddings(nn.Module):
         )
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
         self.LayerNorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None) -> Tensor:
-        """`input_ids` (batch, length) or `inputs_embeds` (batch, length, hidden) -> (batch, length, hidden)."""
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        pack: Callable[[Tensor], Tensor] = lambda padded: padded,
+    ) -> Tensor:
+        """`input_ids` (batch, length) or `inputs_embeds` (batch, length, hidden) -> (batch, length, hidden).
+
+        `pack` takes (batch, length, …) and says which positions are computed; what is returned is as it returns them.
+        """
         embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.first_position and input_ids is not None:
             words = (input_ids != self.padding).long()
             positions = words.cumsum(1) * words + self.padding
         else:
             positions = torch.arange(embeddings.shape[1], device=embeddings.device) + self.first_position
-        embeddings = embeddings + self.token_type_embeddings.weight[0] + self.position_embeddings(positions)
-        return self.dropout(self.LayerNorm(embeddings))
+            positions = positions.expand(embeddings.shape[:2])
+        embeddings = pack(embeddings) + self.token_type_embeddings.weight[0]
+        return self.dropout(self.LayerNorm(embeddings + self.position_embeddings(pack(positions))))
 
 
 class SelfAttention(nn.Module):
@@ -99,7 +111,7 @@ class SelfAttention(nn.Module):
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.dropout = Dropout(config.attention_probs_dropout_prob)
 
 
 class Residual(nn.Module):
@@ -109,7 +121,7 @@ class Residual(nn.Module):
         super().__init__()
         self.dense = nn.Linear(in_features, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, inner: Tensor, residual: Tensor) -> Tensor:
         """(…, in_features), (…, hidden) -> (…, hidden)."""

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clamp3.models.dropout import Dropout
+
 INITIAL_DEVIATION = 0.02  # of random weights
 DROPOUT = 0.1
 LAYER_NORM_EPS = 1e-5
@@ -31,8 +33,8 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.c_attn = Projection(hidden_size, 3 * hidden_size)
         self.c_proj = Projection(hidden_size, hidden_size, last_deviation)
-        self.attn_dropout = nn.Dropout(DROPOUT)
-        self.resid_dropout = nn.Dropout(DROPOUT)
+        self.attn_dropout = Dropout(DROPOUT)
+        self.resid_dropout = Dropout(DROPOUT)
 
 
 class FeedForward(nn.Module):
@@ -42,7 +44,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.c_fc = Projection(hidden_size, 4 * hidden_size)
         self.c_proj = Projection(4 * hidden_size, hidden_size, last_deviation)
-        self.dropout = nn.Dropout(DROPOUT)
+        self.dropout = Dropout(DROPOUT)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(positions, hidden) -> (positions, hidden)."""
@@ -67,7 +69,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.wte = nn.Embedding(vocab_size, hidden_size)
         self.wpe = nn.Embedding(max_length, hidden_size)
-        self.drop = nn.Dropout(DROPOUT)
+        self.drop = Dropout(DROPOUT)
         last_deviation = INITIAL_DEVIATION / (2 * num_layers) ** 0.5  # of what is added up: GPT-2 paper, section 2.3
         self.h = nn.ModuleList(Layer(hidden_size, num_heads, last_deviation) for _ in range(num_layers))
         self.ln_f = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)

@@ -8,7 +8,8 @@ from clamp3.inputs.patchilizer import PAD_ID, VOCAB_SIZE
 from clamp3.modalities import SYMBOLIC
 from clamp3.models.bert import Bert
 from clamp3.models.gpt2 import Gpt2
-from clamp3.models.layers import HEAD_SIZE, Encoded, Packing, bert_config, decode_layer, encode, product, to_device
+from clamp3.models.layers import HEAD_SIZE, Encoded, bert_config, decode_layer, encode, product
+from clamp3.models.packing import Packing, to_device
 from clamp3.sizes import ModelSizes
 
 IGNORED_LABEL = -100
@@ -86,7 +87,7 @@ class M3TokenDecoder(nn.Module):
         device, gpt = patch_features.device, self.base.transformer
         targets = target_patches.long()
         filled = targets != PAD_ID
-        packing = Packing.of(filled, device)
+        packing = Packing.of(filled, device, is_causal=True)
         following = F.pad(targets[:, 1:], (0, 1), value=PAD_ID)[filled]  # (characters,), as all below
         labels = to_device(following.masked_fill(following == PAD_ID, IGNORED_LABEL), device)
         characters = to_device(targets[filled], device)

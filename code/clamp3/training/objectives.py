@@ -16,8 +16,8 @@ from clamp3.errors import UserError
 from clamp3.inputs.patchilizer import PAD_ID
 from clamp3.modalities import MODALITIES, TEXT
 from clamp3.models.clamp3 import CLaMP3Model
-from clamp3.models.layers import to_device
 from clamp3.models.m3 import M3Model
+from clamp3.models.packing import to_device
 from clamp3.training.batches import Batch
 from clamp3.training.distributed import (
     RandomState,
