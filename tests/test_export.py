@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from unidecode import unidecode
 
 pytest.importorskip("onnx")  # which the oldest set of libraries lacks
 pytest.importorskip("onnxruntime")
 
+from clamp3.cli.embedders import embedder_loader  # noqa: E402
+from clamp3.cli.options import answers_parser  # noqa: E402
 from clamp3.errors import UserError  # noqa: E402
 from clamp3.features.embedder import Embedder  # noqa: E402
 from clamp3.formats.abc import interleave, is_interleaved  # noqa: E402
@@ -25,7 +28,7 @@ from clamp3.models.pretrained import load_pretrained  # noqa: E402
 from clamp3.tasks import exporting  # noqa: E402
 from clamp3.tasks.diagnosis.samples import TEXTS, TUNES, frames, mtf, sound  # noqa: E402
 from clamp3.tasks.exporting import export_model, neighbour_overlap, sequences  # noqa: E402
-from conftest import CODE, ROOT, run_forked  # noqa: E402
+from conftest import CODE, ROOT, run, run_forked  # noqa: E402
 from test_api import JIG, tone  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
@@ -188,6 +191,40 @@ for folder in {[str(folder) for folder in exported.values()]}:
     command = [sys.executable, "-W", "ignore", "-c", script]
     done = subprocess.run(command, cwd=CODE, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_commands_that_one_process_answers_import_no_torch(exported, tmp_path):
+    """Scores, sound and texts, as queries and as collections; what is asked by weights in ONNX, or made by them."""
+    folder, index, weights = tmp_path / "folder", tmp_path / "index", ["--weights", str(exported[INT8])]
+    folder.mkdir()
+    (folder / "jig.abc").write_text(JIG)
+    (folder / "air.txt").write_text("a slow air")
+    soundfile.write(folder / "tone.wav", tone(2), RATE)
+    labels = tmp_path / "labels.txt"
+    labels.write_text("jig\nreel\n")
+    commands = [
+        ["index", "build", index, folder, *weights, "--passages"],
+        ["index", "search", index, "a lively jig", "--passages"],
+        ["search", folder / "tone.wav", index],
+        ["search", folder / "jig.abc", folder, *weights, "--threads", "1"],
+        ["score", "a jig", folder, *weights],
+        ["eval", folder, folder, *weights],
+        ["zero-shot", folder, labels, *weights],
+        ["map", folder, "--output", tmp_path / "map", *weights],
+    ]
+    without = "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'accelerate'))); "
+    without += "from clamp3.cli.console import main; main()"
+    for words in commands:
+        run(sys.executable, "-W", "ignore", "-c", without, *words)
+
+
+def test_threads_are_as_many_as_the_command_is_told(exported):
+    parser = answers_parser("Test.", "query", "a text")
+    for given, expected in (("1", 1), ("3", 3)):
+        args = parser.parse_args(["a jig", "folder", "--weights", str(exported[FP32]), "--threads", given])
+        towers = embedder_loader(args, tell=False)()._towers
+        for session in towers._sessions.values():
+            assert session.open().get_session_options().intra_op_num_threads == expected
 
 
 def test_an_embedder_of_onnx_files_can_be_pickled(onnx):

@@ -6,13 +6,12 @@ and folders of features record by which weights they were made: where config.py 
 they are asked by those.
 """
 
+import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clamp3.cli.captions import take_pictures_for
 from clamp3.cli.options import worker_processes
@@ -21,32 +20,46 @@ from clamp3.cli.settings import Knobs, configured_path, load_knobs
 from clamp3.errors import UserError
 from clamp3.features.embedder import Embedder
 from clamp3.features.onnx_towers import OnnxTowers
-from clamp3.models.clamp3 import CLaMP3Model
-from clamp3.models.m3 import M3Model
 from clamp3.models.onnx_files import is_onnx
-from clamp3.models.pretrained import load_pretrained
 from clamp3.models.releases import RELEASES, TINY, ensure_weights, release_named, tiny_sizes
 from clamp3.search.collection import recorded_weights
 from clamp3.sizes import ModelSizes
-from clamp3.training.checkpoints import epoch_path
+
+if TYPE_CHECKING:  # PyTorch takes longer to import than a query on ONNX files to answer
+    import torch
+
+    from clamp3.models.clamp3 import CLaMP3Model
+    from clamp3.models.m3 import M3Model
+
+    ModelClass: TypeAlias = type[CLaMP3Model] | type[M3Model]
 
 WAY_OUT = "  or:   --variant tiny, the small model that is part of the package, knows folk tunes and needs no download"
 
 
 def build_embedder(
-    model_class: type[CLaMP3Model] | type[M3Model],
+    model_class: "ModelClass | None",
     knobs: Knobs,
     epoch: int | None = None,
     variant: str | None = None,
     weights: Path | None = None,
+    threads: int | None = None,
     **options: Any,
 ) -> Embedder:
     """An Embedder over the configured weights, or those of an epoch (`..._E.pth`); `options` are Embedder's.
 
     Its sizes are those that the file says, as all do that training here writes; else those of the knobs. With
     `variant`, over those of the release saas or c2, or of the small model tiny, whatever the knobs say; with
-    `weights`, over those in a file or a folder.
+    `weights`, over those in a file or a folder. Without a `model_class` it is CLaMP3Model's. `threads` are those of
+    ONNX files, by default PyTorch's, or one for each core where that is not imported.
     """
+    if weights and is_onnx(weights):
+        return _of_onnx(weights, model_class, threads, options)
+    from clamp3.models.clamp3 import CLaMP3Model
+    from clamp3.models.m3 import M3Model
+    from clamp3.models.pretrained import load_pretrained
+    from clamp3.training.checkpoints import epoch_path
+
+    model_class = model_class or CLaMP3Model
     configured = knobs["M3_WEIGHTS_PATH" if model_class is M3Model else "CLAMP3_WEIGHTS_PATH"]
     path, sizes = configured_path(knobs, configured), ModelSizes.from_knobs(knobs)
     if weights and TINY.resolve() in (weights.resolve(), weights.resolve().parent):
@@ -55,8 +68,6 @@ def build_embedder(
         path = weights
         if not path.exists():
             raise UserError(f"--weights: there is no file or folder {path}")
-        if is_onnx(path):
-            return _of_onnx(path, model_class, options)
     elif variant == "tiny":
         path, sizes = TINY / ("m3.safetensors" if model_class is M3Model else "clamp3.safetensors"), tiny_sizes()
         options["mert"] = options.get("mert") or TINY / "mert"
@@ -79,14 +90,14 @@ def build_embedder(
     return Embedder(found.model, found.sizes, weights=found.path, **options)
 
 
-def _of_onnx(path: Path, model_class: type[CLaMP3Model] | type[M3Model], options: dict[str, Any]) -> Embedder:
-    if model_class is M3Model:
+def _of_onnx(path: Path, model_class: "ModelClass | None", threads: int | None, options: dict[str, Any]) -> Embedder:
+    if model_class and model_class.__name__ == "M3Model":
         raise UserError(f"{path} holds towers of CLaMP 3 in ONNX, and M3Model's weights are needed")
-    towers = OnnxTowers.load(path, options.pop("device"), options.pop("precision"), None)
+    towers = OnnxTowers.load(path, options.pop("device"), options.pop("precision"), None, threads)
     return Embedder(towers, towers.sizes, weights=path, **options)
 
 
-def extraction_options(args: Namespace, device: torch.device | str | None) -> dict[str, Any]:
+def extraction_options(args: Namespace, device: "torch.device | str | None") -> dict[str, Any]:
     """Options of an Embedder, as those of a command ask for."""
     return {
         "device": device,
@@ -100,18 +111,25 @@ def extraction_options(args: Namespace, device: torch.device | str | None) -> di
 
 def embedder_loader(
     args: Namespace,
-    device: torch.device | str | None,
-    model_class: type[CLaMP3Model] | type[M3Model] = CLaMP3Model,
+    device: "torch.device | str | None" = None,
+    model_class: "ModelClass | None" = None,
     tell: bool = True,
     asked: Iterable[Path | str] = (),
 ) -> Callable[[], Embedder]:
     """What builds, once, the Embedder that the options of a command ask for, and says by what weights, if it is to.
 
-    `asked` are indexes and folders of features, maybe, that the Embedder's features are to be compared with, or the
-    names of the weights that made other such features.
+    Without a `device`, for a command that one process answers, `start_alone` finds it once it is needed: PyTorch is
+    imported where there is something to embed, by weights that are not in ONNX. `asked` are indexes and folders of
+    features, maybe, that the Embedder's features are to be compared with, or the names of the weights that made other
+    such features.
     """
     knobs = load_knobs()
     take_pictures_for(args)
+
+    def alone() -> "torch.device":
+        from clamp3.distributed import start_alone
+
+        return start_alone(args.device, args.threads)
 
     @cache
     def load() -> Embedder:
@@ -120,11 +138,16 @@ def embedder_loader(
         configured = Path(knobs["CLAMP3_WEIGHTS_PATH"]).name
         if (weights, args.variant, epoch) == (None, None, None) and release_named(configured):
             weights = recorded_weights(asked)
-        on_cpu = weights and is_onnx(weights)  # unless --device asks for another, and is refused
-        options = extraction_options(args, getattr(args, "device", None) if on_cpu else device)
-        embedder = build_embedder(model_class, knobs, epoch, args.variant, weights, **options)
+        if weights and is_onnx(weights):
+            chosen = getattr(args, "device", None)  # none but the CPU, or it is refused
+        else:
+            chosen = alone() if device is None else device
+        options = extraction_options(args, chosen)
+        embedder = build_embedder(model_class, knobs, epoch, args.variant, weights, args.threads, **options)
         if tell:
             print_line(f"weights: {embedder.weights} ({embedder.fingerprint})")
         return embedder
 
+    if device is None and os.environ.get("WORLD_SIZE", "1") != "1":
+        alone()  # which refuses several processes
     return load

@@ -41,21 +41,28 @@ class OnnxTowers:
     name_their_tokenizer = True
     for_listening = ("cpu", FP32)  # device and precision of a MERT in PyTorch, where there is none of ONNX
 
-    def __init__(self, path: Path, described: dict[str, Any], towers: Collection[str]):
-        """Those of `towers` in the folder `path`, of which `described` is what `read_description` has read."""
+    def __init__(self, path: Path, described: dict[str, Any], towers: Collection[str], threads: int | None = None):
+        """Those of `towers` in the folder `path`, of which `described` is what `read_description` has read.
+
+        Without `threads` they have as many as PyTorch, or as there are cores where that is not imported.
+        """
         self.path, self.precision, self.device = path, described["precision"], Cpu()
         text_model = str(path / TEXT_FOLDER)
         self.sizes = replace(ModelSizes.from_knobs(described["sizes"]), text_model_name=text_model)
         self.fingerprint = fingerprint_of(described)
         self._entries = {name: described["towers"][name] for name in towers}
-        self._sessions = {name: Session(path / one["file"], one["sha256"]) for name, one in self._entries.items()}
+        self._sessions = {
+            name: Session(path / one["file"], one["sha256"], threads) for name, one in self._entries.items()
+        }
         self.mert: OnnxMert | None = None
         if MERT_KEY in described and AUDIO.name in towers:
-            listener = Session(path / described[MERT_KEY]["file"], described[MERT_KEY]["sha256"])
+            listener = Session(path / described[MERT_KEY]["file"], described[MERT_KEY]["sha256"], threads)
             self.mert = OnnxMert(listener, self.sizes.audio_hidden_size)
 
     @classmethod
-    def load(cls, path: Path, device: Any, precision: str, towers: Collection[str] | None) -> "OnnxTowers":
+    def load(
+        cls, path: Path, device: Any, precision: str, towers: Collection[str] | None, threads: int | None = None
+    ) -> "OnnxTowers":
         """Those of a folder, or the given ones. Raises UserError where it is damaged or cannot do what is asked."""
         described = read_description(path)
         if device is not None and str(device) not in ("cpu", "cpu:0"):
@@ -68,7 +75,7 @@ class OnnxTowers:
         for tower in towers or ():
             if tower not in there:
                 raise UserError(f"{path} has no {tower} tower; it has: {', '.join(there)}")
-        return cls(path, described, [tower for tower in there if towers is None or tower in towers])
+        return cls(path, described, [tower for tower in there if towers is None or tower in towers], threads)
 
     @property
     def model(self) -> NoReturn:

@@ -73,8 +73,8 @@ def fingerprint_of(described: Mapping[str, Any]) -> str:
 class Session:
     """A file of ONNX, opened when it is first used. Threads may share it, and it can be pickled."""
 
-    def __init__(self, path: Path, sha256: str):
-        self.path, self.sha256 = path, sha256
+    def __init__(self, path: Path, sha256: str, threads: int | None = None):
+        self.path, self.sha256, self.threads = path, sha256, threads
         self._session: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,8 +118,8 @@ class Session:
                 raise UserError(f"{self.path} is damaged or another file: its SHA-256 is not the one in {ONNX_FILE}")
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3  # errors alone
-            torch = sys.modules.get("torch")  # where it is there, --threads has told it how many
-            options.intra_op_num_threads = torch.get_num_threads() if torch else own_cores()
+            torch = sys.modules.get("torch")
+            options.intra_op_num_threads = self.threads or (torch.get_num_threads() if torch else own_cores())
             session = onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
             if file_state(os.stat(self.path)) != before:
                 raise UserError(f"{self.path} is being written: try again when it is whole")

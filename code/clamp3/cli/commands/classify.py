@@ -29,14 +29,13 @@ def main() -> int:
 
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.cli.embedders import embedder_loader
-    from clamp3.distributed import start_alone
     from clamp3.errors import UserError
     from clamp3.search.collection import load_collection, provenance
     from clamp3.tasks.labels import label_source, labels_of
     from clamp3.tasks.probe import Probe
 
     probe, source = Probe.load(args.weights), label_source(args.labels)
-    load_embedder = embedder_loader(args, start_alone(args.device, args.threads), asked=[args.input_dir])
+    load_embedder = embedder_loader(args, asked=[args.input_dir])
     inputs = load_collection(args.input_dir, load_embedder, feature_cache(args), progress=True)
     try:
         probabilities = probe.probabilities(inputs.features)

@@ -64,13 +64,12 @@ def main() -> int:
 
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.cli.embedders import embedder_loader
-    from clamp3.distributed import start_alone
     from clamp3.search.collection import check_comparable, load_collection
     from clamp3.search.pairing import pair_by_csv, pair_by_name
 
     folders = compared_folders(args)
     asked = [path for pair in folders for path in pair]
-    embedding = embedder_loader(args, start_alone(args.device, args.threads), asked=asked), feature_cache(args)
+    embedding = embedder_loader(args, asked=asked), feature_cache(args)
     loaded = {path: load_collection(path, *embedding, progress=True) for path in dict.fromkeys(asked)}
     whole = [(loaded[queries], loaded[references]) for queries, references in folders]
     for sides in whole:

@@ -144,12 +144,11 @@ def build(args: Namespace) -> int:
 def add(args: Namespace) -> int:
     """Bring the index up to date with a folder."""
     from clamp3.cli.embedders import embedder_loader
-    from clamp3.distributed import start_alone
     from clamp3.search.index import Index
     from clamp3.search.indexing import read_metadata, update_index
 
     index = Index(args.index)
-    load_embedder = embedder_loader(args, start_alone(args.device, args.threads), asked=[args.index])
+    load_embedder = embedder_loader(args, asked=[args.index])
     metadata = read_metadata(args.metadata, args.folder) if args.metadata else None
     changes = update_index(
         *(index, args.folder, load_embedder, feature_cache(args), metadata, args.approximate),
@@ -228,14 +227,13 @@ def info(args: Namespace) -> int:
 def search(args: Namespace) -> int:
     """Show the files closest to the query."""
     from clamp3.cli.embedders import embedder_loader
-    from clamp3.distributed import start_alone
     from clamp3.search.answering import search_index
     from clamp3.search.index import Index, is_index
 
     place, args.query = index_and_query(args.query, args.index, args.text)
     if not is_index(Path(place)):
         return search_exported(args, place)
-    load_embedder = embedder_loader(args, start_alone(args.device, args.threads), asked=[Path(place)])
+    load_embedder = embedder_loader(args, asked=[Path(place)])
     found = search_index(
         *(Index(Path(place)), question_of(args), load_embedder, feature_cache(args), args.approximate),
         passages=args.passages or args.per_file is not None,
@@ -249,7 +247,6 @@ def search(args: Namespace) -> int:
 def search_exported(args: Namespace, place: str) -> int:
     """Show the files closest to the query of those that an index was exported to, at an address or in a folder."""
     from clamp3.cli.embedders import embedder_loader
-    from clamp3.distributed import start_alone
     from clamp3.errors import UserError
     from clamp3.search.answering import search_engine
     from clamp3.search.engines import API_KEY, open_engine
@@ -258,7 +255,7 @@ def search_exported(args: Namespace, place: str) -> int:
         raise UserError(f"{place} has no passages, which are not exported: search the index itself for them")
     with closing(open_engine(place, args.name, os.environ.get(API_KEY))) as engine:
         asked = [engine.weights] if engine.weights else []
-        load_embedder = embedder_loader(args, start_alone(args.device, args.threads), asked=asked)
+        load_embedder = embedder_loader(args, asked=asked)
         found = search_engine(engine, question_of(args), load_embedder, feature_cache(args), args.approximate)
     give_answers(args, found)
     return 0

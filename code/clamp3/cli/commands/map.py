@@ -72,13 +72,12 @@ def main() -> int:
 
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.cli.embedders import embedder_loader
-    from clamp3.distributed import start_alone
     from clamp3.search.answering import Question, search_collection, search_index
     from clamp3.search.collection import load_collection, provenance
     from clamp3.search.index import Index, is_index
 
     collection = None
-    embedding = embedder_loader(args, start_alone(args.device, args.threads), asked=[args.source]), feature_cache(args)
+    embedding = embedder_loader(args, asked=[args.source]), feature_cache(args)
     if is_index(args.source):
         pieces, features, origin = of_index(args)
         find = partial(search_index, Index(args.source))

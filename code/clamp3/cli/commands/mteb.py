@@ -35,7 +35,6 @@ def main() -> int:
 
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.cli.embedders import embedder_loader
-    from clamp3.distributed import start_alone
     from clamp3.errors import UserError
     from clamp3.io.reports import FileIssue
 
@@ -51,7 +50,7 @@ def main() -> int:
         print_table(("task", "type", "category"), ((task.name, task.type, task.category) for task in runnable))
         return 0
     tasks = [task for name in args.tasks for task in tasks_named(name)]
-    embedder = embedder_loader(args, start_alone(args.device, args.threads))()
+    embedder = embedder_loader(args)()
     # Fail now, and not in the middle of a benchmark, where these are not available.
     modalities = {modality for task in tasks for modality in task.modalities}
     if "text" in modalities:

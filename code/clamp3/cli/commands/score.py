@@ -41,11 +41,10 @@ def main() -> int:
 
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.cli.embedders import embedder_loader
-    from clamp3.distributed import start_alone
     from clamp3.search.collection import check_comparable, existing_path, load_collection, load_query
 
     asked = [args.ref_dir, Path(args.query)]
-    embedding = embedder_loader(args, start_alone(args.device, args.threads), asked=asked), feature_cache(args)
+    embedding = embedder_loader(args, asked=asked), feature_cache(args)
     captions = captions_of([args.query], args.captioner)
     query = captions.get(args.query, args.query)
     path = existing_path(query)

@@ -45,7 +45,6 @@ def answer(args: Namespace) -> int:
     """Search as the options say; returns the exit code."""
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.cli.embedders import embedder_loader
-    from clamp3.distributed import start_alone
     from clamp3.errors import UserError
     from clamp3.search.answering import search_collection, search_index
     from clamp3.search.collection import load_collection
@@ -56,8 +55,7 @@ def answer(args: Namespace) -> int:
     place = re.sub("^(https?):/", r"\1://", str(args.ref_dir))  # paths have one slash
     if engine_at(place):
         raise UserError(f"clamp3_index.py search QUERY {place} searches what an index was exported to")
-    device = start_alone(args.device, args.threads)
-    embedding = embedder_loader(args, device, asked=[args.ref_dir]), feature_cache(args)
+    embedding = embedder_loader(args, asked=[args.ref_dir]), feature_cache(args)
     question, references = question_of(args), None
     if is_index(args.ref_dir):
         found = search_index(Index(args.ref_dir), question, *embedding)

@@ -79,7 +79,6 @@ def main() -> int:
 
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.cli.embedders import embedder_loader
-    from clamp3.distributed import start_alone
     from clamp3.search.collection import check_comparable, load_collection, provenance
     from clamp3.tasks.extras import needs_classify
     from clamp3.tasks.labels import label_source
@@ -92,7 +91,7 @@ def main() -> int:
 
     source = label_source(args.labels)
     folders = [path for path in (args.feature_dir, args.eval_dir) if path]
-    embedding = embedder_loader(args, start_alone(args.device, args.threads), asked=folders), feature_cache(args)
+    embedding = embedder_loader(args, asked=folders), feature_cache(args)
     collections = [load_collection(path, *embedding, progress=True) for path in folders]
     check_comparable(collections[0], collections[-1])
     features, labels, parts = labelled(collections, source, args)

@@ -80,13 +80,12 @@ def open_collection(args: Namespace, tell: bool = True) -> "Collection":
     With `tell`, standard output says by what weights.
     """
     from clamp3.cli.embedders import embedder_loader
-    from clamp3.distributed import start_alone
     from clamp3.web.collection import DEMO, Collection
 
     if (args.path, args.variant, args.model_weights, args.epoch) == (None, None, None, None):
         args.variant = "tiny"
     path = args.path or DEMO
-    load_embedder = embedder_loader(args, start_alone(args.device, args.threads), tell=tell, asked=[path])
+    load_embedder = embedder_loader(args, tell=tell, asked=[path])
     return Collection(path, load_embedder, feature_cache(args), passages=not args.no_passages)
 
 

@@ -58,7 +58,6 @@ def main() -> int:
 
     # Only now, so that --help and mistyped options answer at once.
     from clamp3.cli.embedders import embedder_loader
-    from clamp3.distributed import start_alone
     from clamp3.search.collection import check_comparable, load_collection, provenance
     from clamp3.tasks.figures import draw_confusion
     from clamp3.tasks.labels import label_source, labels_of, read_prompts
@@ -66,7 +65,7 @@ def main() -> int:
 
     prompts = read_prompts(args.labels, args.template or TEMPLATES)
     labels, source = list(prompts), label_source(args.truth)
-    load_embedder = embedder_loader(args, start_alone(args.device, args.threads), asked=[args.input_dir])
+    load_embedder = embedder_loader(args, asked=[args.input_dir])
     inputs = load_collection(args.input_dir, load_embedder, feature_cache(args), progress=True)
     prompt_texts, prompt_features = embedded(prompts, load_embedder())
     check_comparable(prompt_texts, inputs)
