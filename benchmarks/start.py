@@ -1,15 +1,18 @@
 """How long it takes to start: `import clamp3`, the small model, its first feature and commands, and `import torch`.
 
     python benchmarks/start.py
-Each is a new process, timed inside it from its first line on (commands: from outside), the median of five. The third
-column is the ratio to `import torch`, which all but the first and the help need.
+    python benchmarks/start.py INDEX ANOTHER    and a text query on each of these indexes, by clamp3_search.py
+Each is a new process, timed inside it from its first line on (commands: from outside). All take turns, and medians of
+five are shown. The third column is the ratio to `import torch`, which all but the first, the help and queries on an
+index by ONNX files need.
 """
 
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 CODE = Path(__file__).parent.parent / "code"
@@ -25,6 +28,7 @@ WORK = {
     "from_pretrained('tiny')": LOAD,
     "and a first feature": f"{LOAD}; embedder.embed_text(['a lively Irish reel'])",
 }
+QUERY = "a lively Irish reel"
 COMMANDS = {"clamp3 --help": ["--help"], "clamp3 search --help": ["search", "--help"]}
 
 
@@ -35,23 +39,28 @@ def inside(work: str) -> float:
 
 
 def outside(words: list[str]) -> float:
-    """Seconds from start to end of a command."""
+    """Seconds from start to end of a command, which may keep its compiled sources, as where it is installed."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "clamp3", *words], cwd=CODE, capture_output=True, check=True)
+    subprocess.run([sys.executable, *words], cwd=CODE, env=environment, capture_output=True, check=True)
     return time.perf_counter() - start
 
 
-def median(measure: Callable[[], float]) -> float:
-    measure()  # files come from the disk
-    return statistics.median(measure() for _ in range(RUNS))
-
-
 def main() -> None:
-    found = {name: median(lambda work=work: inside(work)) for name, work in WORK.items()}
-    found |= {name: median(lambda words=words: outside(words)) for name, words in COMMANDS.items()}
-    print(f"{'':24}  {'ms':>8}  {'x torch':>8}")
+    words = {name: ["-m", "clamp3", *words] for name, words in COMMANDS.items()}
+    if sys.argv[1:]:  # which take Python's own start and end as well
+        words["import torch, as a process"] = ["-c", "import torch"]
+    words |= {f"query on {path}": ["clamp3_search.py", QUERY, str(Path(path).resolve())] for path in sys.argv[1:]}
+    contenders = {name: partial(inside, work) for name, work in WORK.items()}
+    contenders |= {name: partial(outside, command) for name, command in words.items()}
+    times = [{name: measure() for name, measure in contenders.items()} for _ in range(RUNS + 1)]
+    found = {
+        name: statistics.median(turn[name] for turn in times[1:]) for name in contenders
+    }  # files are read by then
+    width = max(map(len, found))
+    print(f"{'':{width}}  {'ms':>8}  {'x torch':>8}")
     for name, seconds in found.items():
-        print(f"{name:24}  {seconds * 1000:8.1f}  {seconds / found['import torch']:8.3f}")
+        print(f"{name:{width}}  {seconds * 1000:8.1f}  {seconds / found['import torch']:8.3f}")
 
 
 if __name__ == "__main__":

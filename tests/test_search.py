@@ -227,6 +227,15 @@ def test_what_cannot_be_searched_is_said(tmp_path, monkeypatch, capsys):
     assert "2 files failed" in printed and "NaN" in printed and "floating-point" in printed
 
 
+def test_a_query_needs_no_library_that_takes_long_to_import(tmp_path):
+    """PyTorch alone: not transformers, accelerate, or FFmpeg's libraries where there is no sound."""
+    (tmp_path / "jig.txt").write_text("a lively jig")
+    blocked = "import runpy, sys; sys.modules.update(dict.fromkeys(('transformers', 'accelerate', 'av'))); "
+    blocked += f"sys.argv[1:] = ['a jig', {str(tmp_path)!r}, '--variant', 'tiny']; "
+    done = run(PYTHON, "-c", f"{blocked} runpy.run_path('clamp3_search.py', run_name='__main__')")
+    assert "jig.txt" in done.stdout
+
+
 def test_one_process_answers(features):
     done = run_forked("clamp3_search.py", features / "tunes" / "3.npy", features, check=2, processes=2)
     assert done.stderr.count("error: this command works in one process") == 1

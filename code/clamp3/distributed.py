@@ -79,6 +79,10 @@ def start(
 
 def start_alone(device: str | None = None, threads: int | None = None) -> torch.device:
     """`start` for commands that one process answers; returns the device. Raises UserError among several processes."""
+    if not _is_launched():  # then there is nothing to ask accelerate, which takes long to import
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return usable_device(device)
     state = start(device, threads)
     if state.num_processes > 1:
         raise UserError(
@@ -86,6 +90,11 @@ def start_alone(device: str | None = None, threads: int | None = None) -> torch.
             "accelerate launch clamp3_embd.py INPUT_DIR OUTPUT_DIR --get_global"
         )
     return state.device
+
+
+def _is_launched() -> bool:
+    """Whether accelerate launch, torchrun or mpirun, maybe, has started this process, alone or with others."""
+    return any(name.endswith(("WORLD_SIZE", "PMI_SIZE")) or name.startswith("ACCELERATE_") for name in os.environ)
 
 
 def _threads_are_the_launchers() -> bool:

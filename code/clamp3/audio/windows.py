@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clamp3.errors import Note, warn
-from clamp3.formats.audio import forget
-from clamp3.io.memory import as_memory_allows
+from clamp3.io.memory import as_memory_allows, forget
 from clamp3.modalities import SAMPLING_RATE
 
 WINDOW = 5 * SAMPLING_RATE

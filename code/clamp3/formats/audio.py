@@ -479,13 +479,6 @@ class Samples:
             return np.frombuffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY), np.float32)
 
 
-def forget(waveform: np.ndarray) -> None:
-    """Give the memory of a waveform that lies in a file back; what is needed of it again is read again."""
-    owner = getattr(waveform.base, "obj", None)
-    if isinstance(owner, mmap.mmap) and hasattr(owner, "madvise"):  # not on Windows
-        owner.madvise(mmap.MADV_DONTNEED)
-
-
 def _finished(samples: Samples, mixer: _Mixer) -> np.ndarray:
     if not samples.size:
         raise ValueError("empty: no samples")

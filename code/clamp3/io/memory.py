@@ -1,8 +1,11 @@
-"""Computing in batches that the memory allows."""
+"""Memory: computing in batches that it allows, and giving back what lies in a file too."""
 
+import mmap
 import sys
 from collections.abc import Callable, Iterable
 from typing import TypeVar
+
+import numpy as np
 
 from clamp3.errors import is_out_of_memory
 
@@ -27,3 +30,10 @@ def as_memory_allows(compute: Callable[[list[T]], Iterable[R]], batch: list[T]) 
         return [None]
     middle = len(batch) // 2
     return [*as_memory_allows(compute, batch[:middle]), *as_memory_allows(compute, batch[middle:])]
+
+
+def forget(array: np.ndarray) -> None:
+    """Give the memory of an array that lies in a file back; what is needed of it again is read again."""
+    owner = getattr(array.base, "obj", None)
+    if isinstance(owner, mmap.mmap) and hasattr(owner, "madvise"):  # not on Windows
+        owner.madvise(mmap.MADV_DONTNEED)

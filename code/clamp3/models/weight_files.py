@@ -9,7 +9,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
-from itertools import chain
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +21,7 @@ from torch import Tensor, UntypedStorage, nn
 
 from clamp3.errors import UserError
 from clamp3.io.files import parse_json
+from clamp3.io.workers import own_cores
 from clamp3.io.wrong_files import AGAIN, kind_of_other
 from clamp3.models.description import ENTRY, Description, checked
 from clamp3.models.hub import file_url, url_of_cached
@@ -49,6 +50,7 @@ NUMPY_SCALARS: list[Any] = [
     type(np.dtype(np.float64)),
 ]
 _safe_globals_lock = threading.Lock()  # what PyTorch holds to be safe is one list for the whole process
+PIECE = 2**25  # bytes that a thread reads at a time
 ATTEMPTS = 3  # at a file that another takes the place of while it is read
 
 
@@ -114,38 +116,57 @@ class Source:
         self._mapped, self._offset = mapped, offsets.pop()
         return True
 
-    def own(self, tensor: Tensor, storages: dict[int, UntypedStorage] | None = None) -> Tensor:
+    def own(self, tensor: Tensor) -> Tensor:
         """A copy of a tensor that is mapped from the file; any other tensor as it is.
 
-        `storages` are copies that were made already, by the addresses of what they are copies of. Raises UserError
-        where the file was changed since it was loaded.
+        Raises UserError where the file was changed since it was loaded.
         """
-        address = tensor.untyped_storage().data_ptr()
-        if tensor.device.type != "cpu" or address not in self._mapped:
-            return tensor
-        storages = {} if storages is None else storages
-        if address not in storages:
-            bytes_there = torch.empty(tensor.untyped_storage().nbytes(), dtype=torch.uint8)
-            self._read(memoryview(bytes_there.numpy().data), address - self._offset)
-            storages[address] = bytes_there.untyped_storage()
-        like = (tensor.storage_offset(), tensor.size(), tensor.stride())
-        return torch.empty(0, dtype=tensor.dtype).set_(storages[address], *like)
-
-    def _read(self, buffer: memoryview, start: int) -> None:
-        """Fill `buffer` with what is in the file from `start` on."""
-        done = 0
-        while done < len(buffer) and (count := os.preadv(self._descriptor, [buffer[done:]], start + done)):
-            done += count
-        self.check()
+        return self._owned([tensor])[0]
 
     def own_all(self, network: nn.Module) -> None:
         """Give `network` copies of its own of all weights that are mapped from the file. Raises UserError as `own`."""
-        storages: dict[int, UntypedStorage] = {}
         with torch.inference_mode(False):
-            for tensor in chain(network.parameters(), network.buffers()):
-                copy = self.own(tensor, storages)
+            tensors = [*network.parameters(), *network.buffers()]
+            for tensor, copy in zip(tensors, self._owned(tensors), strict=True):
                 if copy is not tensor:
                     tensor.data = copy
+
+    def _owned(self, tensors: list[Tensor]) -> list[Tensor]:
+        """`own` of each; what they share, their copies share too."""
+        addresses = [tensor.untyped_storage().data_ptr() if tensor.device.type == "cpu" else 0 for tensor in tensors]
+        copies = {
+            address: torch.empty(self._mapped[address].nbytes(), dtype=torch.uint8)
+            for address in dict.fromkeys(addresses)
+            if address in self._mapped
+        }
+        self._read({address - self._offset: memoryview(copy.numpy().data) for address, copy in copies.items()})
+
+        def owned(tensor: Tensor, address: int) -> Tensor:
+            if address not in copies:
+                return tensor
+            like = (tensor.storage_offset(), tensor.size(), tensor.stride())
+            return torch.empty(0, dtype=tensor.dtype).set_(copies[address].untyped_storage(), *like)
+
+        return list(map(owned, tensors, addresses))
+
+    def _read(self, buffers: dict[int, memoryview]) -> None:
+        """Fill `buffers` with what is in the file from their places on."""
+        pieces = [
+            (buffer[first : first + PIECE], place + first)
+            for place, buffer in buffers.items()
+            for first in range(0, len(buffer), PIECE)
+        ]
+
+        def read(piece: memoryview, start: int) -> None:
+            done = 0
+            while done < len(piece) and (count := os.preadv(self._descriptor, [piece[done:]], start + done)):
+                done += count
+
+        # In threads, as much of the time goes into memory that is new to this process.
+        with ThreadPoolExecutor(own_cores()) as threads:
+            for _ in threads.map(read, [piece for piece, _ in pieces], [start for _, start in pieces]):
+                pass
+        self.check()
 
 
 class Sources:
