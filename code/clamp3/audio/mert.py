@@ -18,6 +18,7 @@ from clamp3.errors import Note, UserError, warn
 from clamp3.io.files import parse_json
 from clamp3.io.wrong_files import AGAIN, problem_of_text_file
 from clamp3.modalities import SAMPLING_RATE
+from clamp3.models.linear import multiply_by_onednn
 from clamp3.models.weights import build_with_weights, fingerprint, read_weights
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class Mert:
         if self.device.type == "cpu":
             self._position = SpectralPosition(self._position.conv, frames=WINDOW // self._front.hop)
         self._encoder.to(dtype)
+        for part in (self._projection, self._encoder):
+            multiply_by_onednn(part)
 
     @classmethod
     def from_pretrained(

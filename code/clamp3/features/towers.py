@@ -19,6 +19,7 @@ from clamp3.inputs.tokenizer import load_tokenizer
 from clamp3.modalities import MODALITIES, TEXT
 from clamp3.models.clamp3 import CLaMP3Model
 from clamp3.models.layers import is_packable, masked_mean
+from clamp3.models.linear import multiply_by_onednn
 from clamp3.models.m3 import M3Model, M3PatchEncoder
 from clamp3.models.saving import save_model
 from clamp3.models.text import check_vocabulary
@@ -157,6 +158,7 @@ class Towers:
                 if isinstance(part, M3PatchEncoder):
                     part.patch_embedding.store_by_character()
                 part.to(self.device)
+                multiply_by_onednn(part)
             if self.precision != "fp32":
                 lower_precision(network, PRECISIONS[self.precision])
             self._ready.add(modality)
