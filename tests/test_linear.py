@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from clamp3.models.linear import HAS_ONEDNN, SMALL, Linear, multiply_by_onednn
+from clamp3.models.linear import SMALL, Linear, has_onednn, multiply_by_onednn
 
-pytestmark = pytest.mark.skipif(not HAS_ONEDNN, reason="PyTorch has no oneDNN here, or another processor's")
+pytestmark = pytest.mark.skipif(not has_onednn(), reason="PyTorch has no oneDNN here, or another processor's")
 WIDTHS = [(768, 768), (768, 3072), (3072, 768), (300, 257)]
 
 
