@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.io import wavfile
+import soundfile
 
 from answers import answer, lines
 from clamp3 import Embedder
@@ -21,7 +21,7 @@ def embedder() -> Embedder:
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory):
     path = tmp_path_factory.mktemp("sound") / "sound.wav"
-    wavfile.write(path, 24_000, np.sin(np.arange(12 * 24_000) / 11).astype(np.float32))
+    soundfile.write(path, np.sin(np.arange(12 * 24_000) / 11), 24_000, subtype="FLOAT")
     return path
 
 

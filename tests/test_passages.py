@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.io import wavfile
+import soundfile
 
 from answers import answer, lines
 from clamp3 import Embedder
@@ -123,7 +123,7 @@ def folder(tmp_path_factory, embedder) -> Path:
     (folder / "tune.abc").write_text(TUNE, encoding="utf-8")
     (folder / "text.txt").write_text("a reel\n\nan air in D\n", encoding="utf-8")
     sound = np.sin(np.arange(33 * 24_000) / np.repeat([9, 11, 15], 11 * 24_000)).astype(np.float32)
-    wavfile.write(folder / "sound.wav", 24_000, sound)
+    soundfile.write(folder / "sound.wav", sound, 24_000, subtype="FLOAT")
     return folder
 
 
