@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from unidecode import unidecode
 
 pytest.importorskip("onnx")  # which the oldest set of libraries lacks
@@ -25,6 +26,7 @@ from clamp3.formats.abc import interleave, is_interleaved  # noqa: E402
 from clamp3.models.onnx_files import FP32, INT8, ONNX_FILE  # noqa: E402
 from clamp3.models.onnx_quantization import kinds_of, quantize  # noqa: E402
 from clamp3.models.pretrained import load_pretrained  # noqa: E402
+from clamp3.models.releases import TINY  # noqa: E402
 from clamp3.tasks import exporting  # noqa: E402
 from clamp3.tasks.diagnosis.samples import TEXTS, TUNES, frames, mtf, sound  # noqa: E402
 from clamp3.tasks.exporting import export_model, neighbour_overlap, sequences  # noqa: E402
@@ -225,6 +227,18 @@ def test_threads_are_as_many_as_the_command_is_told(exported):
         towers = embedder_loader(args, tell=False)()._towers
         for session in towers._sessions.values():
             assert session.open().get_session_options().intra_op_num_threads == expected
+
+
+def test_a_mert_in_pytorch_has_the_threads_too(exported):
+    parser, before = answers_parser("Test.", "query", "a text"), torch.get_num_threads()
+    words = ["a jig", "folder", "--weights", str(exported[FP32]), "--threads", str(before + 1)]
+    try:
+        embedder_loader(parser.parse_args(words), tell=False)()
+        assert torch.get_num_threads() == before
+        embedder_loader(parser.parse_args([*words, "--mert", str(TINY / "mert")]), tell=False)()
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_an_embedder_of_onnx_files_can_be_pickled(onnx):

@@ -13,6 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from clamp3.audio.onnx_mert import OnnxMert
 from clamp3.cli.captions import take_pictures_for
 from clamp3.cli.options import worker_processes
 from clamp3.cli.output import print_line
@@ -138,12 +139,14 @@ def embedder_loader(
         configured = Path(knobs["CLAMP3_WEIGHTS_PATH"]).name
         if (weights, args.variant, epoch) == (None, None, None) and release_named(configured):
             weights = recorded_weights(asked)
-        if weights and is_onnx(weights):
+        if is_in_onnx := bool(weights and is_onnx(weights)):
             chosen = getattr(args, "device", None)  # none but the CPU, or it is refused
         else:
             chosen = alone() if device is None else device
         options = extraction_options(args, chosen)
         embedder = build_embedder(model_class, knobs, epoch, args.variant, weights, args.threads, **options)
+        if args.threads and is_in_onnx and not isinstance(embedder.audio_encoder_name, OnnxMert):
+            alone()  # tells PyTorch, whose MERT listens then, how many threads there are
         if tell:
             print_line(f"weights: {embedder.weights} ({embedder.fingerprint})")
         return embedder
