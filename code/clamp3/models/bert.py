@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clamp3.models.dropout import Dropout
+from clamp3.models.linear import Linear
 
 ROBERTA = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
 # By the model_type of a config.json, for those whose network this is: where their defaults differ from BERT's.
@@ -146,6 +147,8 @@ class Intermediate(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(…, hidden) -> (…, intermediate_size)."""
+        if isinstance(self.dense, Linear):
+            return self.dense.gelu(hidden_states)
         return F.gelu(self.dense(hidden_states))
 
 

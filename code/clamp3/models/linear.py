@@ -2,8 +2,10 @@
 
 import platform
 from functools import cache
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clamp3.models.packing import is_steady
@@ -27,19 +29,53 @@ def has_onednn() -> bool:
         return False
 
 
-def _multiplied(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+def _multiplied(inputs: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
+    exact = "none" if activation == "gelu" else ""
+    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, activation, [], exact)
 
 
 class Linear(nn.Linear):
     """As PyTorch's, in inference mode by oneDNN."""
 
+    _arranged: tuple[tuple[int, int], Tensor | None] | None = None  # for which state of the weight, and the weight
+
     def forward(self, inputs: Tensor) -> Tensor:
         """(…, in_features) -> (…, out_features)."""
-        is_float = inputs.dtype == self.weight.dtype == torch.float32
-        if is_float and self.weight.numel() > SMALL and is_steady(inputs.device) and has_onednn():
-            return _multiplied(inputs, self.weight, self.bias)
+        if self.goes_by_onednn(inputs):
+            return _multiplied(inputs, self._arranged_weight(), self.bias)
         return super().forward(inputs)
+
+    def gelu(self, inputs: Tensor) -> Tensor:
+        """The exact GELU of what `forward` gives, in one step where oneDNN multiplies and no hook looks on."""
+        if self.goes_by_onednn(inputs) and not (self._forward_hooks or self._forward_pre_hooks):
+            return _multiplied(inputs, self._arranged_weight(), self.bias, "gelu")
+        return F.gelu(self(inputs))
+
+    def goes_by_onednn(self, inputs: Tensor) -> bool:
+        """Whether oneDNN multiplies these."""
+        is_float = inputs.dtype == self.weight.dtype == torch.float32
+        return is_float and self.weight.numel() > SMALL and is_steady(inputs.device) and has_onednn()
+
+    def _arranged_weight(self) -> Tensor:
+        """The weight, from the second use on a copy in the order of oneDNN, which else arranges it for each product.
+
+        What is assigned to the weight, or done to it in place, is noticed, unless it is done to `weight.data`.
+        """
+        if self.weight.is_inference():  # which has no version
+            return self.weight
+        state = self.weight.data_ptr(), self.weight._version
+        known, arranged = self._arranged or (None, None)
+        if known != state:
+            self._arranged = state, None
+            return self.weight
+        if arranged is None:
+            arranged = torch.ops.mkldnn._reorder_linear_weight(self.weight)
+            self._arranged = state, arranged
+        return arranged
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold: all but the copy, which is PyTorch's alone."""
+        return {name: value for name, value in self.__dict__.items() if name != "_arranged"}
 
 
 def multiply_by_onednn(network: nn.Module) -> None:
