@@ -85,7 +85,7 @@ def abc(folder: Path, quick: bool, rounds: int) -> Row:
         lambda: [musicxml_to_abc(path) for path in paths],
         lambda: [start_the_converter(path) for path in paths],
     )
-    return row(f"{len(paths)} scores to ABC", "files/s", "starting the converter for each", len(paths), seconds, 3.0)
+    return row(f"{len(paths)} scores to ABC", "files/s", "starting the converter for each", len(paths), seconds, 6.0)
 
 
 KINDS = {"midi": midi, "abc": abc}

@@ -1,18 +1,20 @@
 """MusicXML to ABC: every note comes out, whatever else the score holds."""
 
 import contextlib
+import gc
 import inspect
 import io
 import random
 import re
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from xml.etree import ElementTree
 
 import pytest
 
-from clamp3.errors import RepairWarning
+from clamp3.errors import RepairWarning, ignore
 from clamp3.formats import musicxml
 from clamp3.formats.abc import interleave
 from clamp3.formats.musicxml import abc_to_musicxml, musicxml_to_abc
@@ -539,6 +541,30 @@ def test_the_converter_reads_a_clean_tree_as_it_reads_its_text(path):
     clean(root)
     copy = ElementTree.fromstring(ElementTree.tostring(root))
     assert musicxml._written(root) == musicxml._written(copy)
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_a_score_leaves_no_garbage_and_the_collector_as_it_was(collects):
+    """Read by threads too, whole or damaged, since that turns it off for the process meanwhile."""
+    score = SCORES.joinpath("no_divisions.musicxml").read_bytes()
+
+    def read(data):
+        with contextlib.suppress(ValueError):
+            musicxml_to_abc(data, ignore)
+
+    read(score)
+    gc.collect()
+    try:
+        gc.disable()
+        read(score)
+        assert gc.collect() == 0
+        if collects:
+            gc.enable()
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(read, 20 * [score, score[:200]]))
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable()
 
 
 def test_whole_numbers_are_int_and_others_exact():

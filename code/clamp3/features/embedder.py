@@ -261,7 +261,11 @@ class Embedder(InputEncoder):
         self.fingerprint = self._towers.fingerprint_of(path)
 
     def named_parameters(self) -> "Iterator[tuple[str, nn.Parameter]]":
-        """The model's weights by their names in its file, but those that no feature needs."""
+        """The model's weights by their names in its file, but those that no feature needs.
+
+        To change one in place, use `torch.no_grad()` and not its `data`: layers may hold a copy, which is made anew
+        where PyTorch counts the change.
+        """
         return self._towers.named_parameters()
 
     # ---------- sequences -> features ----------

@@ -1,9 +1,12 @@
 """MusicXML <-> ABC, by abctoolkit's converters, which are written as commands and are run here as functions."""
 
+import gc
 import io
 import re
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache, reduce
 from importlib.util import find_spec, module_from_spec
@@ -60,7 +63,23 @@ MICROTONES = {
 }
 PERCENT = "\ue000"  # stands for it in text, where abc2xml would begin a comment
 STRAY_LINE_END = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # a new line for some readers, not for others
-LOCK = threading.Lock()  # both converters keep what they work on in global variables
+LOCK = threading.RLock()  # both converters keep what they work on in global variables
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Hold the lock, and have Python not look for objects that lead back to themselves: converters make none.
+
+    It would look through all that the process holds, PyTorch's modules too, for every few scores.
+    """
+    with LOCK:
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if collects:
+                gc.enable()
 
 
 # ---------- MusicXML -> ABC ----------
@@ -73,7 +92,14 @@ def musicxml_to_abc(source: bytes | str | Path, note: Note = warn) -> str:
     read and the notes do not need is left out, with a remark. Raises ValueError for what is not MusicXML, is damaged,
     has no notes, or would fill the memory, and OSError where the path cannot be read.
     """
-    data = extracted(source if isinstance(source, bytes) else Path(source).read_bytes(), note)
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    with _alone():
+        return _converted(data, note)
+
+
+def _converted(data: bytes, note: Note) -> str:
+    """As `musicxml_to_abc`."""
+    data = extracted(data, note)
     score = _partwise(parsed(data, note))
     changed = clean(score)
     try:
@@ -92,12 +118,11 @@ def musicxml_to_abc(source: bytes | str | Path, note: Note = warn) -> str:
 
 def _written(score: ElementTree.Element) -> tuple[str, list[str]]:
     """What xml2abc makes of `score`, and what it says about it."""
-    with LOCK:
-        said = _listen(xml2abc)
-        xml2abc.abcOut = output = xml2abc.ABCoutput("", "", 0, OPTIONS)
-        output.outfile = io.StringIO()
-        _Parser(OPTIONS).parse(score)
-        return output.outfile.getvalue(), said
+    said = _listen(xml2abc)
+    xml2abc.abcOut = output = xml2abc.ABCoutput("", "", 0, OPTIONS)
+    output.outfile = io.StringIO()
+    _Parser(OPTIONS).parse(score)
+    return output.outfile.getvalue(), said
 
 
 class _Music(xml2abc.Music):  # type: ignore[name-defined]
