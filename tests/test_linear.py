@@ -67,7 +67,9 @@ def test_gelu_is_that_of_pytorch_and_the_same_whatever_the_other_rows_are(widths
 CHANGES = {
     "in place": lambda layer: layer.weight.detach().mul_(2),
     "assigned": lambda layer: setattr(layer, "weight", nn.Parameter(layer.weight.detach() * 2)),
+    "in inference mode": torch.inference_mode()(lambda layer: layer.weight.mul_(2)),
     "data assigned": lambda layer: setattr(layer.weight, "data", layer.weight.data * 2),
+    "turned": lambda layer: setattr(layer.weight, "data", layer.weight.data.T),
     "loaded": lambda layer: layer.load_state_dict({**layer.state_dict(), "weight": layer.weight.detach() * 2}),
     "taught": lambda layer: teach(layer),
     "in another precision": lambda layer: layer.bfloat16().float(),
@@ -93,6 +95,16 @@ def test_what_is_done_to_the_weight_is_noticed(change):
     for _ in range(3):
         torch.testing.assert_close(computed(), F.linear(inputs, layer.weight, layer.bias), atol=1e-5, rtol=1e-5)
     assert not torch.equal(computed(), before)
+
+
+def test_other_numbers_in_the_place_of_freed_ones_are_noticed():
+    layer, inputs = Linear(300, 300), torch.randn(20, 300)
+    with torch.inference_mode():
+        for _ in range(100):
+            for _ in range(3):
+                torch.testing.assert_close(layer(inputs), F.linear(inputs, layer.weight, layer.bias))
+            layer.weight.data = layer.weight.data * 0.5
+            layer.weight.data = layer.weight.data * 1.9
 
 
 def test_copies_and_pickles_hold_the_weight_once():

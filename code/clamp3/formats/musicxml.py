@@ -92,9 +92,13 @@ def musicxml_to_abc(source: bytes | str | Path, note: Note = warn) -> str:
     read and the notes do not need is left out, with a remark. Raises ValueError for what is not MusicXML, is damaged,
     has no notes, or would fill the memory, and OSError where the path cannot be read.
     """
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    with _alone():
-        return _converted(data, note)
+    data, remarks = source if isinstance(source, bytes) else Path(source).read_bytes(), list[str]()
+    try:
+        with _alone():
+            return _converted(data, remarks.append)
+    finally:
+        for remark in remarks:  # `note` may take its time
+            note(remark)
 
 
 def _converted(data: bytes, note: Note) -> str:

@@ -37,7 +37,7 @@ def _multiplied(inputs: Tensor, weight: Tensor, bias: Tensor | None, activation:
 class Linear(nn.Linear):
     """As PyTorch's, in inference mode by oneDNN."""
 
-    _arranged: tuple[tuple[int, int], Tensor | None] | None = None  # for which state of the weight, and the weight
+    _seen: tuple[Tensor, int, Tensor | None] | None = None  # the weight at its last use, its version, and arranged
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(…, in_features) -> (…, out_features)."""
@@ -63,19 +63,19 @@ class Linear(nn.Linear):
         """
         if self.weight.is_inference():  # which has no version
             return self.weight
-        state = self.weight.data_ptr(), self.weight._version
-        known, arranged = self._arranged or (None, None)
-        if known != state:
-            self._arranged = state, None
+        seen, version, arranged = self._seen or (None, 0, None)
+        if seen is None or not seen.is_set_to(self.weight) or version != self.weight._version:
+            # As long as it is held, nothing else can lie where it does.
+            self._seen = self.weight.detach(), self.weight._version, None
             return self.weight
         if arranged is None:
             arranged = torch.ops.mkldnn._reorder_linear_weight(self.weight)
-            self._arranged = state, arranged
+            self._seen = seen, version, arranged
         return arranged
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles hold: all but the copy, which is PyTorch's alone."""
-        return {name: value for name, value in self.__dict__.items() if name != "_arranged"}
+        return {name: value for name, value in self.__dict__.items() if name != "_seen"}
 
 
 def multiply_by_onednn(network: nn.Module) -> None:
