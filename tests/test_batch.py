@@ -25,7 +25,7 @@ from clamp3.io.files import atomic_write
 from clamp3.io.folders import Job, Plan, Tally, plan, save_report, share
 from clamp3.io.reports import FileIssue, printable
 from clamp3.io.workers import Processes, _Worker, in_processes
-from conftest import CODE
+from conftest import CODE, run
 
 EXTENSIONS = (".abc", ".mtf")
 
@@ -550,6 +550,30 @@ def test_a_run_that_is_ended_leaves_whole_files_and_no_process_and_is_taken_up(f
     write(source, sleeper="awake")
     assert convert(folders) == 0 and len(outputs(target)) == 11
     assert [path for path in target.rglob("*") if path.suffix != ".txt"] == []
+
+
+STARTED = """
+import multiprocessing, signal
+from clamp3.io.workers import interrupts_held_back
+
+def tell(pipe):
+    pipe.send(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    for _ in range(2):
+        here, there = context.Pipe()
+        with interrupts_held_back():
+            context.Process(target=tell, args=(there,)).start()
+        print(here.recv())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal masks")
+def test_interrupts_reach_no_process_that_starts_the_first_neither(tmp_path):
+    tmp_path.joinpath("started.py").write_text(STARTED)
+    done = run(sys.executable, tmp_path / "started.py", env={**os.environ, "PYTHONPATH": str(CODE)})
+    assert done.stdout == "True\nTrue\n"
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
