@@ -63,12 +63,12 @@ MICROTONES = {
 }
 PERCENT = "\ue000"  # stands for it in text, where abc2xml would begin a comment
 STRAY_LINE_END = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # a new line for some readers, not for others
-LOCK = threading.RLock()  # both converters keep what they work on in global variables
+LOCK = threading.Lock()  # both converters keep what they work on in global variables
 
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Hold the lock, and have Python not look for objects that lead back to themselves: converters make none.
+    """Hold the lock, and have Python not look for objects that lead back to themselves: xml2abc makes none.
 
     It would look through all that the process holds, PyTorch's modules too, for every few scores.
     """

@@ -227,6 +227,9 @@ def interrupts_held_back() -> Iterator[None]:
 
     A process that starts would otherwise tell at length how the one that started it was not there any more.
     """
+    masks = hasattr(signal, "pthread_sigmask")  # not on Windows
+    if masks:
+        resource_tracker.ensure_running()  # the first process would start it, which lets interrupts through again
     received: list[tuple[int, FrameType | None]] = []
     handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
     if threading.current_thread() is threading.main_thread():  # whose affair Python's handlers are
@@ -234,9 +237,6 @@ def interrupts_held_back() -> Iterator[None]:
             if callable(handler := signal.getsignal(number)):
                 handlers[number] = handler
                 signal.signal(number, lambda *how: received.append(how))
-    masks = hasattr(signal, "pthread_sigmask")  # not on Windows
-    if masks:
-        resource_tracker.ensure_running()  # the first process would start it, which lets interrupts through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else set()
     try:
         yield

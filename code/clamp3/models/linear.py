@@ -23,15 +23,25 @@ def has_onednn() -> bool:
     if platform.machine() not in ("x86_64", "AMD64"):
         return False
     inputs, weight, bias = torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)
+    expected = torch.full((2, 4), 4.0)
     try:
-        return torch.equal(_multiplied(inputs, weight, bias), torch.full((2, 4), 4.0))
+        for either in (weight, _arranged(weight)):
+            plain, activated = _multiplied(inputs, either, bias), _multiplied(inputs, either, bias, "gelu")
+            if not (torch.equal(plain, expected) and torch.allclose(activated, F.gelu(expected))):
+                return False
+        return True
     except (AttributeError, RuntimeError):  # a PyTorch without it, or with another by that name
         return False
 
 
 def _multiplied(inputs: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    exact = "none" if activation == "gelu" else ""
-    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, activation, [], exact)
+    approximation = "none" if activation == "gelu" else ""
+    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, activation, [], approximation)
+
+
+def _arranged(weight: Tensor) -> Tensor:
+    """A copy in oneDNN's own order, which cannot be pickled."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight)
 
 
 class Linear(nn.Linear):
@@ -69,12 +79,12 @@ class Linear(nn.Linear):
             self._seen = self.weight.detach(), self.weight._version, None
             return self.weight
         if arranged is None:
-            arranged = torch.ops.mkldnn._reorder_linear_weight(self.weight)
+            arranged = _arranged(self.weight)
             self._seen = seen, version, arranged
         return arranged
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles hold: all but the copy, which is PyTorch's alone."""
+        """What copies and pickles hold: all but the arranged weight."""
         return {name: value for name, value in self.__dict__.items() if name != "_seen"}
 
 
