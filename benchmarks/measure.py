@@ -49,10 +49,7 @@ class Contenders:
         self.precisions = ["fp32"]
         if workload.small or matmul_peak(torch.bfloat16, False) > matmul_peak(torch.float32, False):
             self.precisions.append("bf16")  # for which other processors have no arithmetic
-        self.embedders = {
-            precision: Embedder(build_model(CLaMP3Model, sizes, weights), sizes, "cpu", precision)
-            for precision in self.precisions
-        }
+        self.embedders = {precision: embedder_of(workload, precision) for precision in self.precisions}
         tokenizer = AutoTokenizer.from_pretrained(sizes.text_model_name)
         self.loop = PlainLoop(build_model(CLaMP3Model, sizes, weights), sizes, tokenizer)
         self.batched = BatchedLoop(build_model(CLaMP3Model, sizes, weights), sizes, tokenizer)
@@ -94,6 +91,12 @@ class Contenders:
             if padded and kind.modality == "symbolic":  # the one-hot product, which ours replaces by a sum of rows
                 total += 2 * positions * self.workload.sizes.patch_size * VOCAB_SIZE * width
         return total
+
+
+def embedder_of(workload: Workload, precision: str = "fp32") -> Embedder:
+    """Ours, on the CPU, with a model of its own."""
+    model = build_model(CLaMP3Model, workload.sizes, workload.weights)
+    return Embedder(model, workload.sizes, "cpu", precision)
 
 
 def matmul_peak(dtype: torch.dtype, small: bool) -> float:

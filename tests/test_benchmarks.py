@@ -29,6 +29,15 @@ def test_extraction_is_measured_against_a_loop_that_computes_the_same(tmp_path):
         assert figures["processes"][name]["peak_bytes"] > 1e8
 
 
+def test_the_shares_of_operations_are_measured(tmp_path):
+    command = [sys.executable, "benchmarks/shares.py", "--quick", "--only", "abc,text"]
+    printed = run(*command, "--json", tmp_path / "figures.json", "--folder", tmp_path, cwd=ROOT).stdout
+    found = json.loads((tmp_path / "figures.json").read_text())["shares"]
+    assert "| attention |" in printed and found.keys() == {"abc", "text"}
+    for shares in found.values():
+        assert len(shares) == 5 and min(shares.values()) > 0 and sum(shares.values()) == pytest.approx(1)
+
+
 def test_preprocessing_is_measured_against_what_makes_the_same(tmp_path):
     command = [sys.executable, "benchmarks/preprocessing.py", "--quick", "--only", "midi"]
     printed = run(*command, "--json", tmp_path / "figures.json", "--folder", tmp_path, cwd=ROOT).stdout
